@@ -1,0 +1,77 @@
+"""The criterion: what a model is trained for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from d2v_plugin.data.batch import Batch
+from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.registry import ComponentSection
+
+ModelT = TypeVar("ModelT", bound=EncoderModel)
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """Where training stands; with the sample ids it is the only source of randomness of a criterion."""
+
+    number: int
+    """The update being computed, from 1."""
+
+    seed: int
+    """The run's seed, the same on all ranks."""
+
+
+@dataclass
+class LossOutput:
+    """What a criterion computed from one batch."""
+
+    loss: Tensor
+    """Scalar: the *sum* over targets. fairseq2 divides the gradients by the number of targets on all ranks."""
+
+    num_targets: int
+    """How many targets were summed; at least 1 on every rank (0 would deadlock fairseq2's trainer)."""
+
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """Scalars to report, detached: means over this batch. The keys are ``Criterion.metric_names``."""
+
+
+class Criterion(nn.Module, ABC, Generic[ModelT]):
+    """A training objective, registered by name; see :mod:`d2v_plugin.registry`.
+
+    It is a module: it may own others (a teacher, heads), which :meth:`build` creates. The recipe attaches it to the model
+    as ``model.criterion``, so that checkpoints, DDP and FSDP see them; they are dropped when the model is loaded for use.
+    """
+
+    metric_names: Sequence[str] = ()
+    """Names of the entries of :attr:`LossOutput.metrics`."""
+
+    def build(self, model: ModelT) -> None:
+        """Create the modules that depend on the model, on the model's device (which may be ``meta``).
+
+        :raises fairseq2.recipe.error.RecipeError: the criterion cannot train this model.
+        """
+
+    def freeze_constants(self) -> None:
+        """Exclude from training what the optimizer must not touch, such as a teacher; called when gradients are switched on."""
+
+    @abstractmethod
+    def forward(self, model: ModelT, batch: Batch, step: StepInfo) -> LossOutput:
+        """Compute the loss of one batch."""
+
+    def after_step(self, model: ModelT, step_nr: int) -> None:
+        """Called after every optimizer step with the number of updates done so far."""
+
+
+@dataclass(kw_only=True)
+class CriterionSection(ComponentSection):
+    """Selects the training objective."""
+
+    base: ClassVar[type[Criterion[Any]]] = Criterion
+
+    name: str = "data2vec2"

@@ -1,0 +1,53 @@
+"""The teacher's weights: an exponential moving average of the student's (data2vec, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+
+@dataclass(kw_only=True)
+class EmaConfig:
+    """Decay of the average: linear from ``start`` to ``end``, constant afterwards."""
+
+    start: float = 0.999
+    """Decay at the beginning."""
+
+    end: float = 0.9999
+    """Decay from update ``anneal_steps`` on; 1 freezes the teacher."""
+
+    anneal_steps: int = 100_000
+    """Updates until ``end`` is reached."""
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"`{name}` must be in [0, 1], but is {getattr(self, name)}.")
+        if self.anneal_steps < 1:
+            raise ValueError(f"`anneal_steps` must be at least 1, but is {self.anneal_steps}.")
+
+
+def decay_at(config: EmaConfig, step_nr: int) -> float:
+    """The decay with which the teacher absorbs the student of update ``step_nr``; a function of the step alone."""
+    if step_nr >= config.anneal_steps:
+        return config.end
+
+    return config.end - (config.end - config.start) * (1 - step_nr / config.anneal_steps)
+
+
+@torch.no_grad()
+def update_average(average: Iterable[Tensor], current: Iterable[Tensor], decay: float) -> None:
+    """average <- decay · average + (1 - decay) · current, in place and in one launch per dtype.
+
+    Sharded tensors are updated shard by shard: both sides are sharded alike.
+    """
+    if decay < 1.0:
+        torch._foreach_lerp_([_local(t) for t in average], [_local(t) for t in current], 1.0 - decay)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,73 @@
+"""What every model of this package can do: extract features, and be trained by an attached criterion."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from typing_extensions import Self, override
+
+from d2v_plugin.data.batch import Batch, Modality
+
+if TYPE_CHECKING:
+    from d2v_plugin.criteria.base import Criterion, LossOutput, StepInfo
+
+
+@dataclass
+class Features:
+    """What the encoder computes from whole samples."""
+
+    x: Tensor
+    """(N, S, D): the output, one vector per frame, patch or token, without extra tokens."""
+
+    padding_mask: Tensor | None
+    """(N, S), True = padding: those positions of ``x`` and ``layers`` mean nothing. None = nothing is padded."""
+
+    layers: list[Tensor]
+    """The output of every shared block, each (N, S, D)."""
+
+    extra_tokens: Tensor | None
+    """(N, X, D): the output at the extra tokens, the CLS token last; None = the model has none."""
+
+
+class EncoderModel(nn.Module, ABC):
+    """An encoder with a slot for the criterion that trains it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.criterion: Criterion[Any] | None = None
+
+    @override
+    def forward(self, batch: Batch, step: StepInfo) -> LossOutput:
+        """Compute the loss of the attached criterion; this is what the trainer calls, through its data-parallel wrapper."""
+        if self.criterion is None:
+            raise RuntimeError("The model has no criterion; for features call `extract_features`.")
+
+        return self.criterion(self, batch, step)  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def extract_features(
+        self, inputs: Tensor, padding_mask: Tensor | None = None, *, modality: Modality | None = None
+    ) -> Features:
+        """Encode whole samples; gradients flow, dropout follows the mode of the module.
+
+        :param inputs: waveforms (N, T) at 16 kHz, normalised; images (N, C, H, W), normalised; or token ids (N, S).
+        :param padding_mask: True = padding, at the resolution of the input; None = nothing is padded. Samples give the
+            same features in any batch.
+        :param modality: needed for models with several frontends only.
+        """
+
+    def freeze_constants(self) -> None:
+        """Exclude from training what is a parameter only by name, and what the criterion owns but does not train."""
+        if self.criterion is not None:
+            self.criterion.freeze_constants()
+
+    @override
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As in every module, but constants and the teacher of a criterion stay frozen: fairseq2 calls this on load."""
+        super().requires_grad_(requires_grad)
+        self.freeze_constants()
+
+        return self

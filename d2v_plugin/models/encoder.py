@@ -1,0 +1,155 @@
+"""Transformer blocks: the shared encoder and the prenets are made of them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import stochastic_depth
+
+from d2v_plugin.models.config import Data2VecConfig
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection, as the original's ``AltAttention``."""
+
+    def __init__(self, config: Data2VecConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.attention_dropout = config.attention_dropout
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.proj = nn.Linear(config.dim, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """
+        :param x: (R, K, D)
+        :param bias: added to the attention logits if floating, selects the keys to attend to if boolean; broadcasts
+            to (R, H, K, K).
+        """
+        rows, length, dim = x.shape
+
+        # (R, K, D) -> 3 x (R, H, K, D/H)
+        q, k, v = self.qkv(x).view(rows, length, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+
+        if bias is not None and bias.is_floating_point():
+            bias = bias.to(q.dtype)
+
+        x = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, dropout_p=self.attention_dropout if self.training else 0.0
+        )
+
+        # (R, H, K, D/H) -> (R, K, D)
+        x = x.transpose(1, 2).reshape(rows, length, dim)
+
+        return self.dropout(self.proj(x))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU between them."""
+
+    def __init__(self, config: Data2VecConfig) -> None:
+        super().__init__()
+        hidden_dim = int(config.dim * config.mlp_ratio)
+        self.fc1 = nn.Linear(config.dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, config.dim)
+        self.dropout = nn.Dropout(config.activation_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(F.gelu(self.fc1(x)))
+
+        return self.dropout(self.fc2(x))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """A Transformer block that also returns its *tap*: the feed-forward output before dropout, residual and norm.
+
+    The taps of the teacher are the targets (data2vec, section 3.3: the FFN output works best).
+    """
+
+    def __init__(self, config: Data2VecConfig, *, drop_path: float = 0.0, layer_drop: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps, elementwise_affine=config.norm_affine)
+        self.attn = Attention(config)
+        self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps, elementwise_affine=config.norm_affine)
+        self.mlp = FeedForward(config)
+        self.post_mlp_dropout = nn.Dropout(config.post_mlp_dropout)
+        self.norm_first = config.norm_first
+        self.drop_path = drop_path
+        self.layer_drop = layer_drop
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """
+        :param x: (R, K, D)
+        :param bias: see :class:`Attention`.
+        :returns: the output and the tap, both (R, K, D).
+        """
+        skipped = x
+
+        if self.norm_first:
+            x = x + self._drop_path(self.attn(self.norm1(x), bias))
+            tap = self.mlp(self.norm2(x))
+            x = x + self._drop_path(self.post_mlp_dropout(tap))
+        else:
+            x = self.norm1(x + self._drop_path(self.attn(x, bias)))
+            tap = self.mlp(x)
+            x = self.norm2(x + self._drop_path(self.post_mlp_dropout(tap)))
+
+        if self.training and self.layer_drop > 0.0:
+            # The block is computed in any case, so that all ranks have the same autograd graph.
+            keep = torch.rand((), device=x.device) >= self.layer_drop
+            x = torch.where(keep, x, skipped)
+
+        return x, tap
+
+    def _drop_path(self, x: Tensor) -> Tensor:
+        dropped: Tensor = stochastic_depth(x, self.drop_path, mode="row", training=self.training)
+
+        return dropped
+
+
+class BlockList(nn.ModuleList):
+    """A stack of blocks; the type is how sharding, checkpointing and compilation find the stacks of a model."""
+
+
+def build_blocks(config: Data2VecConfig, depth: int, *, drop_path: tuple[float, float], layer_drop: float) -> BlockList:
+    """A stack of ``depth`` blocks whose stochastic depth goes linearly from the first to the second rate."""
+    start, end = drop_path
+    rates = [start + (end - start) * i / max(1, depth - 1) for i in range(depth)]
+
+    return BlockList(Block(config, drop_path=rate, layer_drop=layer_drop) for rate in rates)
+
+
+class ContextEncoder(nn.Module):
+    """The norm of a frontend's output and the prenet.
+
+    In post-norm models the norm comes before the blocks, in pre-norm models after them.
+    """
+
+    def __init__(
+        self, config: Data2VecConfig, depth: int, *, norm: bool, dropout: float, drop_path: tuple[float, float], layer_drop: float
+    ) -> None:
+        super().__init__()
+        self.blocks = build_blocks(config, depth, drop_path=drop_path, layer_drop=layer_drop)
+        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps, elementwise_affine=config.norm_affine) if norm else None
+        self.dropout = nn.Dropout(dropout)
+        self.norm_first = config.norm_first
+
+    def forward(self, x: Tensor, biases: list[Tensor | None]) -> Tensor:
+        """
+        :param x: (R, K, D)
+        :param biases: one for each block; see :class:`Attention`.
+        """
+        if not self.norm_first:
+            x = self._normalise(x)
+
+        for block, bias in zip(self.blocks, biases, strict=True):
+            x, _ = block(x, bias)
+
+        if self.norm_first:
+            x = self._normalise(x)
+
+        return x
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        return x if self.norm is None else self.dropout(self.norm(x))

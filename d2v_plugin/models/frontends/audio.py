@@ -1,0 +1,159 @@
+"""Speech: strided convolutions over the waveform, then relative positions by grouped convolutions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from d2v_plugin.models.config import AudioConfig, Data2VecConfig
+from d2v_plugin.models.decoder import ConvBlock
+from d2v_plugin.models.frontends.base import Frontend, LocalFeatures, select_tokens
+
+
+class AudioFrontend(Frontend):
+    """(N, T) samples at 16 kHz -> (N, S, D), 50 frames a second with the standard convolutions."""
+
+    def __init__(self, config: Data2VecConfig, audio: AudioConfig) -> None:
+        super().__init__(config, audio, context_norm=True, num_spatial_dims=1)
+        self.conv_layers = audio.conv_layers
+        num_channels = audio.conv_layers[-1][0]
+        self.local_encoder = WaveformEncoder(audio)
+        self.project_features = nn.Sequential(nn.Identity(), nn.LayerNorm(num_channels), nn.Linear(num_channels, config.dim))
+        self.relative_positional_encoder = ConvPositions(config.dim, audio)
+
+    @override
+    def output_length(self, input_length: int) -> int:
+        for _, kernel_size, stride in self.conv_layers:
+            input_length = (input_length - kernel_size) // stride + 1
+
+        return max(input_length, 0)
+
+    @override
+    def _encode_local(self, inputs: Tensor) -> Tensor:
+        assert self.local_encoder is not None
+        if self.output_length(inputs.size(-1)) < 1:
+            raise ValueError(f"`inputs` must be long enough for one frame, but has {inputs.size(-1)} samples.")
+
+        return self.local_encoder(inputs)  # type: ignore[no-any-return]
+
+    @override
+    def _downsample_padding(self, padding_mask: Tensor | None, length: int) -> Tensor | None:
+        if padding_mask is None:
+            return None
+        lengths = (~padding_mask).sum(dim=-1)
+        for _, kernel_size, stride in self.conv_layers:
+            lengths = (lengths - kernel_size) // stride + 1
+
+        # (N) -> (N, S)
+        return torch.arange(length, device=padding_mask.device) >= lengths.unsqueeze(-1)
+
+    @override
+    def _add_positions(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
+        if self.original_padding:
+            padding_mask = None
+
+        return x + self.relative_positional_encoder(x, padding_mask)  # type: ignore[no-any-return]
+
+    @override
+    def _keep_tokens(self, local: LocalFeatures, kept: Tensor, masked: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, padding_mask = local.x, local.padding_mask
+        num_views = kept.size(0) // x.size(0)
+
+        # Positions see the full sequence, with zeros where it is masked: (N, S, D) -> (N·M, S, D)
+        views = x.repeat_interleave(num_views, dim=0)
+        views = views.masked_fill(_mark(masked, x.size(1)).unsqueeze(-1), 0.0)
+        no_leak = padding_mask if padding_mask is not None and not self.original_padding else None
+        if no_leak is not None:
+            no_leak = no_leak.repeat_interleave(num_views, dim=0)
+        positions = self.relative_positional_encoder(views, no_leak)
+
+        return select_tokens(x, kept) + select_tokens(positions, kept), self._select_padding(padding_mask, kept)
+
+
+def _mark(positions: Tensor, length: int) -> Tensor:
+    """(R, K) positions -> (R, S) bool, True at the positions."""
+    marks = positions.new_zeros((positions.size(0), length), dtype=torch.bool)
+
+    return marks.scatter_(1, positions, True)
+
+
+class WaveformEncoder(nn.Module):
+    """The convolutions of wav2vec 2.0 (section 2): (N, T) -> (N, S, C)."""
+
+    def __init__(self, audio: AudioConfig) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        in_channels = 1
+        for i, (channels, kernel_size, stride) in enumerate(audio.conv_layers):
+            conv = nn.Conv1d(in_channels, channels, kernel_size, stride=stride, bias=False)
+            nn.init.kaiming_normal_(conv.weight)
+            norm: nn.Module
+            if audio.conv_norm == "layer_norm":
+                norm = ChannelNorm(channels)
+            else:
+                norm = nn.GroupNorm(channels, channels) if i == 0 else nn.Identity()
+            layers.append(nn.Sequential(conv, nn.Identity(), norm, nn.GELU()))
+            in_channels = channels
+        self.conv_layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unsqueeze(1).to(self.conv_layers[0][0].weight.dtype)  # type: ignore[index]
+        for layer in self.conv_layers:
+            x = layer(x)
+
+        # (N, C, S) -> (N, S, C)
+        return x.transpose(1, 2)
+
+
+class ChannelNorm(nn.ModuleDict):
+    """Layer norm over the channels of (N, C, S), in fp32; its parameters are called ``1`` as in the original."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__({"1": nn.LayerNorm(channels)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self["1"].get_parameter("weight"), self["1"].get_parameter("bias")
+        y = F.layer_norm(x.transpose(1, 2).float(), weight.shape, weight.float(), bias.float())
+
+        return y.transpose(1, 2).type_as(x)
+
+
+class ConvPositions(nn.Module):
+    """Relative positions: a stack of grouped convolutions over the full sequence (data2vec, section 3.1)."""
+
+    def __init__(self, dim: int, audio: AudioConfig) -> None:
+        super().__init__()
+        kernel_size = max(3, audio.position_width // audio.position_depth)
+        blocks = {
+            # Numbered as in the original, where a transposition is number 0.
+            str(i + 1): ConvBlock(nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=audio.position_groups))
+            for i in range(audio.position_depth)
+        }
+        self.pre_norm = audio.position_pre_norm
+        if audio.position_pre_norm:
+            self.add_module("0", nn.LayerNorm(dim))
+            self.add_module("1", nn.ModuleDict(blocks))
+        else:
+            for name, block in blocks.items():
+                self.add_module(name, block)
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """
+        :param x: (R, S, D)
+        :param padding_mask: (R, S); padded positions act as the zero padding behind a shorter sequence.
+        """
+        blocks = list(self.children())
+        if self.pre_norm:
+            x = blocks[0](x)
+            blocks = list(blocks[1].children())
+
+        # (R, S, D) -> (R, D, S)
+        x = x.transpose(1, 2)
+        for block in blocks:
+            if padding_mask is not None:
+                x = x.masked_fill(padding_mask.unsqueeze(1), 0.0)
+            x = block(x)
+
+        return x.transpose(1, 2)

@@ -1,0 +1,64 @@
+"""Normalisation and averaging of the teacher's layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from d2v_plugin.criteria.targets import TargetConfig, make_targets
+from torch import Tensor
+
+NORMS = ["batch_norm_layers", "instance_norm_layers", "layer_norm_layers", "layer_norm", "instance_norm"]
+
+
+def only(*names: str) -> TargetConfig:
+    return TargetConfig(**{name: name in names for name in NORMS})
+
+
+@pytest.fixture
+def layers() -> list[Tensor]:
+    torch.manual_seed(0)
+
+    return [3 * torch.randn(2, 7, 5) + torch.randn(5) for _ in range(3)]
+
+
+def instance_norm(x: Tensor) -> Tensor:
+    return F.instance_norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+def test_norms_of_layers_are_those_of_pytorch(layers: list[Tensor]) -> None:
+    def batch_norm(x: Tensor) -> Tensor:
+        return F.batch_norm(x.flatten(0, 1), None, None, training=True).view_as(x)
+
+    for name, norm in {
+        "batch_norm_layers": batch_norm,
+        "instance_norm_layers": instance_norm,
+        "layer_norm_layers": lambda x: F.layer_norm(x, (5,)),
+    }.items():
+        expected = torch.stack([norm(layer) for layer in layers]).mean(dim=0)
+        assert torch.allclose(make_targets(only(name), layers), expected, atol=1e-5), name
+
+
+def test_norms_of_the_average_come_last(layers: list[Tensor]) -> None:
+    average = torch.stack(layers).mean(dim=0)
+
+    assert torch.allclose(make_targets(only(), layers), average, atol=1e-6)
+    assert torch.allclose(make_targets(only("layer_norm"), layers), F.layer_norm(average, (5,)), atol=1e-5)
+    both = instance_norm(F.layer_norm(average, (5,)))
+    assert torch.allclose(make_targets(only("layer_norm", "instance_norm"), layers), both, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_padding_does_not_change_targets(name: str, layers: list[Tensor]) -> None:
+    """Batch norm sees the valid tokens of all samples, the others those of the sample."""
+    padding_mask = torch.zeros(2, 9, dtype=torch.bool)
+    padding_mask[:, 7:] = True
+    padded = [F.pad(layer, (0, 0, 0, 2), value=100.0) for layer in layers]
+
+    targets = make_targets(only(name), padded, padding_mask)
+
+    assert torch.allclose(targets[:, :7], make_targets(only(name), layers), atol=1e-5)
+
+
+def test_targets_are_fp32_whatever_the_teacher_computes_in(layers: list[Tensor]) -> None:
+    assert make_targets(TargetConfig(), [layer.bfloat16() for layer in layers]).dtype == torch.float32
