@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from fairseq2.recipe.error import RecipeError
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -137,10 +138,16 @@ class Data2Vec2Criterion(Criterion[Data2VecModel]):
     @override
     def build(self, model: Data2VecModel) -> None:
         if not 1 <= self.config.targets.num_layers <= len(model.blocks):
-            raise ValueError(
+            raise RecipeError(
                 f"`targets.num_layers` must be between 1 and the model's depth ({len(model.blocks)}), "
                 f"but is {self.config.targets.num_layers}."
             )
+        for name, frontend in model.modality_encoders.items():
+            modality = Modality[name]
+            if frontend.decoder is None and model.shared_decoder is None:
+                raise RecipeError(f"A decoder is needed: set `decoder` of `{modality.value}` or `shared_decoder` of the model.")
+            if frontend.num_extra_tokens == 0 and self.settings[modality].cls_weight > 0.0:
+                raise RecipeError(f"The CLS loss needs a token: set `num_extra_tokens` of `{modality.value}` or `cls_weight: 0`.")
         scope = {name: self.settings[Modality[name]].teacher_scope for name in model.modality_encoders}
         self.teacher = Teacher(model, scope)
 
@@ -261,11 +268,7 @@ class Data2Vec2Criterion(Criterion[Data2VecModel]):
 
 def _decoders(model: Data2VecModel, frontend: Frontend) -> list[ConvDecoder]:
     """All decoders of a modality, each with a regression loss of its own."""
-    decoders = [decoder for decoder in (model.shared_decoder, frontend.decoder) if decoder is not None]
-    if not decoders:
-        raise ValueError("data2vec2 needs a decoder: set `decoder` of the frontend or `shared_decoder` of the model.")
-
-    return decoders
+    return [decoder for decoder in (model.shared_decoder, frontend.decoder) if decoder is not None]
 
 
 def _mean_tokens(x: Tensor, padding_mask: Tensor | None) -> Tensor:

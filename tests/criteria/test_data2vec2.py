@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from fairseq2.recipe.error import RecipeError
+from torch import Tensor
+
 from d2v_plugin.criteria.base import LossOutput, StepInfo
 from d2v_plugin.criteria.data2vec2 import Data2Vec2Config, Data2Vec2Criterion, ModalityOverrides
 from d2v_plugin.criteria.ema import EmaConfig
@@ -17,7 +20,6 @@ from d2v_plugin.models.archs import ARCHS
 from d2v_plugin.models.config import Data2VecConfig, DecoderConfig
 from d2v_plugin.models.data2vec import Data2VecModel
 from d2v_plugin.models.factory import create_model
-from torch import Tensor
 
 STEP = StepInfo(number=3, seed=1)
 SAMPLERS = {
@@ -174,7 +176,7 @@ def test_teacher_follows_the_student(make_trained: MakeTrained) -> None:
 
 def test_modalities_have_their_own_masks_and_teacher_scopes(make_trained: MakeTrained) -> None:
     config = Data2VecConfig(
-        image=ARCHS["image_tiny"]().image, text=ARCHS["text_tiny"]().text, dim=96, depth=2, num_heads=4, dropout=0.0, attention_dropout=0.0
+        image=ARCHS["image_tiny"]().image, text=ARCHS["text_tiny"]().text, dim=96, depth=2, num_heads=4
     )
     model = make_trained(config, cls_weight=1.0, modalities={"text": ModalityOverrides(teacher_scope="blocks", cls_weight=0.0)})
     teacher = model.criterion.teacher
@@ -187,7 +189,9 @@ def test_modalities_have_their_own_masks_and_teacher_scopes(make_trained: MakeTr
 
 
 def test_what_does_not_fit_is_refused(make_trained: MakeTrained) -> None:
-    with pytest.raises(ValueError, match=r"`targets.num_layers` must be between 1 and the model's depth \(3\), but is 9"):
+    with pytest.raises(RecipeError, match="set `num_extra_tokens` of `text`"):
+        make_trained("text_tiny", cls_weight=1.0)
+    with pytest.raises(RecipeError, match=r"`targets.num_layers` must be between 1 and the model's depth \(3\), but is 9"):
         make_trained("image_tiny", targets=TargetConfig(num_layers=9))
     with pytest.raises(ValueError, match="`num_views` must be at least 1"):
         Data2Vec2Config(num_views=0)

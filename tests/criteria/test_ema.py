@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from d2v_plugin.criteria.ema import EmaConfig, decay_at, update_average
 
 SCHEDULES = json.loads((Path(__file__).parents[1] / "golden" / "misc.json").read_text())["schedules"]

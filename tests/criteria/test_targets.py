@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from d2v_plugin.criteria.targets import TargetConfig, make_targets
 from torch import Tensor
+
+from d2v_plugin.criteria.targets import TargetConfig, make_targets
 
 NORMS = ["batch_norm_layers", "instance_norm_layers", "layer_norm_layers", "layer_norm", "instance_norm"]
 

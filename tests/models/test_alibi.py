@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from d2v_plugin.models.alibi import alibi_slopes, attention_biases, token_distances
 
 MISC = json.loads((Path(__file__).parents[1] / "golden" / "misc.json").read_text())

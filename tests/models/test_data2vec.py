@@ -6,13 +6,14 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor
+
 from d2v_plugin.data.batch import Modality
 from d2v_plugin.models.archs import ARCHS
 from d2v_plugin.models.config import Data2VecConfig
 from d2v_plugin.models.data2vec import Data2VecModel
 from d2v_plugin.models.factory import create_model
 from d2v_plugin.models.frontends.base import select_tokens
-from torch import Tensor
 
 
 def randomise(model: Data2VecModel) -> Data2VecModel:
@@ -149,9 +150,8 @@ def test_selected_tokens_come_from_the_view_of_their_sample() -> None:
 
 def test_several_modalities_share_one_transformer() -> None:
     torch.manual_seed(0)
-    config = Data2VecConfig(
-        audio=ARCHS["audio_tiny"]().audio, image=ARCHS["image_tiny"]().image, text=ARCHS["text_tiny"]().text, dim=96, depth=2, num_heads=4
-    )
+    audio, image, text = (ARCHS[f"{name}_tiny"]() for name in ("audio", "image", "text"))
+    config = Data2VecConfig(audio=audio.audio, image=image.image, text=text.text, dim=96, depth=2, num_heads=4)
     model = create_model(config).eval()
     inputs = {
         Modality.AUDIO: torch.randn(2, 4000),

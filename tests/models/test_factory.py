@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from d2v_plugin.criteria.teacher import Teacher
 from d2v_plugin.models.archs import ARCHS
 from d2v_plugin.models.config import AlibiConfig, AudioConfig, Data2VecConfig, ImageConfig
@@ -81,7 +82,8 @@ def test_huge_models_have_the_published_size() -> None:
 
 
 def test_per_layer_scales_and_extra_tokens() -> None:
-    audio = AudioConfig(num_extra_tokens=2, prenet_depth=1, alibi=AlibiConfig(per_layer=True, per_head=False, learned_scale=False))
+    alibi = AlibiConfig(per_layer=True, per_head=False, learned_scale=False)
+    audio = AudioConfig(num_extra_tokens=2, prenet_depth=1, alibi=alibi)
     model = create_model(Data2VecConfig(audio=audio, dim=48, depth=2, num_heads=4))
     frontend = model.frontend()
 

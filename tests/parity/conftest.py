@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
 from d2v_plugin.criteria.data2vec2 import Data2Vec2Config, Data2Vec2Criterion
 from d2v_plugin.criteria.ema import EmaConfig
 from d2v_plugin.criteria.targets import TargetConfig
@@ -19,8 +22,6 @@ from d2v_plugin.models.data2vec import Data2VecModel
 from d2v_plugin.models.factory import create_model
 from d2v_plugin.models.frontends.base import select_tokens
 from d2v_plugin.models.interop.fairseq_config import convert_config
-from safetensors.torch import load_file
-from torch import Tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SCOPES = {Modality.AUDIO: "context", Modality.IMAGE: "all", Modality.TEXT: "blocks"}

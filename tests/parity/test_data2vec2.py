@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from d2v_plugin.criteria.base import LossOutput, StepInfo
 from d2v_plugin.criteria.ema import EmaConfig, decay_at
 from d2v_plugin.training.optimizer import Data2VecAdamWConfig, build_adamw
-from torch import Tensor
 
 STEP = StepInfo(number=1, seed=1)
 

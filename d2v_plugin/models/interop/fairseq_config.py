@@ -6,32 +6,93 @@ Only what the original can do and ours cannot is refused; keys that belong to tr
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from d2v_plugin.data.batch import Modality
 from d2v_plugin.models.config import AlibiConfig, AudioConfig, Data2VecConfig, DecoderConfig, ImageConfig, TextConfig
 
+# fairseq's own defaults. Released files were written by earlier versions of its code, whose configurations lack some keys.
+_MODEL: Final[dict[str, Any]] = {
+    "depth": 8,
+    "num_heads": 12,
+    "embed_dim": 768,
+    "mlp_ratio": 4.0,
+    "layer_norm_first": False,
+    "norm_eps": 1e-6,
+    "norm_affine": True,
+    "dropout_input": 0.0,
+    "encoder_dropout": 0.1,
+    "attention_dropout": 0.1,
+    "activation_dropout": 0.0,
+    "post_mlp_drop": 0.1,
+    "layerdrop": 0.0,
+    "start_drop_path_rate": 0.0,
+    "end_drop_path_rate": 0.0,
+    "mae_init": False,
+}
+_MODALITY: Final[dict[str, Any]] = {
+    "prenet_depth": 4,
+    "prenet_layerdrop": 0.0,
+    "prenet_dropout": 0.0,
+    "start_drop_path_rate": 0.0,
+    "end_drop_path_rate": 0.0,
+    "num_extra_tokens": 0,
+    "init_extra_token_zero": True,
+    "local_grad_mult": 1.0,
+    "use_alibi_encoder": False,
+    "alibi_scale": 1.0,
+    "learned_alibi_scale": False,
+    "learned_alibi_scale_per_head": False,
+    "learned_alibi_scale_per_layer": False,
+}
+_MODALITIES: Final[dict[str, dict[str, Any]]] = {
+    "AUDIO": {
+        "extractor_mode": "layer_norm",
+        "feature_encoder_spec": "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]",
+        "conv_pos_width": 95,
+        "conv_pos_groups": 16,
+        "conv_pos_depth": 5,
+        "conv_pos_pre_ln": False,
+    },
+    "IMAGE": {"input_size": 224, "in_chans": 3, "patch_size": 16, "embed_dim": 768, "fixed_positions": True},
+    "TEXT": {"max_source_positions": 512, "dropout": 0.1},
+}
+_DECODER: Final[dict[str, Any]] = {
+    "decoder_dim": 384,
+    "decoder_groups": 16,
+    "decoder_kernel": 5,
+    "decoder_layers": 5,
+    "input_dropout": 0.1,
+    "decoder_residual": True,
+    "projection_layers": 1,
+    "projection_ratio": 2.0,
+}
 
-def convert_config(model: Mapping[str, Any], *, vocab_size: int | None = None, pad_idx: int = 1) -> Data2VecConfig:
+_MAX_CONV_LAYERS: Final = 100
+
+
+def convert_config(
+    model: Mapping[str, Any], *, vocab_size: int | None = None, pad_idx: int = 1, modalities: Sequence[str] | None = None
+) -> Data2VecConfig:
     """
     :param model: the ``model`` section of a fairseq checkpoint's ``cfg``, with ``_name`` ``data2vec_multi``.
     :param vocab_size: number of token embeddings, for text; the configuration does not hold it.
+    :param modalities: which frontends there are if the configuration does not say; None = all.
     :raises ValueError: the model uses something that only fairseq has.
     """
-    modalities = [model["supported_modality"]] if model.get("supported_modality") else [m.name for m in Modality]
-    names = [getattr(name, "name", str(name)).upper() for name in modalities]
-    depth = model["depth"]
-    sections = {name: model["modalities"][name.lower()] for name in names}
+    names = modality_names(model) or modalities or [m.name for m in Modality]
+    sections = {name: _MODALITY | _MODALITIES[name] | dict(model.get("modalities", {}).get(name.lower(), {})) for name in names}
     for name, section in sections.items():
         _refuse_unsupported(name, section)
+    model = _MODEL | dict(model)
 
     return Data2VecConfig(
         audio=_audio(sections["AUDIO"]) if "AUDIO" in sections else None,
         image=_image(sections["IMAGE"]) if "IMAGE" in sections else None,
         text=_text(sections["TEXT"], vocab_size, pad_idx) if "TEXT" in sections else None,
         dim=model["embed_dim"],
-        depth=depth,
+        depth=model["depth"],
         num_heads=model["num_heads"],
         mlp_ratio=model["mlp_ratio"],
         norm_first=model["layer_norm_first"],
@@ -47,6 +108,21 @@ def convert_config(model: Mapping[str, Any], *, vocab_size: int | None = None, p
         shared_decoder=None if model.get("shared_decoder") is None else _decoder(model["shared_decoder"]),
         mae_init=model["mae_init"],
     )
+
+
+def modality_names(model: Mapping[str, Any]) -> list[str]:
+    """The upper-case names of the frontends that the configuration names; none if it leaves that to the training task.
+
+    :raises ValueError: there is no such modality.
+    """
+    modality = model.get("supported_modality")
+    if not modality:
+        return []
+    name = str(modality).rpartition(".")[2].upper()
+    if name not in _MODALITIES:
+        raise ValueError(f"`supported_modality` must be AUDIO, IMAGE or TEXT, but is {modality!r}.")
+
+    return [name]
 
 
 def _audio(section: Mapping[str, Any]) -> AudioConfig:
@@ -105,11 +181,12 @@ def _common(section: Mapping[str, Any]) -> dict[str, Any]:
         "init_extra_tokens_zero": section["init_extra_token_zero"],
         "local_grad_scale": section["local_grad_mult"],
         "alibi": alibi,
-        "decoder": None if section.get("decoder") is None else _decoder(section["decoder"]),
+        "decoder": None if section.get("decoder", {}) is None else _decoder(section.get("decoder", {})),
     }
 
 
 def _decoder(section: Mapping[str, Any]) -> DecoderConfig:
+    section = _DECODER | dict(section)
     for key in ("add_positions_masked", "add_positions_all"):
         if section.get(key):
             raise ValueError(f"`decoder.{key}` is not supported; no published model uses it.")
@@ -142,10 +219,12 @@ def parse_conv_layers(spec: str) -> list[tuple[int, int, int]]:
     """
     try:
         layers = _read_layers(ast.parse(spec, mode="eval").body)
-    except (SyntaxError, TypeError, RecursionError) as ex:
-        raise ValueError(f"`feature_encoder_spec` must be a sum of lists of (channels, kernel, stride), but is {spec!r}.") from ex
-    if not layers or len(layers) > 100:
-        raise ValueError(f"`feature_encoder_spec` must describe between 1 and 100 convolutions, but describes {len(layers)}.")
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as ex:
+        raise ValueError(f"`feature_encoder_spec` must be a sum of lists of (channels, kernel, stride), but is {spec!r:.200}.") from ex
+    if not 1 <= len(layers) <= _MAX_CONV_LAYERS:
+        raise ValueError(
+            f"`feature_encoder_spec` must describe between 1 and {_MAX_CONV_LAYERS} convolutions, but describes {len(layers)}."
+        )
 
     return layers
 
@@ -154,8 +233,11 @@ def _read_layers(node: ast.expr) -> list[tuple[int, int, int]]:
     match node:
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return _read_layers(left) + _read_layers(right)
-        case ast.BinOp(left=left, op=ast.Mult(), right=ast.Constant(value=int(times))) if times <= 100:
-            return _read_layers(left) * times
+        case ast.BinOp(left=left, op=ast.Mult(), right=ast.Constant(value=int(times))):
+            layers = _read_layers(left)
+            if len(layers) * times > _MAX_CONV_LAYERS:
+                raise TypeError("too many")
+            return layers * times
         case ast.List(elts=items):
             layers = [ast.literal_eval(item) for item in items]
             for layer in layers:
