@@ -1,0 +1,58 @@
+"""data2vec for fairseq2: importing this package makes fairseq2 importable, :func:`setup_fairseq2_extension` fills it.
+
+fairseq2 needs ``libsndfile.so.1``, which not every machine has. The ``soundfile`` wheel carries a copy, so the first
+thing this package does is to load that copy where the system has none; nothing here imports fairseq2 before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from d2v_plugin._libsndfile import preload_libsndfile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from fairseq2.runtime.dependency import DependencyContainer
+
+    from d2v_plugin.models.interop.sources import Weights
+    from d2v_plugin.models.interop.state import AnyModel
+
+__version__ = "0.1.0"
+
+preload_libsndfile()
+
+
+def load(
+    path_or_name: str | Path,
+    *,
+    weights: Weights = "student",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> AnyModel:
+    """Load a model for use; see :func:`d2v_plugin.loading.load`."""
+    from d2v_plugin.loading import load
+
+    return load(path_or_name, weights=weights, device=device, dtype=dtype)
+
+
+def setup_fairseq2_extension(container: DependencyContainer) -> None:
+    """Register everything this package brings; fairseq2 calls it through the ``fairseq2.extension`` entry point."""
+    import fairseq2.recipe  # noqa: F401  # first: fairseq2.trainer and others cannot be imported before it
+
+    from d2v_plugin.criteria import register_criteria
+    from d2v_plugin.data import register_datasets
+    from d2v_plugin.masking import register_mask_samplers
+    from d2v_plugin.models.factory import register_models
+    from d2v_plugin.monitoring.probes import register_probes
+    from d2v_plugin.tasks import register_tasks
+    from d2v_plugin.training import register_training
+
+    register_models(container)
+    register_criteria(container)
+    register_mask_samplers(container)
+    register_datasets(container)
+    register_tasks(container)
+    register_probes(container)
+    register_training(container)

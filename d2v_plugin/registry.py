@@ -1,0 +1,110 @@
+"""Named components: tasks, criteria, mask samplers and probes, on fairseq2's own component mechanism.
+
+A component is a base class, a name, a configuration dataclass and a factory. Users add theirs from an extension file::
+
+    def setup_fairseq2_extension(container):
+        register(container, Criterion, "mine", MyCriterion, MyConfig)
+
+and select it in YAML by ``name``; ``config`` is then read as ``MyConfig``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, ClassVar, TypeVar, cast
+
+from fairseq2.recipe.component import ComponentManager, ComponentNotKnownError, register_component
+from fairseq2.recipe.component import _ComponentEntry as ComponentEntry
+from fairseq2.recipe.config import SupportsStructure, structure_component_config
+from fairseq2.recipe.error import RecipeError
+from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+from typing_extensions import override
+
+T = TypeVar("T")
+ConfigT = TypeVar("ConfigT")
+
+
+def register(
+    container: DependencyContainer,
+    base: type[T],
+    name: str,
+    factory: Callable[[ConfigT], T],
+    config_kls: type[ConfigT],
+) -> None:
+    """Make ``factory(config)`` available as the ``base`` called ``name``.
+
+    :param base: the registry: ``Task``, ``Criterion``, ``MaskSampler`` or ``Probe``.
+    :param factory: usually the class itself; called with an instance of ``config_kls``.
+    :raises RecipeError: the name is taken.
+    """
+    if name in registered_names(container, base):
+        raise RecipeError(f"{kind_of(base)} `{name}` is already registered; choose another name.")
+
+    register_component(container, base, name, config_kls, lambda resolver, config: factory(config))
+
+
+def registered_names(resolver: DependencyResolver, base: type[object]) -> list[str]:
+    """The names registered for ``base``, sorted."""
+    keys = cast("list[tuple[type[object], str]]", list(resolver.iter_keys(ComponentEntry)))
+
+    return sorted(name for kls, name in keys if kls is base)
+
+
+def create(resolver: DependencyResolver, base: type[T], section: ComponentSection) -> T:
+    """Build the component that ``section`` names.
+
+    :raises RecipeError: the name is unknown, or the settings are impossible.
+    :raises TypeError: the section's ``config`` is not an instance of the component's configuration.
+    """
+    try:
+        return resolver.resolve(ComponentManager).create_component(base, section.name, section.config)
+    except ComponentNotKnownError as ex:
+        raise unknown_component(resolver, ex) from None
+    except ValueError as ex:
+        raise RecipeError(f"{kind_of(base)} `{section.name}`: {ex}") from ex
+
+
+def unknown_component(resolver: DependencyResolver, ex: ComponentNotKnownError) -> RecipeError:
+    """The error that names what is registered instead."""
+    return RecipeError(unknown_name(kind_of(ex.component_kls), ex.name, registered_names(resolver, ex.component_kls)))
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """One sentence that says which ``kind`` is not known, what may have been meant, and what there is."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=1)
+    hint = f" Did you mean `{close[0]}`?" if close else ""
+
+    return f"`{name}` is not a known {kind}.{hint} Known: {', '.join(known) or 'none'}."
+
+
+def kind_of(base: type[object]) -> str:
+    """The registry's name in a sentence: ``MaskSampler`` -> ``mask sampler``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", base.__name__).lower()
+
+
+@dataclass(kw_only=True)
+class ComponentSection(SupportsStructure):
+    """A ``{name, config}`` section of a recipe; subclasses set the registry they select from."""
+
+    base: ClassVar[type[Any]]
+
+    name: str
+    """The registered name."""
+
+    config: object = field(default_factory=dict)
+    """Settings of the component; what is not named keeps the component's own default."""
+
+    @override
+    def structure(self, resolver: DependencyResolver) -> None:
+        if self.config is None:
+            self.config = {}
+        try:
+            self.config = structure_component_config(resolver, self.base, self.name, self.config)
+        except ComponentNotKnownError as ex:
+            raise unknown_component(resolver, ex) from None
+        except ValueError as ex:
+            raise RecipeError(f"{kind_of(self.base)} `{self.name}`: {ex}") from ex

@@ -1,0 +1,30 @@
+"""Training: the recipe, its configuration, the optimizer, and what is said at the end of a run."""
+
+from __future__ import annotations
+
+from fairseq2.metrics.formatters import format_as_float, format_as_int, format_as_percentage
+from fairseq2.metrics.recorders import MetricDescriptor
+from fairseq2.recipe.component import register_component
+from fairseq2.runtime.dependency import DependencyContainer
+from torch.optim import Optimizer
+
+from d2v_plugin.training.optimizer import DATA2VEC_ADAMW, Data2VecAdamWConfig, create_data2vec_adamw
+
+METRICS = [
+    MetricDescriptor("regression_loss", "Regression Loss", 91, format_as_float),
+    MetricDescriptor("cls_loss", "CLS Loss", 92, format_as_float),
+    MetricDescriptor("reconstruction_loss", "Reconstruction Loss", 93, format_as_float),
+    MetricDescriptor("target_deviation", "Target Deviation", 120, format_as_float),
+    MetricDescriptor("prediction_deviation", "Prediction Deviation", 121, format_as_float),
+    MetricDescriptor("masked_fraction", "Masked Fraction", 122, format_as_percentage),
+    MetricDescriptor("ema_decay", "EMA Decay", 123, format_as_float),
+    MetricDescriptor("samples_per_second", "Samples per Second", 810, format_as_int),
+]
+
+
+def register_training(container: DependencyContainer) -> None:
+    """Register the optimizer, and how the metrics of this package are shown."""
+    register_component(container, Optimizer, DATA2VEC_ADAMW, Data2VecAdamWConfig, create_data2vec_adamw)
+
+    for descriptor in METRICS:
+        container.collection.register_instance(MetricDescriptor, descriptor)

@@ -1,0 +1,42 @@
+"""Packaging of d2v-plugin; tool settings live in pyproject.toml."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+
+# The version lives in the package; reading it as text keeps installation free of the package's own imports.
+version = re.search(r'^__version__ = "(.+)"$', here.joinpath("d2v_plugin", "__init__.py").read_text(), re.MULTILINE)
+if version is None:
+    raise RuntimeError("d2v_plugin/__init__.py must define `__version__`.")
+
+readme = here.joinpath("README.md")
+
+setup(
+    name="d2v-plugin",
+    version=version[1],
+    description="data2vec 1.0 and 2.0 for speech, images and text, as a fairseq2 plugin",
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["d2v_plugin", "d2v_plugin.*"]),
+    package_data={"d2v_plugin": ["py.typed"]},
+    python_requires=">=3.10,<3.13",
+    install_requires=[
+        "fairseq2==0.8.1",  # brings torch 2.9.1, numpy, tensorboard
+        "torchvision==0.24.1",
+        "safetensors",
+        "sentencepiece",
+        "soundfile",  # also carries the libsndfile that fairseq2 needs
+        "soxr",
+        "typing_extensions",
+    ],
+    extras_require={"test": ["mypy", "pytest", "ruff", "scikit-learn"]},
+    entry_points={
+        "console_scripts": ["fairseq2 = d2v_plugin.cli:main"],
+        "fairseq2.extension": ["d2v_plugin = d2v_plugin:setup_fairseq2_extension"],
+    },
+)

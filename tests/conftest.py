@@ -1,0 +1,141 @@
+"""Common to all tests: few threads, tests marked ``gpu`` only where there is one, and a tiny recipe to run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cores, and sums keep one order
+os.environ.setdefault("FAIRSEQ2_EXTENSION_TRACE", "1")  # a broken extension fails instead of being left out
+
+import d2v_plugin  # noqa: F401  # makes fairseq2 importable
+
+# isort: split
+import fairseq2.recipe  # noqa: F401  # before fairseq2's other modules, which need it
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from d2v_plugin.cli import main
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parent.parent
+
+# Small enough for a step in milliseconds; what a test does not override is the same everywhere.
+TINY_RECIPE = f"""
+task:
+  name: image_pretraining
+  config:
+    batch_size: 8
+    image: {{size: 32, crop_scale: [0.6, 1.0], flip: 0.0, eval_resize: 1.0}}
+dataset:
+  family: image_manifest
+  config_overrides: {{path: {ROOT / "manifests" / "digits"}}}
+model:
+  arch: image_tiny
+  config_overrides: {{dim: 32, depth: 2, num_heads: 2}}
+criterion:
+  name: data2vec2
+  config:
+    num_views: 2
+    masking: {{name: inverse_block, config: {{ratio: 0.8, block_size: 3, adjust: 0.07}}}}
+    ema: {{start: 0.9, end: 0.99, anneal_steps: 10}}
+    targets: {{num_layers: 2}}
+    cls_weight: 1.0
+optimizer: {{config: {{lr: 1.0e-3}}}}
+regime:
+  num_steps: 4
+  publish_metrics_every_n_steps: 2
+common:
+  torch: {{num_threads: 1}}
+"""
+
+
+@dataclass
+class Outcome:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs the ``fairseq2`` command in this process."""
+
+    def run(*words: object) -> Outcome:
+        capfd.readouterr()
+        status = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as ex:
+            status = ex.code if isinstance(ex.code, int) else 1
+        out, err = capfd.readouterr()
+
+        return Outcome(status, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe_text() -> str:
+    """A recipe that pre-trains a tiny model on the digits for 4 steps."""
+    return TINY_RECIPE
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path, tiny_recipe_text: str) -> Path:
+    """The file of that recipe."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny_recipe_text)
+
+    return path
+
+
+FairseqCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture
+def fairseq_checkpoint(tmp_path: Path) -> FairseqCheckpoint:
+    """Writes a model of tests/golden as fairseq's trainer wrote it: ``write("audio", change)``, where ``change`` may edit
+    the contents before they are saved."""
+
+    def write(modality: str, change: Callable[[dict[str, Any]], None] | None = None) -> Path:
+        folder = ROOT / "tests" / "golden" / f"d2v2_{modality}_tiny"
+        weights = load_file(folder / "weights.safetensors")
+        model = OrderedDict((key[6:], tensor) for key, tensor in weights.items() if key.startswith("model/"))
+        content = {
+            "args": None,
+            "cfg": json.loads((folder / "config.json").read_text())["cfg"],
+            "model": model | {"_ema": {key[4:]: tensor for key, tensor in weights.items() if key.startswith("ema/")}},
+            "criterion": None,
+            "optimizer_history": [{"criterion_name": "ModelCriterion", "optimizer_name": "FairseqAdam", "num_updates": 7}],
+            "task_state": {},
+            "extra_state": {"train_iterator": {"epoch": 1}, "val_loss": None},
+        }
+        if change is not None:
+            change(content)
+        path = tmp_path / f"{modality}.pt"
+        torch.save(content, path)
+
+        return path
+
+    return write
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

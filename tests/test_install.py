@@ -1,0 +1,81 @@
+"""The package runs on machines without a system libsndfile, and is installed with one version and two entry points."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import d2v_plugin
+
+ROOT = Path(__file__).parent.parent
+
+# Lets the dynamic loader find libsndfile only if it is in the process already, as on a machine that does not have it.
+WITHOUT_SYSTEM_LIBSNDFILE = """
+import ctypes, os
+CDLL = ctypes.CDLL
+def without_system_libsndfile(name, mode=ctypes.DEFAULT_MODE, **kwargs):
+    if name is not None and os.path.basename(str(name)) == "libsndfile.so.1":
+        mode |= os.RTLD_NOLOAD
+    return CDLL(name, mode, **kwargs)
+ctypes.CDLL = without_system_libsndfile
+"""
+
+DECODE = """
+import io, soundfile, numpy, torch
+from fairseq2.data.audio import AudioDecoder
+from fairseq2.data._memory import MemoryBlock
+file = io.BytesIO()
+soundfile.write(file, numpy.zeros(16000, dtype="float32"), 16000, format="FLAC")
+print(AudioDecoder()(MemoryBlock(file.getvalue()))["waveform"].shape[0])
+"""
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    env.pop("LD_PRELOAD", None)
+    if "CONDA_PREFIX" not in environment:
+        env.pop("CONDA_PREFIX", None)
+
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT, timeout=120)
+
+
+def test_fairseq2_runs_without_a_system_libsndfile() -> None:
+    without = run_python(WITHOUT_SYSTEM_LIBSNDFILE + "import fairseq2.data")
+    assert "libsndfile" in without.stderr, "the test does not hide the library"
+
+    result = run_python(WITHOUT_SYSTEM_LIBSNDFILE + "import d2v_plugin" + DECODE)
+
+    assert result.stdout.strip() == "16000", result.stderr
+
+
+def test_fairseq2_runs_in_a_conda_environment_without_libsndfile(tmp_path: Path) -> None:
+    code = "import d2v_plugin, fairseq2, os; print(os.environ['CONDA_PREFIX'])"
+
+    result = run_python(WITHOUT_SYSTEM_LIBSNDFILE + code, CONDA_PREFIX=str(tmp_path))
+
+    assert result.stdout.strip() == str(tmp_path), result.stderr
+
+
+def test_importing_the_package_does_not_import_fairseq2() -> None:
+    result = run_python("import d2v_plugin, sys; print('fairseq2' in sys.modules, 'torch' in sys.modules)")
+
+    assert result.stdout.split() == ["False", "False"], result.stderr
+
+
+def test_the_version_is_written_in_one_place() -> None:
+    assert version("d2v-plugin") == d2v_plugin.__version__
+
+    texts = [ROOT.joinpath(name).read_text() for name in ("setup.py", "pyproject.toml")]
+    assert not any(re.search(rf"\b{re.escape(d2v_plugin.__version__)}\b", text) for text in texts)
+
+
+def test_command_and_extension_are_installed() -> None:
+    commands = {entry.name: entry.value for entry in entry_points(group="console_scripts")}
+    extensions = {entry.name: entry.value for entry in entry_points(group="fairseq2.extension")}
+
+    assert commands["fairseq2"] == "d2v_plugin.cli:main"
+    assert extensions["d2v_plugin"] == "d2v_plugin:setup_fairseq2_extension"
