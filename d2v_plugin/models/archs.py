@@ -40,7 +40,7 @@ def audio_large() -> Data2VecConfig:
 def audio_tiny() -> Data2VecConfig:
     return Data2VecConfig(
         audio=AudioConfig(
-            conv_layers=[(64, 10, 5), *[(64, 3, 2)] * 4, *[(64, 2, 2)] * 2],
+            conv_layers=[(32, 10, 5), *[(32, 3, 2)] * 4, *[(32, 2, 2)] * 2],
             position_groups=8,
             alibi=AlibiConfig(),
             decoder=DecoderConfig(dim=64, num_groups=8, kernel_size=7, num_layers=3, input_dropout=0.0),
@@ -135,13 +135,27 @@ def text_large() -> Data2VecConfig:
 def text_tiny() -> Data2VecConfig:
     return Data2VecConfig(
         text=TextConfig(
-            vocab_size=1000,
+            vocab_size=2000,
             max_positions=128,
             dropout=0.0,
             decoder=DecoderConfig(
                 dim=64, num_groups=1, kernel_size=9, num_layers=2, input_dropout=0.0, residual=False, projection_layers=2
             ),
         ),
+        dim=96,
+        depth=4,
+        num_heads=4,
+        dropout=0.0,
+        attention_dropout=0.0,
+        post_mlp_dropout=0.0,
+    )
+
+
+def multimodal_tiny() -> Data2VecConfig:
+    return Data2VecConfig(
+        audio=audio_tiny().audio,
+        image=image_tiny().image,
+        text=text_tiny().text,
         dim=96,
         depth=4,
         num_heads=4,
@@ -165,5 +179,6 @@ ARCHS: Final[dict[str, Callable[[], Data2VecConfig]]] = {
         text_base,
         text_large,
         text_tiny,
+        multimodal_tiny,
     )
 }

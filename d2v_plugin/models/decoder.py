@@ -2,37 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v_plugin.models.config import DecoderConfig
-
-
-class ConvBlock(nn.Sequential):
-    """Convolution of the same length or size, layer norm over the channels (no parameters), GELU.
-
-    A sequence of one, for the name of its parameters in the original: ``0.weight``, ``0.bias``.
-    """
-
-    def __init__(self, conv: nn.Conv1d | nn.Conv2d) -> None:
-        super().__init__(conv)
-        self.trims_end = conv.kernel_size[0] % 2 == 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        """
-        :param x: (R, C, S) or (R, C, H, W)
-        :returns: the same with the convolution's output channels.
-        """
-        x = self[0](x)
-        if self.trims_end:
-            for dim in range(2, x.dim()):
-                x = x.narrow(dim, 0, x.size(dim) - 1)
-
-        # (R, C, ...) -> (R, ..., C) -> (R, C, ...)
-        x = x.movedim(1, -1)
-        x = F.layer_norm(x, x.shape[-1:])
-
-        return F.gelu(x.movedim(-1, 1))
+from d2v_plugin.models.convolution import ConvBlock
 
 
 class ConvDecoder(nn.Module):
@@ -71,25 +44,21 @@ class ConvDecoder(nn.Module):
         :param padding_mask: (R, S); padded positions act as the zero padding behind a shorter sequence.
         :returns: (R, S, C)
         """
-        if padding_mask is not None:
-            padding_mask = padding_mask.unsqueeze(1)
-
-        # (R, S, D) -> (R, D, S)
-        x = x.transpose(1, 2)
+        rows, length, _ = x.shape
         if self.num_spatial_dims == 2:
-            side = round(x.size(2) ** 0.5)
-            x = x.unflatten(2, (side, side))
+            # (R, S, D) -> (R, H, W, D)
+            side = round(length**0.5)
+            x = x.view(rows, side, side, -1)
 
         for block in self.blocks:
             if padding_mask is not None:
-                x = x.masked_fill(padding_mask, 0.0)
+                x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
             residual = x
             x = block(x)
-            if self.residual and residual.size(1) == x.size(1):
+            if self.residual and residual.size(-1) == x.size(-1):
                 x = x + residual
 
-        # (R, C, S) or (R, C, H, W) -> (R, S, C)
-        return x.flatten(2).transpose(1, 2)
+        return x.view(rows, length, -1)
 
     def project(self, x: Tensor) -> Tensor:
         """

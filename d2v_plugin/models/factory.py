@@ -12,7 +12,9 @@ from d2v_plugin.models.config import Data2VecConfig
 from d2v_plugin.models.data2vec import Data2VecModel
 from d2v_plugin.models.frontends.audio import AudioFrontend
 from d2v_plugin.models.frontends.image import ImageFrontend, PatchEmbedding
+from d2v_plugin.models.interop.state import convert_state_dict
 from d2v_plugin.models.parallel import apply_activation_checkpointing, apply_fsdp, compile_blocks
+from d2v_plugin.models.v1.factory import register_models_v1
 
 FAMILY = "data2vec"
 
@@ -25,6 +27,7 @@ def register_models(container: DependencyContainer) -> None:
         Data2VecModel,
         Data2VecConfig,
         factory=create_model,
+        state_dict_converter=convert_state_dict,
         compiler=compile_blocks,
         fsdp_applier=apply_fsdp,
         layerwise_ac_applier=apply_activation_checkpointing,
@@ -32,6 +35,7 @@ def register_models(container: DependencyContainer) -> None:
     arch = ConfigRegistrar(container, Data2VecConfig)
     for name, config in ARCHS.items():
         arch(name)(config)
+    register_models_v1(container)
 
 
 def create_model(config: Data2VecConfig) -> Data2VecModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from fairseq2.error import NotSupportedError
 from fairseq2.models.utils.ac import apply_layerwise_ac
@@ -11,11 +11,13 @@ from fairseq2.models.utils.fsdp import apply_layerwise_fsdp
 from fairseq2.nn.fsdp import FSDPWrapper
 from torch import nn
 
-from d2v_plugin.models.data2vec import Data2VecModel
+from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.encoder import BlockList
 
+ModelT = TypeVar("ModelT", bound=EncoderModel)
 
-def apply_fsdp(model: Data2VecModel, granularity: str, wrapper: FSDPWrapper) -> Data2VecModel:
+
+def apply_fsdp(model: ModelT, granularity: str, wrapper: FSDPWrapper) -> ModelT:
     """Shard every block by itself, student's and teacher's alike, so that both have the same shards for the EMA."""
     if granularity not in ("layer", "stack"):
         raise NotSupportedError(f"`trainer.fsdp.granularity` must be `layer`, but is `{granularity}`.")
@@ -25,7 +27,7 @@ def apply_fsdp(model: Data2VecModel, granularity: str, wrapper: FSDPWrapper) -> 
     return model
 
 
-def apply_activation_checkpointing(model: Data2VecModel, every_nth_layer: int) -> Data2VecModel:
+def apply_activation_checkpointing(model: ModelT, every_nth_layer: int) -> ModelT:
     """Recompute the student's blocks in the backward pass; the teacher has none."""
     for blocks in _find_block_lists(model):
         if any(parameter.requires_grad for parameter in blocks.parameters()):
@@ -34,7 +36,7 @@ def apply_activation_checkpointing(model: Data2VecModel, every_nth_layer: int) -
     return model
 
 
-def compile_blocks(model: Data2VecModel, *args: Any, **kwargs: Any) -> None:
+def compile_blocks(model: EncoderModel, *args: Any, **kwargs: Any) -> None:
     """Compile each block in place; equal blocks share their graphs."""
     for blocks in _find_block_lists(model):
         for block in blocks:

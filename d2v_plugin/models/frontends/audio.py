@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.models.config import AudioConfig, Data2VecConfig
-from d2v_plugin.models.decoder import ConvBlock
+from d2v_plugin.models.convolution import ConvBlock, convolve
 from d2v_plugin.models.frontends.base import Frontend, LocalFeatures, select_tokens
 
 
@@ -89,35 +89,50 @@ class WaveformEncoder(nn.Module):
         for i, (channels, kernel_size, stride) in enumerate(audio.conv_layers):
             conv = nn.Conv1d(in_channels, channels, kernel_size, stride=stride, bias=False)
             nn.init.kaiming_normal_(conv.weight)
-            norm: nn.Module
-            if audio.conv_norm == "layer_norm":
-                norm = ChannelNorm(channels)
-            else:
-                norm = nn.GroupNorm(channels, channels) if i == 0 else nn.Identity()
-            layers.append(nn.Sequential(conv, nn.Identity(), norm, nn.GELU()))
+            layers.append(WaveformLayer(conv, _build_norm(audio.conv_norm, channels, first=i == 0)))
             in_channels = channels
         self.conv_layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.unsqueeze(1).to(self.conv_layers[0][0].weight.dtype)  # type: ignore[index]
+        x = x.unsqueeze(-1)
         for layer in self.conv_layers:
             x = layer(x)
 
-        # (N, C, S) -> (N, S, C)
-        return x.transpose(1, 2)
+        return x
+
+
+def _build_norm(kind: str, channels: int, *, first: bool) -> nn.Module:
+    if kind == "layer_norm":
+        return ChannelNorm(channels)
+
+    return nn.GroupNorm(channels, channels) if first else nn.Identity()
+
+
+class WaveformLayer(nn.ModuleDict):
+    """Convolution, norm, GELU; numbered as in the original, where number 1 is a dropout of rate 0."""
+
+    def __init__(self, conv: nn.Conv1d, norm: nn.Module) -> None:
+        super().__init__({"0": conv, "2": norm})
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self["0"], self["2"]
+        # (N, S, C)
+        x = convolve(x.to(conv.weight.dtype), conv)  # type: ignore[arg-type]
+        x = norm(x.transpose(1, 2)).transpose(1, 2) if isinstance(norm, nn.GroupNorm) else norm(x)
+
+        return F.gelu(x)
 
 
 class ChannelNorm(nn.ModuleDict):
-    """Layer norm over the channels of (N, C, S), in fp32; its parameters are called ``1`` as in the original."""
+    """Layer norm over the channels of (N, S, C), in fp32; its parameters are called ``1`` as in the original."""
 
     def __init__(self, channels: int) -> None:
         super().__init__({"1": nn.LayerNorm(channels)})
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self["1"].get_parameter("weight"), self["1"].get_parameter("bias")
-        y = F.layer_norm(x.transpose(1, 2).float(), weight.shape, weight.float(), bias.float())
 
-        return y.transpose(1, 2).type_as(x)
+        return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float()).type_as(x)
 
 
 class ConvPositions(nn.Module):
@@ -149,11 +164,9 @@ class ConvPositions(nn.Module):
             x = blocks[0](x)
             blocks = list(blocks[1].children())
 
-        # (R, S, D) -> (R, D, S)
-        x = x.transpose(1, 2)
         for block in blocks:
             if padding_mask is not None:
-                x = x.masked_fill(padding_mask.unsqueeze(1), 0.0)
+                x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
             x = block(x)
 
-        return x.transpose(1, 2)
+        return x

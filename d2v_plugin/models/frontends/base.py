@@ -99,10 +99,19 @@ class Frontend(nn.Module, ABC):
         :param inputs: waveforms (N, T), images (N, C, H, W) or token ids (N, S).
         :param padding_mask: True = padding, at the resolution of the input.
         """
+        return self.project_local(self.encode_local(inputs), padding_mask)
+
+    def encode_local(self, inputs: Tensor) -> Tensor:
+        """The first half of :meth:`extract_local`: what the local encoder computes, (N, S, C)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.local_grad_scale > 0.0):
             x = self._encode_local(inputs)
             if 0.0 < self.local_grad_scale != 1.0:
                 x = scale_grad(x, self.local_grad_scale)
+
+        return x
+
+    def project_local(self, x: Tensor, padding_mask: Tensor | None = None) -> LocalFeatures:
+        """The second half of :meth:`extract_local`: from the local encoder's channels to the model's width."""
         if self.project_features is not None:
             x = self.project_features(x)
 

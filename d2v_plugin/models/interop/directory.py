@@ -14,11 +14,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from d2v_plugin.models.config import Data2VecConfig
-from d2v_plugin.models.interop.state import CheckpointError, State
+from d2v_plugin.models.factory import FAMILY
+from d2v_plugin.models.interop.state import AnyConfig, CheckpointError, State
+from d2v_plugin.models.v1.config import Data2Vec1ModelConfig
+from d2v_plugin.models.v1.factory import FAMILY_V1
 
 FORMAT: Final = "d2v_plugin"
 FORMAT_VERSION: Final = 1
-FAMILY: Final = "data2vec"
+
+CONFIGS: Final[dict[str, type[AnyConfig]]] = {FAMILY: Data2VecConfig, FAMILY_V1: Data2Vec1ModelConfig}
+"""The configurations of the model families."""
 
 CONFIG_FILE: Final = "config.json"
 STUDENT_FILE: Final = "model.safetensors"
@@ -30,7 +35,7 @@ HEAD_FILE: Final = "head.safetensors"
 class ModelDirectory:
     """What such a directory holds."""
 
-    config: Data2VecConfig
+    config: AnyConfig
     """The model."""
 
     student: State
@@ -72,19 +77,23 @@ def write_directory(out: Path, content: ModelDirectory, *, force: bool = False) 
 
 
 def _write_files(folder: Path, content: ModelDirectory) -> None:
-    weights = {STUDENT_FILE: content.student, TEACHER_FILE: content.teacher, HEAD_FILE: content.head}
-    for name, state in weights.items():
-        if state:
-            save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / name, metadata={"format": "pt"})
-
     config = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "family": FAMILY,
+        "family": next(name for name, kls in CONFIGS.items() if isinstance(content.config, kls)),
         **content.info,
         "model": StandardValueConverter().unstructure(content.config),
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    config_file = folder / CONFIG_FILE
+    config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+    weights = {STUDENT_FILE: content.student, TEACHER_FILE: content.teacher, HEAD_FILE: content.head}
+    for name, state in weights.items():
+        if state:
+            file = folder / name
+            save_file({key: tensor.contiguous() for key, tensor in state.items()}, file, metadata={"format": "pt"})
+            # safetensors lets nobody else read it.
+            file.chmod(config_file.stat().st_mode)
 
 
 def is_model_directory(folder: Path) -> bool:
@@ -95,29 +104,30 @@ def is_model_directory(folder: Path) -> bool:
         return False
 
 
-def read_config(folder: Path) -> Data2VecConfig:
+def read_config(folder: Path) -> AnyConfig:
     """
     :raises CheckpointError: ``config.json`` cannot be read, or describes something else.
     """
     path = folder / CONFIG_FILE
     content = _read_json(path)
-    if content.get("format") != FORMAT or content.get("family") != FAMILY:
+    if content.get("format") != FORMAT or content.get("family") not in CONFIGS:
         raise CheckpointError(f"{path} does not describe a data2vec model of this package.")
     if content.get("format_version") != FORMAT_VERSION:
         version = content.get("format_version")
         raise CheckpointError(f"{path} has format version {version}; this package reads version {FORMAT_VERSION}.")
 
-    return structure_config(content.get("model"), path)
+    return structure_config(content["family"], content.get("model"), path)
 
 
-def structure_config(content: object, path: Path) -> Data2VecConfig:
+def structure_config(family: str, content: object, path: Path) -> AnyConfig:
     """
-    :param content: the fields of a :class:`Data2VecConfig` as plain data.
+    :param family: one of :data:`CONFIGS`.
+    :param content: the fields of its configuration as plain data.
     :param path: where they stand, for the message.
     :raises CheckpointError: unknown keys, or values of the wrong type.
     """
     try:
-        config = StandardValueConverter().structure(content, Data2VecConfig)
+        config = StandardValueConverter().structure(content, CONFIGS[family])
     except (StructureError, ValueError) as ex:
         causes: list[str] = []
         cause: BaseException | None = ex
@@ -125,7 +135,7 @@ def structure_config(content: object, path: Path) -> Data2VecConfig:
             causes.append(str(cause))
             cause = cause.__cause__
         raise CheckpointError(f"{path}: the configuration of the model is not valid. {' '.join(causes)}") from ex
-    assert isinstance(config, Data2VecConfig)
+    assert isinstance(config, AnyConfig)
 
     return config
 

@@ -1,4 +1,4 @@
-"""fairseq's data2vec 2.0 checkpoints -> ours: pre-trained with or without teacher, and fine-tuned.
+"""fairseq's data2vec 1.0 and 2.0 checkpoints -> ours: pre-trained with or without teacher, and fine-tuned.
 
 The weights keep fairseq's names, which are ours. What the file's configuration says and what its weights say must agree.
 """
@@ -12,16 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from d2v_plugin.models.config import Data2VecConfig
 from d2v_plugin.models.interop.directory import ModelDirectory
 from d2v_plugin.models.interop.fairseq_config import convert_config
 from d2v_plugin.models.interop.fairseq_info import describe_pretraining, teacher_scope
-from d2v_plugin.models.interop.state import CheckpointError, State, build_skeleton, compare
+from d2v_plugin.models.interop.fairseq_v1 import (
+    FAIRSEQ_V1_MODELS,
+    convert_config_v1,
+    convert_state_dict_v1,
+    convert_teacher_v1,
+    describe_pretraining_v1,
+)
+from d2v_plugin.models.interop.state import AnyConfig, CheckpointError, State, build_skeleton, compare
 from d2v_plugin.models.interop.torch_file import InertObject, read_torch_file
 
-PRETRAINED: Final = "data2vec_multi"
+KNOWN_MODELS: Final = ("data2vec_multi", *FAIRSEQ_V1_MODELS)
+"""Names of pre-trained models."""
 
 TEACHER_KEY: Final = "_ema"
 
@@ -45,18 +54,13 @@ class FineTuned:
 
 FINE_TUNED: Final = {
     "wav2vec_ctc": FineTuned("ctc", "w2v_args", "w2v_encoder.w2v_model.", ("w2v_encoder.proj.",)),
-    "mae_image_classification": FineTuned(
-        "image_classification", "pretrained_model_args", "model.", ("head.", "fc_norm.", "linear_layer.")
-    ),
+    "mae_image_classification": FineTuned("image_classification", "pretrained_model_args", "model.", ("head.", "fc_norm.")),
     "data2vec_text_classification": FineTuned(
         "text_classification", "pretrained_model_args", "model.", ("classification_heads.",)
     ),
 }
 
 OTHER_MODELS: Final = {
-    "data2vec_audio": "data2vec 1.0 for speech",
-    "data2vec_text": "data2vec 1.0 for text",
-    "data2vec_vision": "data2vec 1.0 for images",
     "data2vec_image_classification": "a fine-tuned data2vec 1.0 for images",
     "wav2vec2": "wav2vec 2.0",
     "hubert": "HuBERT",
@@ -78,24 +82,19 @@ def convert_fairseq(path: Path, *, teacher_weights: bool = False, original_paddi
         raise CheckpointError(f"{path} is not a fairseq checkpoint: it has no `model` with weights.")
 
     name, fine_tuned, settings = _find_settings(path, content)
-    weights = dict(content["model"])
-    student, head = _split_head(weights, fine_tuned)
-    teacher = student.pop(TEACHER_KEY, None)
-    _check_tensors(path, student | head | (teacher if isinstance(teacher, dict) else {}))
+    student, head = _split_head(dict(content["model"]), fine_tuned)
+    teacher = _pop_teacher(student)
+    _check_tensors(path, student | head | (teacher or {}))
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in student.values())
-    student = _rename(student)
-    teacher = _rename_teacher(teacher) if isinstance(teacher, dict) else None
+    convert = _convert_v1 if settings["_name"] in FAIRSEQ_V1_MODELS else _convert_v2
+    model = convert(path, settings, student, teacher)
 
-    config, notes = _convert_config(path, settings, student)
-    config.original_padding = original_padding
-    _check_agreement(path, config, settings, student, teacher)
-    if teacher is not None:
-        # In pre-norm models the original also averages the final norm, and then uses the student's.
-        teacher = {key: tensor for key, tensor in teacher.items() if not key.startswith("norm.")}
+    model.config.original_padding = original_padding
+    student = model.student
     if teacher_weights:
-        if teacher is None:
+        if model.teacher is None:
             raise CheckpointError(f"{path} holds no teacher, so that --teacher-weights has nothing to take.")
-        student |= teacher
+        student = student | model.teacher
 
     info: dict[str, Any] = {
         "source": {
@@ -105,43 +104,100 @@ def convert_fairseq(path: Path, *, teacher_weights: bool = False, original_paddi
             "step": _step(content),
             "dtypes": dict(dtypes),
             "weights": "teacher" if teacher_weights else "student",
-            "notes": notes,
+            "notes": model.notes,
         },
-        "pretraining": describe_pretraining(settings, [modality.name for modality in config.frontends]),
+        "pretraining": model.pretraining,
     }
     if fine_tuned is not None:
         info["head"] = {"kind": fine_tuned.kind, "labels": _labels(content)}
 
-    return ModelDirectory(config=config, student=student, teacher=teacher, head=head or None, info=info)
+    return ModelDirectory(
+        config=model.config, student=student, teacher=model.teacher, head=_rename(head) or None, info=info
+    )
+
+
+@dataclass
+class Converted:
+    """A model in our terms."""
+
+    config: AnyConfig
+    student: State
+    teacher: State | None
+    notes: list[str]
+    pretraining: dict[str, Any]
+
+
+def _convert_v2(path: Path, settings: Mapping[str, Any], student: State, teacher: State | None) -> Converted:
+    student = _rename(student)
+    teacher = None if teacher is None else _rename_teacher(teacher)
+    config, notes = _convert_config(path, settings, student)
+    _check_agreement(path, config, settings, student, teacher)
+    if teacher is not None:
+        # In pre-norm models the original also averages the final norm, and then uses the student's.
+        teacher = {key: tensor for key, tensor in teacher.items() if not key.startswith("norm.")}
+    pretraining = describe_pretraining(settings, [modality.name for modality in config.frontends])
+
+    return Converted(config, student, teacher, notes, pretraining)
+
+
+def _convert_v1(path: Path, settings: Mapping[str, Any], student: State, teacher: State | None) -> Converted:
+    student = convert_state_dict_v1(settings, student)
+    teacher = None if teacher is None else convert_teacher_v1(settings, teacher)
+    try:
+        config = convert_config_v1(settings, student)
+    except (AttributeError, LookupError, TypeError, ValueError) as ex:
+        raise CheckpointError(f"{path}: the configuration cannot be converted: {ex}") from ex
+    try:
+        expected = build_skeleton(config, num_tensors=len(student)).state_dict()
+    except CheckpointError as ex:
+        raise CheckpointError(f"{path}: {ex}") from ex
+    given = dict(student)
+    if teacher is not None:
+        expected |= {
+            f"{TEACHER_KEY}.{key}": tensor
+            for key, tensor in expected.items()
+            if key.startswith("encoder.") and not key.startswith("encoder.regression_head.")
+        }
+        given |= {f"{TEACHER_KEY}.{key}": tensor for key, tensor in teacher.items()}
+    compare(expected, given).raise_if_any(f"{path} does not hold the weights of the model that its configuration describes:")
+    notes = [] if config.head_layers else ["The file has no trained prediction head, so the model has none."]
+
+    return Converted(config, student, teacher, notes, describe_pretraining_v1(settings))
+
+
+def _pop_teacher(student: dict[str, Any]) -> dict[str, Any] | None:
+    """Take the teacher, which is one entry of the weights, from the student."""
+    candidates = [student.pop(key, None) for key in (TEACHER_KEY, f"encoder.{TEACHER_KEY}")]
+
+    return next((teacher for teacher in candidates if isinstance(teacher, dict)), None)
 
 
 def _find_settings(path: Path, content: Mapping[str, Any]) -> tuple[str, FineTuned | None, Mapping[str, Any]]:
     """The name of the model, how it was fine-tuned, and the configuration of the pre-trained model."""
-    section = _section(content.get("cfg"), "model") or {}
+    section = _attributes(_attributes(content.get("cfg")).get("model"))
     name = section.get("_name") or _attributes(content.get("args")).get("arch")
-    if name is None:
+    if not isinstance(name, str):
         raise CheckpointError(f"{path} does not say which model it holds: neither `cfg.model._name` nor `args.arch` is there.")
-    if name == PRETRAINED:
-        return name, None, section
+    if name in KNOWN_MODELS:
+        return name, None, {**section, "_name": name}
 
     fine_tuned = FINE_TUNED.get(name)
-    origin: str | None = None
-    if fine_tuned is not None:
-        origin_section = section.get(fine_tuned.config_key)
-        section = _section(origin_section, "model") or _attributes(origin_section)
-        origin = section.get("_name") or section.get("arch")
-        if origin == PRETRAINED:
-            return name, fine_tuned, section
+    if fine_tuned is None:
+        raise CheckpointError(f"{path} holds {_describe_model(name)}, not data2vec.")
 
-    what = OTHER_MODELS.get(str(origin or name))
-    named = f"`{name}`" if origin is None else f"`{name}` on top of `{origin}`"
-    raise CheckpointError(f"{path} holds {named}{'' if what is None else f', that is {what}'}, not data2vec 2.0.")
+    origin = _attributes(section.get(fine_tuned.config_key))
+    section = _attributes(origin.get("model")) or origin
+    origin_name = section.get("_name") or section.get("arch")
+    if not isinstance(origin_name, str):
+        raise CheckpointError(f"{path} lacks the configuration of the pre-trained model, `cfg.model.{fine_tuned.config_key}`.")
+    if origin_name not in KNOWN_MODELS:
+        raise CheckpointError(f"{path} holds `{name}` on top of {_describe_model(origin_name)}, not of data2vec.")
+
+    return name, fine_tuned, {**section, "_name": origin_name}
 
 
-def _section(config: object, key: str) -> dict[str, Any] | None:
-    section = _attributes(config).get(key)
-
-    return None if section is None else _attributes(section)
+def _describe_model(name: str) -> str:
+    return f"{OTHER_MODELS[name]} (`{name}`)" if name in OTHER_MODELS else f"`{name}`"
 
 
 def _attributes(value: object) -> dict[str, Any]:
@@ -170,8 +226,8 @@ def _check_tensors(path: Path, state: Mapping[Any, Any]) -> None:
     for key, tensor in state.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path}: `{key}` in the weights is not a tensor, but `{type(tensor).__name__}`.")
-        # A view may pretend to any size; what is saved from it would not.
-        if tensor.is_sparse or tensor.nbytes > tensor.untyped_storage().nbytes():
+        # A view, or a tensor without data, may pretend to any size.
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.nbytes > tensor.untyped_storage().nbytes():
             raise CheckpointError(f"{path}: `{key}` is larger than what the file holds of it.")
 
 

@@ -220,7 +220,9 @@ def parse_conv_layers(spec: str) -> list[tuple[int, int, int]]:
     try:
         layers = _read_layers(ast.parse(spec, mode="eval").body)
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as ex:
-        raise ValueError(f"`feature_encoder_spec` must be a sum of lists of (channels, kernel, stride), but is {spec!r:.200}.") from ex
+        raise ValueError(
+            f"`feature_encoder_spec` must be a sum of lists of (channels, kernel, stride), but is {spec!s:.100}."
+        ) from ex
     if not 1 <= len(layers) <= _MAX_CONV_LAYERS:
         raise ValueError(
             f"`feature_encoder_spec` must describe between 1 and {_MAX_CONV_LAYERS} convolutions, but describes {len(layers)}."

@@ -30,9 +30,7 @@ def teacher_scope(settings: Mapping[str, Any]) -> dict[str, str]:
     if settings.get("ema_encoder_only", True):
         return {modality.name: "blocks" for modality in Modality}
 
-    sections = settings.get("modalities", {})
-
-    return {m.name: "all" if sections.get(m.value, {}).get("ema_local_encoder") else "context" for m in Modality}
+    return {m.name: "all" if _section(settings, m.value).get("ema_local_encoder") else "context" for m in Modality}
 
 
 def describe_pretraining(settings: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, Any]:
@@ -40,7 +38,7 @@ def describe_pretraining(settings: Mapping[str, Any], modalities: Sequence[str])
 
     :param modalities: the upper-case names of the model's frontends.
     """
-    get, scope, sections = settings.get, teacher_scope(settings), settings.get("modalities", {})
+    get, scope = settings.get, teacher_scope(settings)
 
     return {
         "num_views": get("clone_batch", 1),
@@ -66,7 +64,11 @@ def describe_pretraining(settings: Mapping[str, Any], modalities: Sequence[str])
         "reconstruction_weight": get("recon_loss", 0.0),
         "num_steps": get("max_update"),
         "fairseq_masks": {
-            name.lower(): {key: value for key, value in sections.get(name.lower(), {}).items() if key in _MASK_SETTINGS}
+            name.lower(): {key: value for key, value in _section(settings, name.lower()).items() if key in _MASK_SETTINGS}
             for name in modalities
         },
     }
+
+
+def _section(settings: Mapping[str, Any], modality: str) -> Mapping[str, Any]:
+    return settings.get("modalities", {}).get(modality) or {}

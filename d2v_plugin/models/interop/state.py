@@ -12,9 +12,18 @@ from torch import Tensor
 
 from d2v_plugin.models.config import Data2VecConfig
 from d2v_plugin.models.data2vec import Data2VecModel
+from d2v_plugin.models.v1.base import Data2Vec1Model
+from d2v_plugin.models.v1.config import Data2Vec1ModelConfig
+from d2v_plugin.models.v1.factory import create_model_v1
 
 State = dict[str, Tensor]
 """Parameters by name."""
+
+AnyConfig = Data2VecConfig | Data2Vec1ModelConfig
+"""The configuration of a model of this package."""
+
+AnyModel = Data2VecModel | Data2Vec1Model
+"""A model of this package."""
 
 CRITERION_PREFIX: Final = "criterion."
 """Where training checkpoints keep what belongs to the criterion."""
@@ -74,7 +83,7 @@ def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Mism
     return mismatch
 
 
-def build_skeleton(config: Data2VecConfig, *, num_tensors: int) -> Data2VecModel:
+def build_skeleton(config: AnyConfig, *, num_tensors: int) -> AnyModel:
     """The model of a configuration on the meta device: names and shapes without memory.
 
     :param num_tensors: how many tensors come with the configuration. A configuration from outside is believed only as far:
@@ -85,7 +94,7 @@ def build_skeleton(config: Data2VecConfig, *, num_tensors: int) -> Data2VecModel
         if (num_layers := _count_layers(config)) > num_tensors:
             raise CheckpointError(f"The configuration describes {num_layers} layers, but there are only {num_tensors} tensors.")
         with torch.device("meta"):
-            return Data2VecModel(config)
+            return Data2VecModel(config) if isinstance(config, Data2VecConfig) else create_model_v1(config)
     except CheckpointError:
         raise
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as ex:
@@ -97,14 +106,17 @@ def convert_state_dict(state_dict: dict[str, object], config: Data2VecConfig) ->
     return {key: value for key, value in state_dict.items() if not key.startswith(CRITERION_PREFIX)}
 
 
-def _count_layers(config: Data2VecConfig) -> int:
+def _count_layers(config: AnyConfig) -> int:
     count = config.depth
+    if config.audio is not None:
+        count += config.audio.position_depth + len(config.audio.conv_layers)
+    if isinstance(config, Data2Vec1ModelConfig):
+        return count + config.head_layers
+
     decoders = [config.shared_decoder]
     for frontend in config.frontends.values():
         count += frontend.prenet_depth
         decoders.append(frontend.decoder)
-    if config.audio is not None:
-        count += config.audio.position_depth + len(config.audio.conv_layers)
 
     return count + sum(decoder.num_layers + decoder.projection_layers for decoder in decoders if decoder is not None)
 
