@@ -99,6 +99,7 @@ def _convert_hugging_face(args: argparse.Namespace) -> None:
     from d2v_plugin.models.interop.directory import ModelDirectory
     from d2v_plugin.models.interop.hugging_face import convert_hugging_face
 
+    _silence_transformers()
     config, state = convert_hugging_face(args.source)
     config.original_padding = args.original_padding
     info = {"source": {"format": "huggingface", "folder": args.source.name}}
@@ -111,6 +112,7 @@ def _export_hugging_face(args: argparse.Namespace) -> None:
     from d2v_plugin.models.interop.state import CheckpointError
     from d2v_plugin.models.v1.base import Data2Vec1Model
 
+    _silence_transformers()
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise CheckpointError(f"{args.out} exists already; choose another place.")
     model = d2v_plugin.load(args.source, weights="teacher" if args.teacher_weights else "student")
@@ -119,6 +121,13 @@ def _export_hugging_face(args: argparse.Namespace) -> None:
     export_hugging_face(model, args.out)
     for file in sorted(args.out.iterdir()):
         print(file)
+
+
+def _silence_transformers() -> None:
+    """It prints whole configurations."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def _write(args: argparse.Namespace, model: ModelDirectory) -> None:

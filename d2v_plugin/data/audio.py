@@ -1,0 +1,137 @@
+"""Audio: reading recordings, or parts of them, as normalised mono waveforms."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from d2v_plugin.data.bad_samples import SampleError
+from d2v_plugin.data.files import Location, read_bytes
+
+Waveform = NDArray[np.float32]
+
+_EPSILON = 1e-5
+
+
+@dataclass(kw_only=True)
+class AudioConfig:
+    """How recordings become waveforms."""
+
+    sample_rate: int = 16_000
+    """Samples per second of what the model hears."""
+
+    resample: bool = False
+    """Convert recordings of other rates; otherwise they are refused."""
+
+    normalize: bool = True
+    """Give every utterance zero mean and unit variance."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a manifest says of a recording."""
+
+    location: Location
+
+    size: int
+    """Length in samples, at its own rate."""
+
+    start: int = 0
+    """First sample, at its own rate."""
+
+    is_segment: bool = False
+    """Whether the file may go on before or after; otherwise ``size`` is all of it."""
+
+    rate: int | None = None
+    """Samples per second; None = as the model wants it."""
+
+    statistics: tuple[float, float] | None = None
+    """Mean and variance of the utterance, which spare reading all of it to normalise a part."""
+
+
+def read_recording(recording: Recording, config: AudioConfig, offset: int = 0, length: int | None = None) -> Waveform:
+    """Read ``length`` samples from ``offset`` on, counted at the model's rate. -> (length,) float32
+
+    Several channels are averaged. Only what is needed is decoded if the recording has the model's rate and is either not
+    normalised or comes with its statistics; otherwise all of it is, since mean and variance are those of the utterance.
+
+    :param length: None = up to the end.
+    :raises SampleError: the file is not what the manifest says.
+    :raises RuntimeError: it cannot be decoded.
+    """
+    partial = (
+        length is not None
+        and recording.rate in (None, config.sample_rate)
+        and (recording.statistics is not None or not config.normalize)
+    )
+    first, count = (recording.start + offset, length) if partial and length else (recording.start, recording.size)
+    waveform = _decode(recording, config, first, count)
+    if recording.rate not in (None, config.sample_rate):
+        waveform = soxr.resample(waveform, recording.rate, config.sample_rate)
+    if config.normalize:
+        mean, variance = recording.statistics or measure(waveform)
+        waveform = (waveform - np.float32(mean)) * np.float32(1 / np.sqrt(variance + _EPSILON))
+    if not partial and length is not None:
+        waveform = waveform[offset : offset + length]
+        # Resampling rounds the length, by one sample at most.
+        waveform = np.pad(waveform, (0, length - len(waveform)))
+
+    return waveform
+
+
+def measure(waveform: Waveform) -> tuple[float, float]:
+    """Mean and (population) variance, in double precision."""
+    return float(waveform.mean(dtype=np.float64)), float(waveform.var(dtype=np.float64))
+
+
+def length_at(size: int, rate: int | None, sample_rate: int) -> int:
+    """How many samples ``size`` samples become at another rate."""
+    return size if rate is None else size * sample_rate // rate
+
+
+def crop_and_stack(waveforms: Sequence[Waveform]) -> Tensor:
+    """N × (T,) -> (N, T)"""
+    return torch.from_numpy(np.stack(waveforms))
+
+
+def pad_and_stack(waveforms: Sequence[Waveform]) -> tuple[Tensor, Tensor | None, int | None]:
+    """Pad to the longest with zeros. N × (T_n,) -> (N, T), the padding mask (N, T) and the shortest length, if any is padded."""
+    lengths = np.array([len(waveform) for waveform in waveforms])
+    longest, shortest = int(lengths.max()), int(lengths.min())
+    padded = np.zeros((len(waveforms), longest), dtype=np.float32)
+    for row, waveform in enumerate(waveforms):
+        padded[row, : len(waveform)] = waveform
+    if longest == shortest:
+        return torch.from_numpy(padded), None, None
+
+    return torch.from_numpy(padded), torch.from_numpy(np.arange(longest) >= lengths[:, None]), shortest
+
+
+def _decode(recording: Recording, config: AudioConfig, first: int, count: int) -> Waveform:
+    location = recording.location
+    with soundfile.SoundFile(location.path if location.size is None else io.BytesIO(read_bytes(location))) as file:
+        _check(recording, config, file.samplerate, file.frames)
+        file.seek(first)
+        waveform: Waveform = file.read(count, dtype="float32", always_2d=True)
+    if len(waveform) < count:
+        raise SampleError(f"The file ends after {first + len(waveform)} samples, but should have {first + count}.")
+    if not np.isfinite(waveform).all():
+        raise SampleError("The recording has samples that are not finite numbers.")
+
+    return waveform[:, 0] if waveform.shape[1] == 1 else waveform.mean(axis=1)
+
+
+def _check(recording: Recording, config: AudioConfig, rate: int, frames: int) -> None:
+    expected = recording.rate or config.sample_rate
+    if rate != expected:
+        raise SampleError(f"The file has {rate} samples per second, but {expected} were expected.")
+    if recording.start + recording.size > frames or not (recording.is_segment or recording.size == frames):
+        raise SampleError(f"The file has {frames} samples, but the manifest says {recording.start + recording.size}.")

@@ -1,0 +1,66 @@
+"""Samples that cannot be read: dropped, counted, named; too many of them stop the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+from fairseq2.logging import log
+from fairseq2.recipe.error import RecipeError
+
+
+class SampleError(Exception):
+    """A sample cannot be used; says why."""
+
+
+@dataclass(kw_only=True)
+class BadSampleConfig:
+    """How many unreadable samples a run puts up with."""
+
+    max_fraction: float = 0.001
+    """Share of the split's samples that may be bad …"""
+
+    min_count: int = 10
+    """… but at least this many may be, however small the split is."""
+
+
+class BadSamples:
+    """Keeps account of the bad samples of one split, as one rank sees them. Safe to use from many threads."""
+
+    def __init__(self, split: Path, num_samples: int, config: BadSampleConfig, report: Path | None = None) -> None:
+        """
+        :param split: the manifest, to name it.
+        :param report: a file to append them to: manifest, line and location, reason, separated by tabs.
+        """
+        self.split = split
+        self.report = report
+        self.limit = max(config.min_count, int(config.max_fraction * num_samples))
+        self.found: dict[int, str] = {}
+        self._lock = Lock()
+
+    def add(self, row: int, name: str, reason: str) -> None:
+        """Count a sample once, however often it is met.
+
+        :param name: which one it is, for people.
+        """
+        with self._lock:
+            if row in self.found:
+                return
+            reason = " ".join(reason.split())
+            self.found[row] = f"{self.split}:{name}: {reason}"
+            log.warning("Dropped a bad sample ({} of at most {}). {}", len(self.found), self.limit, self.found[row])
+            if self.report is not None:
+                self.report.parent.mkdir(parents=True, exist_ok=True)
+                with self.report.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                    file.write(f"{self.split}\t{name}\t{reason}\n")
+
+    def raise_if_too_many(self) -> None:
+        """:raises RecipeError: more samples were bad than tolerated; lists them."""
+        if len(self.found) > self.limit:
+            with self._lock:
+                listed = "\n".join(self.found[row] for row in sorted(self.found))
+            raise RecipeError(
+                f"{len(self.found)} samples could not be read, which is more than the tolerated {self.limit}; repair or remove "
+                f"them, or raise `task.config.bad_samples`:\n{listed}"
+            )

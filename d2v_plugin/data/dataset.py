@@ -1,0 +1,176 @@
+"""Datasets: a folder with one manifest per split (``train.tsv``, ``valid.tsv``, …)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import torch
+from fairseq2.recipe.error import DatasetTypeNotValidError, RecipeError, SplitNotKnownError
+from torch import Tensor
+from typing_extensions import Self
+
+from d2v_plugin.data.batch import Modality
+from d2v_plugin.data.manifest import Columns, Manifest, ManifestError, Problems
+from d2v_plugin.data.text import Vocabulary
+
+
+@dataclass(kw_only=True)
+class ManifestConfig:
+    """Settings of all dataset families."""
+
+    path: Path = Path()
+    """The folder with the manifests; relative to where the run is started."""
+
+    check_files: bool = True
+    """Whether to look for every file that is named when the dataset is opened."""
+
+
+class ManifestDataset:
+    """The splits of a dataset."""
+
+    columns: ClassVar[Columns]
+
+    def __init__(self, path: Path, splits: Mapping[str, Manifest]) -> None:
+        self.path = path
+        self.splits = splits
+
+    @classmethod
+    def open(cls, config: ManifestConfig) -> Self:
+        """Open all manifests of a folder.
+
+        :raises RecipeError: there are none.
+        :raises ManifestError: lines of them are wrong; names them all.
+        """
+        paths = sorted(config.path.glob("*.tsv"))
+        if not paths:
+            raise RecipeError(
+                f"`dataset.config_overrides.path` is `{config.path}` (here: {config.path.absolute()}), which holds no manifest "
+                "(train.tsv, valid.tsv, …). Write one with tools/make_manifest.py."
+            )
+        problems = Problems()
+        splits = {path.stem: Manifest(path, cls.columns, problems, check_files=config.check_files) for path in paths}
+        problems.raise_if_any()
+
+        return cls(config.path, splits)
+
+    def split(self, name: str) -> Manifest:
+        """:raises SplitNotKnownError: there is no such manifest."""
+        if name not in self.splits:
+            raise SplitNotKnownError(str(self.path), name, sorted(self.splits))
+
+        return self.splits[name]
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """The names of the classes, by class index: as declared, else all labels of all splits, sorted.
+
+        :raises ManifestError: the splits declare different classes.
+        """
+        declared = {tuple(split.declared_classes) for split in self.splits.values() if split.declared_classes is not None}
+        if len(declared) > 1:
+            raise ManifestError(f"The manifests in {self.path} declare different `#classes`; they must be the same.")
+        if declared:
+            return list(declared.pop())
+        labels = {label for split in self.splits.values() for label in split.distinct("label")}
+
+        return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
+
+    def read_labels(self, split: str) -> Tensor:
+        """(rows,) int64: the class index of each sample of a split.
+
+        :raises RecipeError: samples have no label.
+        """
+        manifest = self.split(split)
+        indices = {name: index for index, name in enumerate(self.class_names)}
+        labels = [manifest.text("label", row) for row in range(len(manifest))]
+        if None in labels:
+            row = labels.index(None)
+            raise RecipeError(
+                f"{manifest.path} has {labels.count(None):,} samples without a label (the first on line "
+                f"{manifest.line_of(row)}), but the split `{split}` is to be read with labels."
+            )
+
+        return torch.tensor([indices[label] for label in labels if label is not None])
+
+
+DatasetT = TypeVar("DatasetT")
+
+
+def expect_dataset(dataset: object, kls: type[DatasetT]) -> DatasetT:
+    """:raises DatasetTypeNotValidError: the recipe opened a dataset of another family than its task reads."""
+    if not isinstance(dataset, kls):
+        raise DatasetTypeNotValidError(type(dataset), kls, section_name="dataset")
+
+    return dataset
+
+
+class ImageManifest(ManifestDataset):
+    """Images, with optional labels."""
+
+    columns = Columns(names=("path", "label"))
+
+
+class AudioManifest(ManifestDataset):
+    """Recordings, or segments of them, with optional labels; fairseq's TSV (path, number of samples) as it is."""
+
+    columns = Columns(
+        names=("path", "size", "label", "start", "rate", "mean", "variance"),
+        required=("path", "size"),
+        integers=("size", "start", "rate"),
+    )
+
+
+class TextManifest(ManifestDataset):
+    """Runs of token ids: shards to train on, or labelled samples."""
+
+    columns = Columns(names=("path", "tokens", "label"), required=("path", "tokens"), integers=("tokens",))
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """:raises RecipeError: the folder has none."""
+        return Vocabulary.load(self.path)
+
+
+@dataclass(kw_only=True)
+class MultimodalConfig:
+    """Settings of the dataset family ``multimodal_manifest``."""
+
+    audio: ManifestConfig | None = None
+    """Where the manifests of recordings are; None = there are none."""
+
+    image: ManifestConfig | None = None
+    """Where the manifests of images are; None = there are none."""
+
+    text: ManifestConfig | None = None
+    """Where the manifests of token ids are; None = there are none."""
+
+
+class MultimodalManifests:
+    """One dataset for each of several modalities."""
+
+    def __init__(self, parts: Mapping[Modality, ManifestDataset]) -> None:
+        self.parts = parts
+
+    @classmethod
+    def open(cls, config: MultimodalConfig) -> Self:
+        """Open the datasets of all modalities; errors are those of :meth:`ManifestDataset.open`."""
+        parts: dict[Modality, ManifestDataset] = {}
+        if config.audio is not None:
+            parts[Modality.AUDIO] = AudioManifest.open(config.audio)
+        if config.image is not None:
+            parts[Modality.IMAGE] = ImageManifest.open(config.image)
+        if config.text is not None:
+            parts[Modality.TEXT] = TextManifest.open(config.text)
+
+        return cls(parts)
+
+    def part(self, modality: Modality) -> ManifestDataset:
+        """:raises RecipeError: there is none for this modality."""
+        if modality not in self.parts:
+            raise RecipeError(f"A task reads {modality.value}, but `dataset.config_overrides.{modality.value}.path` is not set.")
+
+        return self.parts[modality]

@@ -1,0 +1,186 @@
+"""Images: decoding, and the augmentation of data2vec 2.0 (those of MAE), stateless."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from d2v_plugin.data.bad_samples import SampleError
+from d2v_plugin.data.draws import Purpose, draw_uniform
+from d2v_plugin.data.files import Location, read_bytes
+
+_NUM_CROP_TRIES = 10
+
+
+@dataclass(kw_only=True)
+class ColorJitterConfig:
+    """Random changes of colour, as in data2vec 1.0 (which uses 0.4 for the first three)."""
+
+    brightness: float = 0.0
+    """The factor is drawn from [1 - brightness, 1 + brightness]."""
+
+    contrast: float = 0.0
+    """As ``brightness``."""
+
+    saturation: float = 0.0
+    """As ``brightness``."""
+
+    @property
+    def is_off(self) -> bool:
+        return not (self.brightness or self.contrast or self.saturation)
+
+
+@dataclass(kw_only=True)
+class ImageConfig:
+    """How images become tensors."""
+
+    size: int = 224
+    """Height and width, in pixels, of what the model sees."""
+
+    crop_scale: Sequence[float] = (0.2, 1.0)
+    """Smallest and largest area of the random crop, as a share of the image."""
+
+    crop_ratio: Sequence[float] = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of the random crop."""
+
+    flip: float = 0.5
+    """Probability of a horizontal flip; 0 where left and right matter, as in writing."""
+
+    color_jitter: ColorJitterConfig = field(default_factory=ColorJitterConfig)
+    """Off in data2vec 2.0."""
+
+    eval_resize: float = 256 / 224
+    """Without augmentation the shorter side is resized to this times ``size``, then the centre is cropped; 1 = no margin."""
+
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    """Subtracted from the red, green and blue values in [0, 1]; the default is ImageNet's."""
+
+    std: Sequence[float] = (0.229, 0.224, 0.225)
+    """Divides what is left."""
+
+
+def decode(location: Location) -> Tensor:
+    """Read an image: (3, H, W) uint8, red, green, blue.
+
+    Grey, palette, CMYK and 16-bit images are converted; transparency is ignored (the colours below it are shown, as in
+    ``PIL.Image.convert("RGB")``); a rotation noted in EXIF is applied; of an animation the first frame is used.
+
+    :raises SampleError: the file is empty or too damaged.
+    :raises OSError: it cannot be read.
+    :raises RuntimeError: it is damaged, or no JPEG, PNG, WebP or GIF.
+    """
+    data = read_bytes(location)
+    if not data:
+        raise SampleError("The file is empty.")
+    image: Tensor = decode_image(
+        torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB, apply_exif_orientation=True
+    )
+    if image.dim() == 4:
+        image = image[0]
+    if image.dtype == torch.uint16:
+        # Shifting is not implemented for this type.
+        image = (image.to(torch.int32) >> 8).to(torch.uint8)
+
+    return image
+
+
+def augment(image: Tensor, config: ImageConfig, seed: int, epoch: int, sample_id: int) -> Tensor:
+    """Crop, resize, flip and jitter. (3, H, W) -> (3, size, size), uint8."""
+    draws = draw_uniform(seed, epoch, Purpose.AUGMENTATION, sample_id, 2 * _NUM_CROP_TRIES + 7).tolist()
+    left, top, width, height = choose_crop(image.size(-1), image.size(-2), config, draws)
+    image = transforms.crop_image(image, top, left, height, width)
+    image = _resize(image, config.size, config.size)
+    if draws[-1] < config.flip:
+        image = torch.from_numpy(np.ascontiguousarray(image.numpy()[..., ::-1]))
+    if not config.color_jitter.is_off:
+        image = _jitter_colors(image, config.color_jitter, draws[-5:-1])
+
+    return image
+
+
+def choose_crop(width: int, height: int, config: ImageConfig, draws: Sequence[float]) -> tuple[int, int, int, int]:
+    """Choose a crop of random area, shape and place, as torchvision's ``RandomResizedCrop`` does.
+
+    :param draws: at least 22 numbers in [0, 1).
+    :returns: left, top, width and height.
+    """
+    shapes = iter(draws)
+    low, high = (math.log(ratio) for ratio in config.crop_ratio)
+    smallest, largest = config.crop_scale
+    across, down = draws[2 * _NUM_CROP_TRIES : 2 * _NUM_CROP_TRIES + 2]
+    for _ in range(_NUM_CROP_TRIES):
+        area = width * height * (smallest + next(shapes) * (largest - smallest))
+        ratio = math.exp(low + next(shapes) * (high - low))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(across * (width - w + 1)), int(down * (height - h + 1)), w, h
+
+    # No try fits: the largest centred crop of an allowed shape.
+    narrowest, widest = config.crop_ratio
+    w = min(width, round(height * widest))
+    h = min(height, round(width / narrowest))
+
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def fit(image: Tensor, config: ImageConfig) -> Tensor:
+    """Resize and crop the centre, without randomness. (3, H, W) -> (3, size, size), uint8."""
+    height, width = image.shape[-2:]
+    side = max(config.size, round(config.size * config.eval_resize))
+    scale = side / min(height, width)
+    image = _resize(image, max(side, round(height * scale)), max(side, round(width * scale)))
+
+    cropped: Tensor = transforms.center_crop_image(image, [config.size, config.size])
+
+    return cropped
+
+
+def normalize(images: Sequence[Tensor], config: ImageConfig) -> Tensor:
+    """Stack and scale. N × (3, S, S) uint8 -> (N, 3, S, S) float32."""
+    # (x / 255 - mean) / std = x · scale + shift
+    scale = 1 / (255 * np.array(config.std, dtype=np.float32).reshape(3, 1, 1))
+    shift = -255 * np.array(config.mean, dtype=np.float32).reshape(3, 1, 1) * scale
+    normalized = np.empty((len(images), *images[0].shape), dtype=np.float32)
+    # One image fits the cache, a batch does not: this takes half the time of doing it for all at once. NumPy, because
+    # PyTorch would start threads of its own within each of the pipeline's.
+    for image, place in zip(images, normalized, strict=True):
+        place[...] = image.numpy()
+        place *= scale
+        place += shift
+
+    return torch.from_numpy(normalized)
+
+
+def _resize(image: Tensor, height: int, width: int) -> Tensor:
+    if image.shape[-2:] == (height, width):
+        return image
+
+    resized: Tensor = transforms.resize_image(image, [height, width], InterpolationMode.BICUBIC, antialias=True)
+
+    return resized
+
+
+def _jitter_colors(image: Tensor, config: ColorJitterConfig, draws: Sequence[float]) -> Tensor:
+    """Change brightness, contrast and saturation, in a random order."""
+    order, *amounts = draws
+    steps = [
+        (config.brightness, transforms.adjust_brightness_image),
+        (config.contrast, transforms.adjust_contrast_image),
+        (config.saturation, transforms.adjust_saturation_image),
+    ]
+    rank = int(order * 6)
+    permutation = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)][rank]
+    for index in permutation:
+        strength, adjust = steps[index]
+        if strength:
+            image = adjust(image, max(0.0, 1 - strength) + amounts[index] * (1 + strength - max(0.0, 1 - strength)))
+
+    return image

@@ -1,0 +1,186 @@
+"""The order of samples: a function of (seed, epoch) and the global position alone.
+
+Epoch after epoch forms one endless sequence of *units*: single rows, or batches of rows of similar length. Update k consists
+of units [k·U, (k+1)·U) whatever the number of ranks; nothing is dropped at the end of an epoch, an update may span two.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from threading import Lock
+from typing import Generic, TypeVar
+
+import numpy as np
+from fairseq2.recipe.error import RecipeError
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from d2v_plugin.data.draws import Purpose, draw_permutation
+
+PlanT = TypeVar("PlanT")
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """The rows of one forward pass on one rank."""
+
+    rows: Rows
+    """(N,) rows of the manifest."""
+
+    epochs: Rows
+    """(N,) the epoch of each row, from 0."""
+
+
+class Order(ABC, Generic[PlanT]):
+    """An endless sequence of units."""
+
+    def __init__(self, num_units: int, seed: int) -> None:
+        """:param num_units: units per epoch."""
+        if num_units == 0:
+            raise ValueError("`num_units` must be positive; there is nothing to order.")
+        self.num_units = num_units
+        self.seed = seed
+        self._plans: dict[int, PlanT] = {}
+        self._lock = Lock()
+
+    def read(self, start: int, stop: int) -> RowBatch:
+        """The rows of units [start, stop) of the endless sequence. Safe to call from many threads."""
+        rows, epochs = [], []
+        while start < stop:
+            epoch, first = divmod(start, self.num_units)
+            last = min(first + stop - start, self.num_units)
+            found = self._rows_of(self._plan_of(epoch), first, last)
+            rows.append(found)
+            epochs.append(np.full(len(found), epoch))
+            start += last - first
+
+        return RowBatch(np.concatenate(rows), np.concatenate(epochs))
+
+    def _plan_of(self, epoch: int) -> PlanT:
+        with self._lock:
+            if epoch not in self._plans:
+                # Threads may work on both sides of an epoch's end, not further apart.
+                self._plans = {key: value for key, value in self._plans.items() if key == epoch - 1}
+                self._plans[epoch] = self._make_plan(epoch)
+            return self._plans[epoch]
+
+    @abstractmethod
+    def _make_plan(self, epoch: int) -> PlanT:
+        """Whatever the order of an epoch takes to know."""
+
+    @abstractmethod
+    def _rows_of(self, plan: PlanT, start: int, stop: int) -> Rows:
+        """The rows of units [start, stop) of an epoch."""
+
+
+class SampleOrder(Order[Rows]):
+    """Units are single rows."""
+
+    @override
+    def _make_plan(self, epoch: int) -> Rows:
+        return draw_permutation(self.seed, epoch, Purpose.ORDER, self.num_units)
+
+    @override
+    def _rows_of(self, plan: Rows, start: int, stop: int) -> Rows:
+        return plan[start:stop]
+
+
+class LengthOrder(Order[tuple[Rows, Rows]]):
+    """Units are batches of rows of similar length, as large as fits; their order is random.
+
+    Rows of equal length change places in every epoch, the sizes of the batches never change.
+    """
+
+    def __init__(self, rows: Rows, lengths: Rows, max_num_elements: int, seed: int) -> None:
+        """
+        :param rows: (R,) the rows to read.
+        :param lengths: (R,) how long each is.
+        :param max_num_elements: most elements of a batch when padded to its longest row.
+        :raises RecipeError: a row alone is longer than that.
+        """
+        self._rows = rows
+        self._lengths = lengths
+        self._bounds = _cut_batches(np.sort(lengths)[::-1], max_num_elements)
+        super().__init__(len(self._bounds) - 1, seed)
+
+    @override
+    def _make_plan(self, epoch: int) -> tuple[Rows, Rows]:
+        shuffled = draw_permutation(self.seed, epoch, Purpose.TIES, len(self._rows))
+        longest_first = np.argsort(-self._lengths[shuffled], kind="stable")
+
+        return self._rows[shuffled[longest_first]], draw_permutation(self.seed, epoch, Purpose.ORDER, self.num_units)
+
+    @override
+    def _rows_of(self, plan: tuple[Rows, Rows], start: int, stop: int) -> Rows:
+        rows, batches = plan
+
+        return np.concatenate([rows[self._bounds[batch] : self._bounds[batch + 1]] for batch in batches[start:stop]])
+
+
+def _cut_batches(lengths: Rows, max_num_elements: int) -> Rows:
+    """Cut lengths, longest first, into batches; returns where each starts, and the end."""
+    if len(lengths) and lengths[0] > max_num_elements:
+        raise RecipeError(
+            f"`max_num_elements` is {max_num_elements:,}, but the longest sample has {lengths[0]:,} elements: raise it, or crop "
+            "samples by `max_sample_size`."
+        )
+    bounds = [0]
+    while bounds[-1] < len(lengths):
+        bounds.append(min(len(lengths), bounds[-1] + max_num_elements // max(1, int(lengths[bounds[-1]]))))
+
+    return np.array(bounds)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of an update one rank computes."""
+
+    rank: int
+    """The rank within the data-parallel group."""
+
+    world_size: int
+    """The size of that group."""
+
+    num_accumulate: int
+    """Forward passes per rank and update."""
+
+    units: int
+    """Units per forward pass."""
+
+    @property
+    def units_per_update(self) -> int:
+        return self.units * self.num_accumulate * self.world_size
+
+    def find_units(self, pass_nr: int) -> tuple[int, int]:
+        """Start and stop in the endless sequence of the ``pass_nr``-th forward pass of this rank, from 0."""
+        update, micro = divmod(pass_nr, self.num_accumulate)
+        start = update * self.units_per_update + (self.rank * self.num_accumulate + micro) * self.units
+
+        return start, start + self.units
+
+
+def share_batch(batch_size: int, max_batch_size: int | None, *, rank: int, world_size: int, name: str = "batch_size") -> Share:
+    """Split ``batch_size`` units per update over the ranks, and over as few forward passes as ``max_batch_size`` allows.
+
+    :param name: how the user's configuration calls ``batch_size``.
+    :raises RecipeError: it does not divide.
+    """
+    per_rank, rest = divmod(batch_size, world_size)
+    if rest or not per_rank:
+        raise RecipeError(
+            f"`{name}` ({batch_size}) counts an update over all ranks and must be a multiple of their number ({world_size}), "
+            f"for example {max(round(batch_size / world_size), 1) * world_size}."
+        )
+    if max_batch_size is not None and max_batch_size < 1:
+        raise RecipeError(f"`max_batch_size` must be positive or null, but is {max_batch_size}.")
+    num_accumulate = 1 if max_batch_size is None else -(-per_rank // max_batch_size)
+    if per_rank % num_accumulate:
+        raise RecipeError(
+            f"Each rank computes {per_rank} samples per update, which `max_batch_size` ({max_batch_size}) splits into "
+            f"{num_accumulate} forward passes of unequal size; set `max_batch_size` to a divisor of {per_rank}, or `batch_size` "
+            f"to {-(-per_rank // num_accumulate) * num_accumulate * world_size}."
+        )
+
+    return Share(rank, world_size, num_accumulate, per_rank // num_accumulate)

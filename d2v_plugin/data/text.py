@@ -1,0 +1,239 @@
+"""Text: vocabularies, memory-mapped token shards, and how a stream of tokens is cut into samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from fairseq2.recipe.error import RecipeError
+from numpy.typing import NDArray
+from sentencepiece import SentencePieceProcessor
+from torch import Tensor
+
+from d2v_plugin.data.bad_samples import SampleError
+from d2v_plugin.data.manifest import Manifest, ManifestError, Problems
+
+Tokens = NDArray[np.int64]
+BreakMode = Literal["none", "complete", "complete_doc", "eos"]
+
+BEGINNING, PADDING, END, UNKNOWN = range(4)
+NUM_SPECIAL = 4
+VOCABULARY_FILE = "vocabulary.json"
+SENTENCEPIECE_FILE = "sentencepiece.model"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The token ids of a dataset, laid out as in fairseq: ``<s>`` 0, ``<pad>`` 1, ``</s>`` 2, ``<unk>`` 3, pieces, ``<mask>``."""
+
+    size: int
+    """Number of ids, ``<mask>`` (the last) included."""
+
+    beginning: int = BEGINNING
+    padding: int = PADDING
+    end: int = END
+    unknown: int = UNKNOWN
+
+    @property
+    def mask(self) -> int:
+        return self.size - 1
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """How shards store ids, in little-endian order."""
+        return np.dtype("<u2" if self.size <= 1 << 16 else "<u4")
+
+    def save(self, folder: Path) -> None:
+        """Write ``vocabulary.json``."""
+        content = {**asdict(self), "mask": self.mask, "dtype": self.dtype.name}
+        (folder / VOCABULARY_FILE).write_text(json.dumps(content, indent=2) + "\n")
+
+    @staticmethod
+    def load(folder: Path) -> Vocabulary:
+        """:raises RecipeError: the folder has none, or one with other special ids."""
+        path = folder / VOCABULARY_FILE
+        if not path.is_file():
+            raise RecipeError(f"{path} does not exist; a text dataset needs it. tools/make_manifest.py text writes it.")
+        content = json.loads(path.read_text())
+        vocabulary = Vocabulary(content["size"])
+        if any(content[name] != value for name, value in asdict(vocabulary).items()):
+            raise RecipeError(f"{path} has other special ids than `<s>` 0, `<pad>` 1, `</s>` 2 and `<unk>` 3.")
+
+        return vocabulary
+
+
+class Tokenizer:
+    """A SentencePiece model whose pieces are renumbered to the layout of :class:`Vocabulary`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._model = SentencePieceProcessor(model_file=str(path))
+        self._ids = np.full(self._model.vocab_size(), UNKNOWN, dtype=np.int64)
+        special = {self._model.bos_id(): BEGINNING, self._model.pad_id(): PADDING, self._model.eos_id(): END}
+        next_id = NUM_SPECIAL
+        for piece in range(self._model.vocab_size()):
+            if piece in special:
+                self._ids[piece] = special[piece]
+            elif not (self._model.is_control(piece) or self._model.is_unknown(piece) or self._model.is_unused(piece)):
+                self._ids[piece] = next_id
+                next_id += 1
+        self.vocabulary = Vocabulary(next_id + 1)
+        self._pieces = {int(token): piece for piece, token in enumerate(self._ids) if token >= NUM_SPECIAL}
+
+    def encode(self, text: str) -> Tokens:
+        """The ids of a text, without special ones."""
+        return self._ids[np.array(self._model.encode(text), dtype=np.int64)]
+
+    def encode_lines(self, lines: Sequence[str], num_threads: int | None = None) -> list[Tokens]:
+        """:meth:`encode` for many lines, in threads; None = one for each processor."""
+        found = self._model.encode(list(lines), num_threads=num_threads or -1)
+
+        return [self._ids[np.array(line, dtype=np.int64)] for line in found]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of ids; special ones are left out."""
+        text: str = self._model.decode([self._pieces[token] for token in tokens if token in self._pieces])
+
+        return text
+
+
+class TokenStream:
+    """The tokens of a split as one sequence, memory-mapped.
+
+    Each row of the manifest is a run of ids; each line of text ends with ``</s>``, a line of nothing else ends a document.
+    """
+
+    def __init__(self, manifest: Manifest, vocabulary: Vocabulary) -> None:
+        """:raises ManifestError: a shard does not have the size the manifest says."""
+        self.vocabulary = vocabulary
+        self._manifest = manifest
+        self._shards: list[NDArray[Any]] = []
+        problems = Problems()
+        for row, count in enumerate(manifest.integers("tokens").tolist()):
+            location = manifest.location(row)
+            size = Path(location.path).stat().st_size if location.size is None else location.size
+            if size != count * vocabulary.dtype.itemsize:
+                message = f"{location} has {size:,} bytes, but {count:,} tokens of {vocabulary.dtype} need another number"
+                problems.add(manifest.path, manifest.line_of(row), message)
+                continue
+            shard: NDArray[Any] = (
+                np.memmap(location.path, vocabulary.dtype, "r", location.offset, (count,))
+                if count
+                else np.empty(0, vocabulary.dtype)
+            )
+            self._shards.append(shard)
+        problems.raise_if_any()
+        self._ends = np.cumsum(manifest.integers("tokens"))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, start: int, stop: int) -> Tokens:
+        """Tokens [start, stop).
+
+        :raises SampleError: they are not in the vocabulary.
+        """
+        parts = []
+        shard = int(np.searchsorted(self._ends, start, side="right"))
+        while start < stop:
+            end = int(self._ends[shard])
+            first = end - len(self._shards[shard])
+            parts.append(self._shards[shard][start - first : min(stop, end) - first])
+            start, shard = end, shard + 1
+        tokens = np.concatenate(parts).astype(np.int64)
+        if tokens.max(initial=0) >= self.vocabulary.size:
+            raise SampleError(f"Token id {tokens.max()} is not in the vocabulary of {self.vocabulary.size}.")
+
+        return tokens
+
+    def read_row(self, row: int, max_tokens: int) -> Tokens:
+        """The first tokens of one row of the manifest."""
+        start = int(self._ends[row]) - len(self._shards[row])
+
+        return self.read(start, min(start + max_tokens, int(self._ends[row])))
+
+    def line_ends(self) -> Tokens:
+        """Where each line ends, from the ``.idx`` files beside the shards.
+
+        :raises ManifestError: such a file is missing or belongs to another shard.
+        """
+        found, first = [np.empty(0, dtype=np.int64)], 0
+        for row, shard in enumerate(self._shards):
+            path = Path(self._manifest.location(row).path).with_suffix(".idx")
+            try:
+                ends = np.fromfile(path, dtype="<i8")
+            except OSError as error:
+                raise ManifestError(f"{self._manifest.path}:{self._manifest.line_of(row)}: {error}") from None
+            if ends[-1:].tolist() != [len(shard)][: len(shard)]:
+                raise ManifestError(f"{path} does not fit its shard: it ends at {ends[-1:]} of {len(shard)} tokens.")
+            found.append(ends + first)
+            first += len(shard)
+
+        return np.concatenate(found)
+
+
+def cut_blocks(stream: TokenStream, max_tokens: int, mode: BreakMode) -> tuple[Tokens, Tokens]:
+    """Cut a stream into blocks of at most ``max_tokens`` tokens, as fairseq's ``TokenBlockDataset`` does.
+
+    :param mode: ``none``: every block is full, whatever it cuts through; only the last may be shorter.
+        ``complete``: whole lines. ``complete_doc``: whole lines of one document. ``eos``: one line each.
+        A line that alone is longer is cut off, where fairseq lets the block be longer.
+    :returns: (blocks,) starts and ends.
+    """
+    if mode == "none":
+        starts = np.arange(0, len(stream), max_tokens, dtype=np.int64)
+
+        return starts, np.minimum(starts + max_tokens, len(stream))
+    ends = stream.line_ends()
+    starts = np.concatenate([[0], ends[:-1]])
+    if mode == "complete_doc":
+        blocks = [_pack(starts[lines], ends[lines], max_tokens) for lines in _split_documents(ends - starts)]
+    elif mode == "complete":
+        blocks = [_pack(starts, ends, max_tokens)]
+    else:
+        blocks = [(starts, ends)]
+    if not blocks:
+        raise RecipeError("The split has no line of text.")
+    block_starts, block_ends = (np.concatenate(side) for side in zip(*blocks, strict=True))
+
+    return block_starts, np.minimum(block_ends, block_starts + max_tokens)
+
+
+def _split_documents(line_sizes: Tokens) -> list[slice]:
+    """The lines of each document, without the one-token lines between documents."""
+    breaks = np.concatenate([[-1], np.flatnonzero(line_sizes == 1), [len(line_sizes)]]).tolist()
+
+    return [slice(last + 1, end) for last, end in pairwise(breaks) if end > last + 1]
+
+
+def _pack(starts: Tokens, ends: Tokens, max_tokens: int) -> tuple[Tokens, Tokens]:
+    """Join neighbouring lines while they fit."""
+    firsts, line = [], 0
+    while line < len(starts):
+        firsts.append(line)
+        line = max(line + 1, int(np.searchsorted(ends, starts[line] + max_tokens, side="right")))
+
+    return starts[firsts], ends[[*(first - 1 for first in firsts[1:]), len(ends) - 1]]
+
+
+def pad_tokens(samples: Sequence[Tokens]) -> tuple[Tensor, Tensor | None, int | None]:
+    """Put ``<s>`` before each sample and ``<pad>`` behind it.
+
+    N × (S_n,) -> (N, S), the padding mask (N, S) and the shortest length, if any is padded.
+    """
+    lengths = np.array([1 + len(sample) for sample in samples])
+    longest, shortest = int(lengths.max()), int(lengths.min())
+    padded = np.full((len(samples), longest), PADDING, dtype=np.int64)
+    padded[:, 0] = BEGINNING
+    for row, sample in enumerate(samples):
+        padded[row, 1 : 1 + len(sample)] = sample
+    if longest == shortest:
+        return torch.from_numpy(padded), None, None
+
+    return torch.from_numpy(padded), torch.from_numpy(np.arange(longest) >= lengths[:, None]), shortest

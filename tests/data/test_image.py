@@ -1,0 +1,147 @@
+"""The awkward-file zoo, against Pillow, and the augmentation."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from d2v_plugin.data.bad_samples import SampleError
+from d2v_plugin.data.draws import Purpose, draw_uniform
+from d2v_plugin.data.files import Location
+from d2v_plugin.data.image import ColorJitterConfig, ImageConfig, augment, choose_crop, decode, fit, normalize
+
+RAMP = np.linspace(0, 255, 600).reshape(20, 30)
+COLORS = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1).astype(np.uint8)
+PICTURE = Image.fromarray(COLORS)
+TRANSPARENT = Image.fromarray(np.dstack([COLORS, RAMP.astype(np.uint8)]))
+ROTATED = Image.Exif()
+ROTATED[0x112] = 6
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+
+    return file.getvalue()
+
+
+ZOO = {
+    "png": encode(PICTURE, "PNG"),
+    "jpeg": encode(PICTURE, "JPEG"),
+    "progressive jpeg": encode(PICTURE, "JPEG", progressive=True),
+    "grey png": encode(PICTURE.convert("L"), "PNG"),
+    "grey jpeg": encode(PICTURE.convert("L"), "JPEG"),
+    "1-bit png": encode(PICTURE.convert("1"), "PNG"),
+    "palette": encode(PICTURE.quantize(16), "PNG"),
+    "transparent palette": encode(PICTURE.quantize(16), "PNG", transparency=3),
+    "alpha": encode(TRANSPARENT, "PNG"),
+    "grey alpha": encode(TRANSPARENT.convert("LA"), "PNG"),
+    "cmyk": encode(PICTURE.convert("CMYK"), "JPEG"),
+    "rotated jpeg": encode(PICTURE, "JPEG", exif=ROTATED),
+    "rotated png": encode(PICTURE, "PNG", exif=ROTATED),
+    "webp": encode(PICTURE, "WEBP"),
+    "gif": encode(PICTURE, "GIF"),
+    "animated gif": encode(PICTURE, "GIF", save_all=True, append_images=[PICTURE.rotate(180)]),
+}
+
+
+def decode_bytes(folder: Path, data: bytes) -> torch.Tensor:
+    (folder / "file").write_bytes(data)
+
+    return decode(Location(str(folder / "file")))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_awkward_images_come_out_as_pillow_shows_them(tmp_path: Path, name: str) -> None:
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(ZOO[name]))).convert("RGB")).transpose(2, 0, 1)
+    image = decode_bytes(tmp_path, ZOO[name])
+
+    assert image.dtype == torch.uint8
+    np.testing.assert_array_equal(image.numpy(), expected)
+
+
+def test_16_bits_become_8(tmp_path: Path) -> None:
+    deep = np.round(RAMP * 257).astype(np.uint16)
+    image = decode_bytes(tmp_path, encode(Image.fromarray(deep), "PNG"))
+
+    np.testing.assert_array_equal(image.numpy(), np.broadcast_to(deep >> 8, (3, 20, 30)))
+
+
+@pytest.mark.parametrize("data", [ZOO["png"][:200], ZOO["jpeg"][:400], b"some text", encode(PICTURE, "BMP"), b""])
+def test_broken_files_and_unknown_formats_raise(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises((RuntimeError, SampleError)):
+        decode_bytes(tmp_path, data)
+
+
+def test_byte_ranges_of_an_archive_are_images(tmp_path: Path) -> None:
+    (tmp_path / "shard").write_bytes(b"before" + ZOO["png"] + b"after")
+    image = decode(Location(str(tmp_path / "shard"), 6, len(ZOO["png"])))
+
+    np.testing.assert_array_equal(image.numpy(), COLORS.transpose(2, 0, 1))
+
+
+def test_augmentation_depends_on_seed_epoch_and_sample_alone() -> None:
+    config = ImageConfig(size=16, color_jitter=ColorJitterConfig(brightness=0.4, contrast=0.4, saturation=0.4))
+    image = torch.from_numpy(COLORS.transpose(2, 0, 1).copy())
+    first = augment(image, config, 1, 2, 3)
+    augment(image, config, 5, 5, 5)
+
+    assert first.shape == (3, 16, 16)
+    assert torch.equal(first, augment(image, config, 1, 2, 3))
+    assert not any(torch.equal(first, augment(image, config, *key)) for key in [(0, 2, 3), (1, 0, 3), (1, 2, 0)])
+
+
+def test_crops_have_the_areas_shapes_and_places_asked_for() -> None:
+    config = ImageConfig()
+    crops = np.array([choose_crop(300, 200, config, draw_uniform(0, 0, Purpose.AUGMENTATION, i, 27)) for i in range(3000)])
+    left, top, width, height = crops.T
+    area, ratio = width * height / 60000, width / height
+
+    assert (left >= 0).all() and (top >= 0).all() and (left + width <= 300).all() and (top + height <= 200).all()
+    assert area.min() > 0.19 and 0.87 < area.max() <= 8 / 9 + 0.01  # the widest crop of full height
+    assert 0.73 < ratio.min() < 0.8 and 1.3 < ratio.max() < 1.36
+    assert abs(np.log(ratio).mean()) < 0.06
+
+
+def test_crops_match_torchvision_in_distribution() -> None:
+    from torchvision.transforms import RandomResizedCrop
+
+    config, image = ImageConfig(), torch.empty(3, 200, 300)
+    torch.manual_seed(0)
+    theirs = np.array([RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)])[:, [1, 0, 3, 2]]
+    ours = np.array([choose_crop(300, 200, config, draw_uniform(0, 0, Purpose.AUGMENTATION, i, 27)) for i in range(3000)])
+
+    np.testing.assert_allclose(ours.mean(0), theirs.mean(0), rtol=0.06)
+    np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=0.06)
+
+
+def test_flipping_can_be_switched_off() -> None:
+    image = torch.from_numpy(COLORS.transpose(2, 0, 1).copy())
+    whole = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.5, 1.5), "size": 20}
+    kept = [augment(image, ImageConfig(flip=0.0, **whole), 0, 0, i) for i in range(20)]
+    flipped = [augment(image, ImageConfig(flip=0.5, **whole), 0, 0, i) for i in range(20)]
+
+    assert all(torch.equal(kept[0], other) for other in kept)
+    assert 3 < sum(torch.equal(kept[0].flip(-1), other) for other in flipped) < 17
+
+
+def test_normalization_is_exact() -> None:
+    config = ImageConfig()
+    images = [torch.randint(256, (3, 4, 4), dtype=torch.uint8) for _ in range(2)]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
+
+    torch.testing.assert_close(normalize(images, config), (torch.stack(images) / 255 - mean) / std)
+
+
+def test_evaluation_resizes_the_shorter_side_and_crops_the_centre() -> None:
+    image = torch.from_numpy(COLORS.transpose(2, 0, 1).copy())
+    square = fit(image, ImageConfig(size=20, eval_resize=1.0))
+
+    assert torch.equal(square, image[:, :, 5:25])
+    assert fit(image, ImageConfig(size=14)).shape == (3, 14, 14)

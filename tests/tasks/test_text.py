@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq2.datasets import DataReader
+from fairseq2.gang import Gangs, create_fake_gangs
+from fairseq2.recipe.error import RecipeError
+
+from d2v_plugin.data.batch import Batch
+from d2v_plugin.data.dataset import ManifestConfig, TextManifest
+from d2v_plugin.data.text import BreakMode, Tokenizer, TokenStream
+from d2v_plugin.tasks.text import TextPretrainingConfig, TextPretrainingTask
+
+BOOKS = Path(__file__).parents[2] / "manifests" / "books"
+
+
+def make_gangs(rank: int = 0, size: int = 1) -> Gangs:
+    gangs = create_fake_gangs(torch.device("cpu"))
+    object.__setattr__(gangs, "dp", type(gangs.dp)(torch.device("cpu"), rank=rank, size=size))
+
+    return gangs
+
+
+def open_dataset() -> TextManifest:
+    return TextManifest.open(ManifestConfig(path=BOOKS))
+
+
+def open_reader(rank: int = 0, size: int = 1, break_mode: BreakMode = "none") -> DataReader[Batch]:
+    config = TextPretrainingConfig(batch_size=8, tokens_per_sample=128, break_mode=break_mode)
+
+    return TextPretrainingTask(config).create_train_reader(open_dataset(), make_gangs(rank, size), 1)
+
+
+def test_an_epoch_is_the_whole_text() -> None:
+    dataset = open_dataset()
+    stream = TokenStream(dataset.split("train"), dataset.vocabulary)
+    num_blocks = -(-len(stream) // 127)
+    reader = open_reader()
+    found: dict[int, list[int]] = {}
+    while len(found) < num_blocks:
+        (batch,) = next(reader)
+        assert batch.inputs.size(1) <= 128 and (batch.inputs[:, 0] == dataset.vocabulary.beginning).all()
+        for row, (sample, tokens) in enumerate(zip(batch.ids.tolist(), batch.inputs, strict=True)):
+            kept = tokens if batch.padding_mask is None else tokens[~batch.padding_mask[row]]
+            found[sample] = kept[1:].tolist()
+
+    assert [token for sample in sorted(found) for token in found[sample]] == stream.read(0, len(stream)).tolist()
+
+
+@pytest.mark.parametrize("mode", ["none", "complete", "complete_doc", "eos"])
+def test_ranks_share_the_updates_of_one_process_and_resume_on_any_number(mode: BreakMode) -> None:
+    alone = open_reader(break_mode=mode)
+    [next(alone) for _ in range(7)]
+    state = alone.state_dict()
+    (expected,) = next(alone)
+    ids, tokens = [], []
+    for rank in range(2):
+        reader = open_reader(rank, 2, mode)
+        reader.load_state_dict(state)
+        (batch,) = next(reader)
+        ids.append(batch.ids)
+        tokens += [row[row != 1].tolist() for row in batch.inputs]
+
+    assert torch.equal(torch.cat(ids), expected.ids)
+    assert tokens == [row[row != 1].tolist() for row in expected.inputs]
+
+
+def test_labelled_samples_are_single_entries_with_their_label() -> None:
+    dataset = open_dataset()
+    tokenizer = Tokenizer(BOOKS / "sentencepiece.model")
+    task = TextPretrainingTask(TextPretrainingConfig(batch_size=64, tokens_per_sample=64))
+    batches = [batch for batches in task.create_labelled_reader(dataset, make_gangs(), "valid") for batch in batches]
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+
+    assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(300))
+    assert torch.equal(torch.cat(labels), dataset.read_labels("valid"))
+    assert max(batch.inputs.size(1) for batch in batches) == 64
+    assert tokenizer.decode(batches[0].inputs[0].tolist()).startswith("A toy which people cry for")
+
+
+def test_a_sample_must_have_room_for_text() -> None:
+    with pytest.raises(RecipeError, match="`tokens_per_sample` must be at least 2"):
+        TextPretrainingTask(TextPretrainingConfig(tokens_per_sample=1))

@@ -1,0 +1,96 @@
+"""Make the manifests that training reads, or look at one.
+
+python tools/make_manifest.py image photos OUT --valid-percent 5 --labels folders --shard-size 1G
+python tools/make_manifest.py audio recordings more_recordings OUT --segment-seconds 20
+python tools/make_manifest.py text wiki.txt news.jsonl.gz OUT --vocabulary-size 50000
+python tools/make_manifest.py inspect OUT/train.tsv
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import d2v_plugin  # noqa: F401  # makes fairseq2 importable
+
+# isort: split
+from fairseq2.recipe.error import RecipeError
+
+from d2v_plugin.data.preparation.audio import prepare_audio
+from d2v_plugin.data.preparation.common import parse_size
+from d2v_plugin.data.preparation.image import prepare_images
+from d2v_plugin.data.preparation.inspection import inspect_manifest
+from d2v_plugin.data.preparation.text import prepare_text
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    for kind in ("audio", "image", "text"):
+        made = kinds.add_parser(kind, help=f"make manifests of {kind}")
+        made.add_argument("sources", nargs="+", type=Path, metavar="SRC", help="folders (text: or files) to read")
+        made.add_argument("out", type=Path, metavar="OUT", help="folder to write train.tsv, valid.tsv and report.json to")
+        made.add_argument("--valid-percent", type=float, default=1.0, help="share of files to hold out (default: 1)")
+        made.add_argument("--seed", type=int, default=42, help="another seed holds out other files (default: 42)")
+        made.add_argument("--shard-size", help="pack into archives of this many bytes, such as 1G")
+        made.add_argument("--workers", type=int, help="threads (default: one per processor)")
+        if kind != "text":
+            made.add_argument("--labels", help="`folders` (the first folder below SRC is the class), or a file of path<TAB>label")
+    audio, text = kinds.choices["audio"], kinds.choices["text"]
+    audio.add_argument("--sample-rate", type=int, default=16_000, help="rate of the model; others are noted in a column")
+    audio.add_argument("--segment-seconds", type=float, help="cut longer recordings into segments of at most this")
+    audio.add_argument("--fairseq", action="store_true", help="write nothing fairseq could not read")
+    text.add_argument("--tokenizer", type=Path, help="a SentencePiece model (default: train one)")
+    text.add_argument("--vocabulary-size", type=int, default=32_000, help="of the model to train, special ids included")
+    inspect = kinds.add_parser("inspect", help="print totals, a histogram and a few rows of a manifest")
+    inspect.add_argument("manifest", type=Path, metavar="MANIFEST")
+
+    return parser
+
+
+def make(arguments: argparse.Namespace) -> object:
+    """Do what was asked for; what is returned is worth printing."""
+    if arguments.kind == "inspect":
+        return inspect_manifest(arguments.manifest)
+    common = {"valid_percent": arguments.valid_percent, "seed": arguments.seed, "workers": arguments.workers}
+    shard_size = parse_size(arguments.shard_size) if arguments.shard_size else None
+    if arguments.kind == "text":
+        return prepare_text(
+            arguments.sources,
+            arguments.out,
+            shard_size=shard_size or parse_size("1G"),
+            tokenizer=arguments.tokenizer,
+            vocabulary_size=arguments.vocabulary_size,
+            **common,
+        )
+    common |= {"labels": arguments.labels, "shard_size": shard_size}
+    if arguments.kind == "image":
+        return prepare_images(arguments.sources, arguments.out, **common)
+    if arguments.fairseq and (arguments.labels or arguments.segment_seconds or shard_size):
+        raise RecipeError("`--fairseq` cannot be combined with `--labels`, `--segment-seconds` or `--shard-size`.")
+
+    return prepare_audio(
+        arguments.sources,
+        arguments.out,
+        sample_rate=arguments.sample_rate,
+        segment_seconds=arguments.segment_seconds,
+        fairseq=arguments.fairseq,
+        **common,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """:returns: the exit status."""
+    try:
+        print(make(make_parser().parse_args(arguments)))
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
