@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from fairseq2.recipe.component import register_component
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fairseq2.recipe.component import ComponentFactory, register_component
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 
 from d2v_plugin.criteria.base import Criterion
+from d2v_plugin.criteria.data2vec1 import register_data2vec1
 from d2v_plugin.criteria.data2vec2 import Data2Vec2Config, Data2Vec2Criterion
+from d2v_plugin.criteria.last_layer import LastLayerConfig
+from d2v_plugin.criteria.mae import MaeConfig, MaeCriterion
+from d2v_plugin.criteria.masked_lm import MaskedLMConfig, MaskedLMCriterion
+from d2v_plugin.criteria.wav2vec2 import Wav2Vec2Config, Wav2Vec2Criterion
 from d2v_plugin.data.batch import Modality
 from d2v_plugin.masking import MaskSampler
+from d2v_plugin.masking_v1 import register_mask_samplers_v1
 from d2v_plugin.registry import create
 
 
 def register_criteria(container: DependencyContainer) -> None:
     """Register the criteria of this package."""
     register_component(container, Criterion, "data2vec2", Data2Vec2Config, _create_data2vec2)
+    register_data2vec1(container)
+    register_mask_samplers_v1(container)
+    _register_comparisons(container)
 
 
 def _create_data2vec2(resolver: DependencyResolver, config: Data2Vec2Config) -> Data2Vec2Criterion:
@@ -25,3 +37,25 @@ def _create_data2vec2(resolver: DependencyResolver, config: Data2Vec2Config) -> 
         samplers[modality] = create(resolver, MaskSampler, masking)
 
     return Data2Vec2Criterion(config, samplers)
+
+
+def _register_comparisons(container: DependencyContainer) -> None:
+    """Register the objectives to compare with."""
+    register_component(container, Criterion, "last_layer_regression", LastLayerConfig, _create_data2vec2)
+    register_component(container, Criterion, "mae", MaeConfig, _with_sampler(MaeCriterion))
+    register_component(container, Criterion, "masked_lm", MaskedLMConfig, _with_sampler(MaskedLMCriterion))
+    register_component(container, Criterion, "wav2vec2", Wav2Vec2Config, _with_sampler(Wav2Vec2Criterion))
+
+
+ConfigT = TypeVar("ConfigT", MaeConfig, MaskedLMConfig, Wav2Vec2Config)
+
+
+def _with_sampler(
+    criterion: Callable[[ConfigT, MaskSampler], Criterion[Any]],
+) -> ComponentFactory[Criterion[Any], ConfigT]:
+    """A factory that also builds the mask sampler that the configuration names."""
+
+    def create_criterion(resolver: DependencyResolver, config: ConfigT) -> Criterion[Any]:
+        return criterion(config, create(resolver, MaskSampler, config.masking))
+
+    return create_criterion

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from d2v_plugin.criteria.base import Criterion, LossOutput, StepInfo
 from d2v_plugin.criteria.ema import EmaConfig, decay_at
+from d2v_plugin.criteria.pixels import normalise_patches
 from d2v_plugin.criteria.targets import TargetConfig, make_targets
 from d2v_plugin.criteria.teacher import Teacher, TeacherScope
 from d2v_plugin.data.batch import Batch, Modality
@@ -201,7 +202,8 @@ class Data2Vec2Criterion(Criterion[Data2VecModel]):
             # Each view counts as often as it has targets: the trainer's normalisation then leaves a mean over the views.
             terms["cls_loss"] = cls_loss * masked.size(1) * scale * settings.cls_weight
         if settings.reconstruction_weight > 0.0:
-            pixels = select_tokens(_patchify(batch.inputs, model), masked)
+            assert model.config.image is not None
+            pixels = select_tokens(normalise_patches(batch.inputs, model.config.image.patch_size), masked)
             reconstruction = self.recon_proj(predictions[0])
             terms["reconstruction_loss"] = self._distance(reconstruction, pixels) * scale * settings.reconstruction_weight
         loss = torch.stack(list(terms.values())).sum()
@@ -278,19 +280,6 @@ def _mean_tokens(x: Tensor, padding_mask: Tensor | None) -> Tensor:
     valid = (~padding_mask).unsqueeze(-1).to(x.dtype)
 
     return (x * valid).sum(dim=1) / valid.sum(dim=1)
-
-
-def _patchify(images: Tensor, model: Data2VecModel) -> Tensor:
-    """Pixels of each patch, normalised over the patch as in MAE: (N, C, H, W) -> (N, S, P·P·C)."""
-    assert model.config.image is not None
-    patch_size = model.config.image.patch_size
-    # (N, C, H, W) -> (N, C, H/P, P, W/P, P) -> (N, H/P, W/P, P, P, C)
-    num_samples, channels, height, width = images.shape
-    x = images.float().view(num_samples, channels, height // patch_size, patch_size, width // patch_size, patch_size)
-    x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-    variance, mean = torch.var_mean(x, dim=-1, keepdim=True)
-
-    return (x - mean) * torch.rsqrt(variance + 1e-6)
 
 
 def _deviation(x: Tensor) -> Tensor:

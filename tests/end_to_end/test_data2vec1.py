@@ -49,7 +49,7 @@ def test_a_run_and_a_second_phase_from_its_weights(command: Any, recipe: Path, t
     before = read_weights(tmp_path / "first" / "checkpoints" / "step_4" / "model")
     assert any(name.startswith("criterion.teacher.") for name in before)
 
-    settings = [f"model.path={tmp_path}/first/checkpoints/step_4/model", "optimizer.config.lr=0.0", "regime.num_steps=2"]
+    settings = [f"init.path={tmp_path}/first", "optimizer.config.lr=0.0", "regime.num_steps=2"]
     second = command("recipe", "train", "--config-file", recipe, tmp_path / "second", "--config", *settings)
 
     assert second.status == 0, second.err

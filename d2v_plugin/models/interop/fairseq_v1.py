@@ -66,10 +66,10 @@ def convert_state_dict_v1(model: Mapping[str, Any], weights: Mapping[str, Any]) 
         if model.get("_name") == "data2vec_vision" and name.startswith("final_proj."):
             continue  # never used in fairseq, and so never trained
         state[name] = tensor.float()
-    if model.get("_name") in ("data2vec_audio", "data2vec_vision") and "mask_emb" not in state:
-        # Fine-tuning drops it.
-        dim = model.get("encoder_embed_dim", model.get("embed_dim"))
-        state["mask_emb"] = torch.zeros((dim,) if model["_name"] == "data2vec_audio" else (1, 1, dim))
+    # Fine-tuning drops the embedding of masked positions; this is what has its shape.
+    alike = {"data2vec_audio": "post_extract_proj.bias", "data2vec_vision": "cls_emb"}.get(model.get("_name", ""))
+    if alike in state and "mask_emb" not in state:
+        state["mask_emb"] = torch.zeros_like(state[alike])
 
     return state
 
