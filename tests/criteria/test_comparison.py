@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from fairseq2.recipe.error import RecipeError
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2v_plugin.criteria.base import StepInfo
 from d2v_plugin.criteria.comparison import ComparisonCriterion
@@ -174,6 +174,11 @@ def test_models_of_several_modalities_are_refused() -> None:
 
     with pytest.raises(RecipeError, match="but the model's: text, image"):
         CRITERIA["image"]().build(create_model(both))
+
+
+def test_models_of_another_family_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"trains models of the family `data2vec` .* it is a Identity"):
+        CRITERIA["image"]().build(nn.Identity())  # type: ignore[arg-type]
 
 
 def test_regression_of_the_last_layer_is_a_setting_of_data2vec2() -> None:

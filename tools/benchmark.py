@@ -1,6 +1,8 @@
-"""How fast batches are read, next to a plain PyTorch DataLoader that does the same work with the same libraries.
+"""Benchmarks; ``data`` measures how fast batches are read.
 
-python tools/benchmark_data.py [--seconds 5]
+Next to our reader runs a plain PyTorch DataLoader that does the same work with the same libraries:
+
+python tools/benchmark.py data [--seconds 5]
 
 Prints a Markdown table. A core is a second of processor time, of this process and its workers: that does not depend on what
 else runs on the machine. The data are made on the spot: photographs of about 500×375 as JPEG, recordings of 10 to 16 seconds
@@ -227,8 +229,9 @@ def make_data(folder: Path) -> dict[tuple[str, str], Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5, help="how long to measure each (default: 5)")
-    parser.add_argument("--repeats", type=int, default=3, help="how often; the best counts (default: 3)")
+    data = parser.add_subparsers(dest="command", required=True).add_parser("data", help="how fast batches are read")
+    data.add_argument("--seconds", type=float, default=5, help="how long to measure each (default: 5)")
+    data.add_argument("--repeats", type=int, default=3, help="how often; the best counts (default: 3)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     workers = len(os.sched_getaffinity(0))

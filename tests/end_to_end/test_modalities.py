@@ -1,0 +1,90 @@
+"""Images, speech and text learn from the samples that are shipped: the loss falls, and features become better than random."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# The demos, with as little of everything as still shows it.
+SMALLER = {
+    "digits": [
+        "regime.num_steps=80",
+        "task.config.batch_size=16",
+        "criterion.config.num_views=4",
+        "criterion.config.ema.start=0.9",
+        "optimizer.config.lr=0.002",
+    ],
+    "words": ["regime.num_steps=60", "task.config.max_num_elements=64000", "criterion.config.num_views=2"],
+    "books": ["regime.num_steps=60", "task.config.batch_size=8", "criterion.config.num_views=2"],
+}
+COMMON = [
+    "regime.publish_metrics_every_n_steps=20",
+    "regime.validate_every_n_steps=20",
+    "regime.validate_at_start=true",
+    "lr_scheduler.config.num_warmup_steps=10",
+    "common.torch.num_threads=1",
+]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def train(command: Any, name: str, out: Path, *overrides: str) -> None:
+    recipe = ROOT / "recipes" / "demo" / f"{name}.yaml"
+    outcome = command("recipe", "train", "--config-file", recipe, out, "--config", *COMMON, *overrides)
+    assert outcome.status == 0, outcome.err
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_loss_falls_and_probes_rise(command: Any, tmp_path: Path, name: str) -> None:
+    train(command, name, tmp_path / "out", *SMALLER[name])
+
+    losses = [line["Loss"] for line in read_lines(tmp_path / "out" / "metrics" / "train.jsonl")]
+    probes = [line["Probe Linear Accuracy"] for line in read_lines(tmp_path / "out" / "metrics" / "valid" / "probe.jsonl")]
+    assert losses[-1] < losses[0]
+    assert probes[-1] > probes[0] + 0.03
+
+
+def test_one_model_learns_from_three_modalities_and_resumes(command: Any, tmp_path: Path) -> None:
+    """Each update is of one modality; stopping after 4 of 8 updates changes nothing."""
+    import torch
+
+    fast = [
+        "task.config.tasks.0.config.batch_size=4",
+        "criterion.config.num_views=2",
+        "regime.validate_every_n_steps=null",
+        "regime.validate_at_start=false",
+        "regime.publish_metrics_every_n_steps=1",
+        "probing.probes=[]",
+        "lr_scheduler={name: passthrough, config: null}",
+    ]
+    fast.remove("task.config.tasks.0.config.batch_size=4")
+    train(command, "multimodal", tmp_path / "whole", *fast, "regime.num_steps=8", "regime.checkpoint_every_n_steps=8")
+    for num_steps in (4, 8):
+        steps = [f"regime.num_steps={num_steps}", "regime.checkpoint_every_n_steps=4"]
+        train(command, "multimodal", tmp_path / "parts", *fast, *steps)
+
+    masked = {round(line["Masked Fraction"], 2) for line in read_lines(tmp_path / "whole" / "metrics" / "train.jsonl")}
+    assert len(masked) >= 2, "the updates should be of several modalities"
+    whole, parts = (
+        torch.load(next((tmp_path / name / "checkpoints" / "step_8" / "model").rglob("*.pt")), weights_only=True)
+        for name in ("whole", "parts")
+    )
+    flatten = {key: value for key, value in walk(whole)}
+    assert flatten and all(torch.equal(value, flatten[key]) for key, value in walk(parts))
+
+
+def walk(state: Any, prefix: str = "") -> Any:
+    import torch
+
+    if isinstance(state, dict):
+        for key, value in state.items():
+            yield from walk(value, f"{prefix}.{key}")
+    elif isinstance(state, torch.Tensor):
+        yield prefix, state
