@@ -34,7 +34,10 @@ setup(
         "soxr",
         "typing_extensions",
     ],
-    extras_require={"test": ["mypy", "pytest", "ruff", "scikit-learn"]},
+    extras_require={
+        "plots": ["matplotlib"],  # tools/ablate.py
+        "test": ["matplotlib", "mypy", "pytest", "ruff", "scikit-learn"],
+    },
     entry_points={
         "console_scripts": ["fairseq2 = d2v_plugin.cli:main"],
         "fairseq2.extension": ["d2v_plugin = d2v_plugin:setup_fairseq2_extension"],

@@ -224,10 +224,19 @@ def probe_scores(
     return {metric_name(name): probe.score(train_x, train_y, test_x, test_y) for name, probe in probes.items()}
 
 
-def pool_features(features: Features, layer: int = -1) -> Tensor:
-    """Average the valid positions of a block's output: (N, S, D) -> (N, D) float32.
+Pooling = Literal["mean", "statistics"]
+"""How tokens become one vector: their mean, or mean and standard deviation.
+
+Targets that are normalised over time (``instance_norm_layers``) have mean zero in every utterance, so what a trained model
+knows of an utterance is not in the mean of its last layers: speech wants ``statistics``.
+"""
+
+
+def pool_features(features: Features, layer: int = -1, pooling: Pooling = "mean") -> Tensor:
+    """Pool the valid positions of a block's output: (N, S, D) -> (N, D) float32, or (N, 2·D) with ``statistics``.
 
     :param layer: index into ``features.layers``; negative ones count from the last block.
+    :param pooling: see :data:`Pooling`.
     :raises ValueError: there is no such block.
     """
     num_layers = len(features.layers)
@@ -237,12 +246,17 @@ def pool_features(features: Features, layer: int = -1) -> Tensor:
 
     x = features.layers[layer].to(torch.float32)
 
-    if features.padding_mask is None:
-        return x.mean(dim=1)
+    # Padded positions may hold anything, infinities included.
+    padding_mask = features.padding_mask
+    valid = torch.ones_like(x[:, :, :1], dtype=torch.bool) if padding_mask is None else ~padding_mask[:, :, None]
+    num_valid = valid.sum(dim=1)
+    mean = x.masked_fill(~valid, 0.0).sum(dim=1) / num_valid
+    if pooling == "mean":
+        return mean
 
-    valid = ~features.padding_mask[:, :, None]
+    variance = (x - mean[:, None]).masked_fill(~valid, 0.0).square().sum(dim=1) / num_valid
 
-    return x.masked_fill(~valid, 0.0).sum(dim=1) / valid.sum(dim=1)
+    return torch.cat([mean, variance.sqrt()], dim=-1)
 
 
 @dataclass
@@ -305,16 +319,26 @@ class ProbeUnit(EvalUnit[ProbeBatch]):
     Metrics are ``probe_<name>``; they do not depend on the number of ranks that share the reading.
     """
 
-    def __init__(self, model: EncoderModel, probes: Mapping[str, Probe], gangs: Gangs, *, layer: int = -1) -> None:
+    def __init__(
+        self,
+        model: EncoderModel,
+        probes: Mapping[str, Probe],
+        gangs: Gangs,
+        *,
+        layer: int = -1,
+        pooling: Pooling = "mean",
+    ) -> None:
         """
         :param model: the bare model, not its data-parallel wrapper.
         :param gangs: ``gangs.dp`` shares the reading.
         :param layer: the block whose output is probed; see :func:`pool_features`.
+        :param pooling: how its tokens are pooled; see :func:`pool_features`.
         """
         self._model = model
         self._probes = dict(probes)
         self._gang = gangs.dp
         self._layer = layer
+        self._pooling = pooling
         self._features: list[Tensor] = []
         self._rows: list[Tensor] = []
 
@@ -347,7 +371,7 @@ class ProbeUnit(EvalUnit[ProbeBatch]):
         # (N, 3), sorted by split and sample later on
         is_train = torch.full_like(inner.ids, batch.is_train)
 
-        self._features.append(pool_features(features, self._layer))
+        self._features.append(pool_features(features, self._layer, self._pooling))
         self._rows.append(torch.stack([is_train, inner.ids, inner.labels.to(inner.ids.dtype)], dim=1))
 
     @override

@@ -17,6 +17,7 @@ from torch import Tensor
 from d2v_plugin.data.batch import Batch
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.monitoring.probes import (
+    Pooling,
     ProbeReader,
     ProbeSection,
     ProbeUnit,
@@ -46,7 +47,10 @@ class ProbingSection:
     """The labelled split that they are measured on."""
 
     layer: int = -1
-    """The block whose output is averaged over tokens: from 0, or from the last one, -1."""
+    """The block whose output is pooled over tokens: from 0, or from the last one, -1."""
+
+    pooling: Pooling = "mean"
+    """``mean`` of the tokens, or ``statistics``: mean and standard deviation, for speech."""
 
     baselines: bool = True
     """Whether the end of a run also measures a randomly initialised model of the same arch and, for images, raw pixels."""
@@ -74,7 +78,7 @@ class Probing:
 
     def create_unit(self, model: EncoderModel, gangs: Gangs) -> ProbeUnit:
         """What fairseq2's validator runs during training."""
-        return ProbeUnit(model, self.probes, gangs, layer=self.section.layer)
+        return ProbeUnit(model, self.probes, gangs, layer=self.section.layer, pooling=self.section.pooling)
 
     def measure_model(self, model: EncoderModel, device: Device) -> dict[str, float]:
         """Run the probes on the features of a model; see :meth:`measure`."""
@@ -82,7 +86,7 @@ class Probing:
         def extract(batch: Batch) -> Tensor:
             features = model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality)
 
-            return pool_features(features, self.section.layer)
+            return pool_features(features, self.section.layer, self.section.pooling)
 
         model.eval()
 

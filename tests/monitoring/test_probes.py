@@ -421,6 +421,17 @@ def test_pooling_ignores_what_stands_at_padding() -> None:
     torch.testing.assert_close(pool_features(Features(x, None, [x], None)), x.float().mean(dim=1))
 
 
+def test_statistics_are_mean_and_deviation_of_the_valid_positions() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 3)
+    padded = torch.cat([x, torch.full((2, 2, 3), torch.inf)], dim=1)
+    padding_mask = torch.arange(7).expand(2, -1) >= 5
+
+    pooled = pool_features(Features(padded, padding_mask, [padded], None), pooling="statistics")
+
+    torch.testing.assert_close(pooled, torch.cat([x.mean(dim=1), x.std(dim=1, correction=0)], dim=1))
+
+
 def test_batches_move_to_the_device() -> None:
     (batch,) = make_batches(range(4), 4)
 
