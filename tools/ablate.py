@@ -325,7 +325,7 @@ def draw_plot(results: Sequence[Result], path: Path) -> None:
         panel.set_yticks(range(len(members)), [result.row.title for result in members])
         panel.set_ylim(len(members) - 0.5, -0.5)
         panel.grid(axis="x", alpha=0.3)
-    panels[-1].set_xlabel("accuracy, % (mean and standard deviation over seeds; dots are single runs)")
+    panels[-1].set_xlabel("accuracy, % (mean ± deviation over seeds; dots: runs)")
     if probes:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=len(probes))
     figure.savefig(path, dpi=120)
