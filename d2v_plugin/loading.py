@@ -12,10 +12,9 @@ from fairseq2.logging import log
 from fairseq2.utils.structured import StandardValueConverter
 from torch import Tensor
 
-from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.models.base import EncoderModel, drop_criterion
 from d2v_plugin.models.interop.sources import Source, Weights, find_source
 from d2v_plugin.models.interop.state import (
-    CRITERION_PREFIX,
     AnyConfig,
     AnyModel,
     CheckpointError,
@@ -97,7 +96,7 @@ def load_weights(model: EncoderModel, path_or_name: str | Path, *, weights: Weig
     _check_weights(weights)
     if not isinstance(model, AnyModel):
         raise CheckpointError(f"{path_or_name} cannot be loaded into a {type(model).__name__}.")
-    own = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(CRITERION_PREFIX)}
+    own = drop_criterion(model.state_dict())
     if any(tensor.is_meta for tensor in own.values()):
         return
 

@@ -26,7 +26,7 @@ from typing_extensions import Self, override
 
 from d2v_plugin.criteria.base import Criterion, LossOutput, StepInfo
 from d2v_plugin.criteria.ema import EmaConfig, decay_at, update_average
-from d2v_plugin.criteria.targets import TargetConfig, make_targets
+from d2v_plugin.criteria.targets import TargetConfig, channel_deviations, make_targets
 from d2v_plugin.criteria.teacher1 import TeacherScope1, copy_teacher, run_teacher, teacher_pairs
 from d2v_plugin.data.batch import Batch
 from d2v_plugin.masking import MaskSampler, MaskSection, row_keys
@@ -190,8 +190,8 @@ class Data2Vec1Criterion(Criterion[Data2Vec1Model]):
         loss = torch.stack(list(terms.values())).sum()
 
         metrics = {name: term.detach() / num_targets for name, term in terms.items()}
-        metrics["target_deviation"] = _deviations(targets).mean()
-        metrics["prediction_deviation"] = _deviations(predictions.detach()).mean()
+        metrics["target_deviation"] = channel_deviations(targets).mean()
+        metrics["prediction_deviation"] = channel_deviations(predictions.detach()).mean()
         metrics["masked_fraction"] = torch.tensor(num_targets / mask.numel())
         metrics["ema_decay"] = torch.tensor(decay_at(config.ema, step.number))
 
@@ -324,7 +324,7 @@ def context_window(length: int, reach: Tensor, *, is_image: bool, num_extra_toke
 
 def variance_loss(x: Tensor, margin: float) -> Tensor:
     """Mean over channels of how far the deviation of (P, D) is below the margin."""
-    return F.relu(margin - _deviations(x)).mean()
+    return F.relu(margin - channel_deviations(x)).mean()
 
 
 def covariance_loss(x: Tensor) -> Tensor:
@@ -333,8 +333,3 @@ def covariance_loss(x: Tensor) -> Tensor:
     covariance = centred.T @ centred / max(1, x.size(0) - 1)
 
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / x.size(1)
-
-
-def _deviations(x: Tensor) -> Tensor:
-    """Standard deviation of each channel over (P, D): near 0 when representations collapse."""
-    return (x.var(dim=0) + 1e-6).sqrt()

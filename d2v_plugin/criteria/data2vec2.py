@@ -14,7 +14,7 @@ from typing_extensions import override
 from d2v_plugin.criteria.base import Criterion, LossOutput, StepInfo
 from d2v_plugin.criteria.ema import EmaConfig, decay_at
 from d2v_plugin.criteria.pixels import normalise_patches
-from d2v_plugin.criteria.targets import TargetConfig, make_targets
+from d2v_plugin.criteria.targets import TargetConfig, channel_deviations, make_targets
 from d2v_plugin.criteria.teacher import Teacher, TeacherScope
 from d2v_plugin.data.batch import Batch, Modality
 from d2v_plugin.masking import MaskSampler, MaskSection, Stream, gaussian, row_keys, split_mask
@@ -211,8 +211,8 @@ class Data2Vec2Criterion(Criterion[Data2VecModel]):
         # Modalities may differ in their terms, but the trainer wants the same metrics from every batch.
         metrics = {name: loss.new_zeros(()) for name in self.metric_names}
         metrics |= {name: term.detach() / num_targets for name, term in terms.items()}
-        metrics["target_deviation"] = _deviation(masked_targets)
-        metrics["prediction_deviation"] = _deviation(predictions[0].detach())
+        metrics["target_deviation"] = channel_deviations(masked_targets).mean()
+        metrics["prediction_deviation"] = channel_deviations(predictions[0].detach()).mean()
         metrics["masked_fraction"] = torch.tensor(masked.size(1) / targets.size(1))
         metrics["ema_decay"] = torch.tensor(decay_at(config.ema, step.number))
 
@@ -280,8 +280,3 @@ def _mean_tokens(x: Tensor, padding_mask: Tensor | None) -> Tensor:
     valid = (~padding_mask).unsqueeze(-1).to(x.dtype)
 
     return (x * valid).sum(dim=1) / valid.sum(dim=1)
-
-
-def _deviation(x: Tensor) -> Tensor:
-    """Standard deviation over tokens, averaged over channels: near 0 when representations collapse."""
-    return (x.float().flatten(0, -2).var(dim=0) + 1e-6).sqrt().mean()

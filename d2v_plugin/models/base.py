@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from torch import Tensor, nn
 from typing_extensions import Self, override
@@ -13,6 +14,11 @@ from d2v_plugin.data.batch import Batch, Modality
 
 if TYPE_CHECKING:
     from d2v_plugin.criteria.base import Criterion, LossOutput, StepInfo
+
+T = TypeVar("T")
+
+CRITERION_PREFIX: Final = "criterion."
+"""How the names of a criterion's parameters begin in a training checkpoint: it is the model's submodule."""
 
 
 @dataclass
@@ -71,3 +77,11 @@ class EncoderModel(nn.Module, ABC):
         self.freeze_constants()
 
         return self
+
+
+def drop_criterion(state_dict: Mapping[str, T], config: object = None) -> dict[str, T]:
+    """A training checkpoint without what belongs to its criterion.
+
+    :param config: not needed; fairseq2 passes the model's to the ``state_dict_converter`` of a family.
+    """
+    return {key: value for key, value in state_dict.items() if not key.startswith(CRITERION_PREFIX)}

@@ -8,11 +8,11 @@ from fairseq2.runtime.dependency import DependencyContainer
 from torch import nn
 
 from d2v_plugin.models.archs import ARCHS
+from d2v_plugin.models.base import drop_criterion
 from d2v_plugin.models.config import Data2VecConfig
 from d2v_plugin.models.data2vec import Data2VecModel
 from d2v_plugin.models.frontends.audio import AudioFrontend
 from d2v_plugin.models.frontends.image import ImageFrontend, PatchEmbedding
-from d2v_plugin.models.interop.state import convert_state_dict
 from d2v_plugin.models.parallel import apply_activation_checkpointing, apply_fsdp, compile_blocks
 from d2v_plugin.models.v1.factory import register_models_v1
 
@@ -27,7 +27,7 @@ def register_models(container: DependencyContainer) -> None:
         Data2VecModel,
         Data2VecConfig,
         factory=create_model,
-        state_dict_converter=convert_state_dict,
+        state_dict_converter=drop_criterion,
         compiler=compile_blocks,
         fsdp_applier=apply_fsdp,
         layerwise_ac_applier=apply_activation_checkpointing,

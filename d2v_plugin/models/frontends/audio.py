@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +13,8 @@ from typing_extensions import override
 from d2v_plugin.models.config import AudioConfig, Data2VecConfig
 from d2v_plugin.models.convolution import ConvBlock, convolve
 from d2v_plugin.models.frontends.base import Frontend, LocalFeatures, select_tokens
+
+LengthT = TypeVar("LengthT", int, Tensor)
 
 
 class AudioFrontend(Frontend):
@@ -25,10 +30,7 @@ class AudioFrontend(Frontend):
 
     @override
     def output_length(self, input_length: int) -> int:
-        for _, kernel_size, stride in self.conv_layers:
-            input_length = (input_length - kernel_size) // stride + 1
-
-        return max(input_length, 0)
+        return max(count_frames(input_length, self.conv_layers), 0)
 
     @override
     def _encode_local(self, inputs: Tensor) -> Tensor:
@@ -40,14 +42,7 @@ class AudioFrontend(Frontend):
 
     @override
     def _downsample_padding(self, padding_mask: Tensor | None, length: int) -> Tensor | None:
-        if padding_mask is None:
-            return None
-        lengths = (~padding_mask).sum(dim=-1)
-        for _, kernel_size, stride in self.conv_layers:
-            lengths = (lengths - kernel_size) // stride + 1
-
-        # (N) -> (N, S)
-        return torch.arange(length, device=padding_mask.device) >= lengths.unsqueeze(-1)
+        return None if padding_mask is None else mark_padded_frames(padding_mask, length, self.conv_layers)
 
     @override
     def _add_positions(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
@@ -70,6 +65,21 @@ class AudioFrontend(Frontend):
         positions = self.relative_positional_encoder(views, no_leak)
 
         return select_tokens(x, kept) + select_tokens(positions, kept), self._select_padding(padding_mask, kept)
+
+
+def count_frames(num_samples: LengthT, conv_layers: Sequence[tuple[int, int, int]]) -> LengthT:
+    """Frames that the convolutions make of so many samples; 0 or less for fewer than one frame needs."""
+    for _, kernel_size, stride in conv_layers:
+        num_samples = (num_samples - kernel_size) // stride + 1
+
+    return num_samples
+
+
+def mark_padded_frames(padding_mask: Tensor, num_frames: int, conv_layers: Sequence[tuple[int, int, int]]) -> Tensor:
+    """The padding mask at the resolution of the frames: (N, T) -> (N, S)."""
+    lengths = count_frames((~padding_mask).sum(dim=-1), conv_layers)
+
+    return torch.arange(num_frames, device=padding_mask.device) >= lengths.unsqueeze(-1)
 
 
 def _mark(positions: Tensor, length: int) -> Tensor:

@@ -21,6 +21,7 @@ from fairseq2.utils.yaml import YamlError, YamlLoader
 from typing_extensions import override
 
 from d2v_plugin import setup_fairseq2_extension
+from d2v_plugin.models.base import drop_criterion
 from d2v_plugin.models.factory import FAMILY
 from d2v_plugin.models.interop.directory import (
     CONFIG_FILE,
@@ -32,7 +33,7 @@ from d2v_plugin.models.interop.directory import (
     read_weights,
     structure_config,
 )
-from d2v_plugin.models.interop.state import CRITERION_PREFIX, TEACHER_PREFIX, AnyConfig, CheckpointError, State
+from d2v_plugin.models.interop.state import TEACHER_PREFIX, AnyConfig, CheckpointError, State
 from d2v_plugin.models.interop.torch_file import explain_unreadable
 
 Weights = Literal["student", "teacher"]
@@ -87,7 +88,7 @@ class NativeSource(Source):
         except OSError as ex:
             raise CheckpointError(f"{self.path}: {ex.strerror or ex}.") from ex
 
-        student = {key: tensor for key, tensor in state.items() if not key.startswith(CRITERION_PREFIX)}
+        student = drop_criterion(state)
         if weights == "teacher":
             teacher = {key.removeprefix(TEACHER_PREFIX): t for key, t in state.items() if key.startswith(TEACHER_PREFIX)}
             if not teacher:

@@ -25,9 +25,6 @@ AnyConfig = Data2VecConfig | Data2Vec1ModelConfig
 AnyModel = Data2VecModel | Data2Vec1Model
 """A model of this package."""
 
-CRITERION_PREFIX: Final = "criterion."
-"""Where training checkpoints keep what belongs to the criterion."""
-
 TEACHER_PREFIX: Final = "criterion.teacher."
 
 _MAX_LINES_PER_KIND: Final = 4
@@ -99,11 +96,6 @@ def build_skeleton(config: AnyConfig, *, num_tensors: int) -> AnyModel:
         raise
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as ex:
         raise CheckpointError(f"The configuration is not valid: {ex}") from ex
-
-
-def convert_state_dict(state_dict: dict[str, object], config: Data2VecConfig) -> dict[str, object]:
-    """For fairseq2's ``load_model``: a training checkpoint without what belongs to its criterion."""
-    return {key: value for key, value in state_dict.items() if not key.startswith(CRITERION_PREFIX)}
 
 
 def _count_layers(config: AnyConfig) -> int:

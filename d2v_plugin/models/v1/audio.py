@@ -16,7 +16,7 @@ from typing_extensions import override
 from d2v_plugin.models.config import AudioConfig
 from d2v_plugin.models.convolution import ConvBlock
 from d2v_plugin.models.encoder import BlockList
-from d2v_plugin.models.frontends.audio import WaveformEncoder
+from d2v_plugin.models.frontends.audio import WaveformEncoder, count_frames, mark_padded_frames
 from d2v_plugin.models.v1.base import Data2Vec1Model, Encoder1, EncoderInput, attention_mask
 from d2v_plugin.models.v1.blocks import BlockOutput, build_post_norm_blocks
 from d2v_plugin.models.v1.config import Audio1Config, Data2Vec1ModelConfig
@@ -86,21 +86,11 @@ class Data2VecAudioModel(Data2Vec1Model):
 
     @override
     def output_length(self, input_length: int) -> int:
-        for _, kernel_size, stride in self.conv_layers:
-            input_length = (input_length - kernel_size) // stride + 1
-
-        return max(input_length, 0)
+        return max(count_frames(input_length, self.conv_layers), 0)
 
     @override
     def downsample_padding(self, padding_mask: Tensor | None, length: int) -> Tensor | None:
-        if padding_mask is None:
-            return None
-        lengths = (~padding_mask).sum(dim=-1)
-        for _, kernel_size, stride in self.conv_layers:
-            lengths = (lengths - kernel_size) // stride + 1
-
-        # (N) -> (N, S)
-        return torch.arange(length, device=padding_mask.device) >= lengths.unsqueeze(-1)
+        return None if padding_mask is None else mark_padded_frames(padding_mask, length, self.conv_layers)
 
 
 class AudioEncoder1(Encoder1):

@@ -9,6 +9,7 @@ from fairseq2.runtime.config_registry import ConfigRegistrar
 from fairseq2.runtime.dependency import DependencyContainer
 from torch import nn
 
+from d2v_plugin.models.base import drop_criterion
 from d2v_plugin.models.parallel import apply_activation_checkpointing, apply_fsdp, compile_blocks
 from d2v_plugin.models.v1.archs import ARCHS
 from d2v_plugin.models.v1.audio import Data2VecAudioModel
@@ -37,11 +38,6 @@ def register_models_v1(container: DependencyContainer) -> None:
     arch = ConfigRegistrar(container, Data2Vec1ModelConfig)
     for name, config in ARCHS.items():
         arch(name)(config)
-
-
-def drop_criterion(state_dict: dict[str, object], config: Data2Vec1ModelConfig) -> dict[str, object]:
-    """For fairseq2's ``load_model``: a training checkpoint without what belongs to its criterion."""
-    return {key: value for key, value in state_dict.items() if not key.startswith("criterion.")}
 
 
 def create_model_v1(config: Data2Vec1ModelConfig) -> Data2Vec1Model:
