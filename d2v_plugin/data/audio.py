@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from d2v_plugin.data.bad_samples import SampleError
-from d2v_plugin.data.files import Location, read_bytes
+from d2v_plugin.data.files import Location, copy_range, read_bytes
+from d2v_plugin.data.headers import check_recording
 
 Waveform = NDArray[np.float32]
 
@@ -57,13 +59,16 @@ class Recording:
     """Mean and variance of the utterance, which spare reading all of it to normalise a part."""
 
 
-def read_recording(recording: Recording, config: AudioConfig, offset: int = 0, length: int | None = None) -> Waveform:
+def read_recording(
+    recording: Recording, config: AudioConfig, offset: int = 0, length: int | None = None, out: Waveform | None = None
+) -> Waveform:
     """Read ``length`` samples from ``offset`` on, counted at the model's rate. -> (length,) float32
 
     Several channels are averaged. Only what is needed is decoded if the recording has the model's rate and is either not
     normalised or comes with its statistics; otherwise all of it is, since mean and variance are those of the utterance.
 
     :param length: None = up to the end.
+    :param out: (length,) memory for the result.
     :raises SampleError: the file is not what the manifest says.
     :raises RuntimeError: it cannot be decoded.
     """
@@ -73,18 +78,21 @@ def read_recording(recording: Recording, config: AudioConfig, offset: int = 0, l
         and (recording.statistics is not None or not config.normalize)
     )
     first, count = (recording.start + offset, length) if partial and length else (recording.start, recording.size)
-    waveform = _decode(recording, config, first, count)
+    waveform = _decode(recording, config, first, count, out if partial else None)
     if recording.rate not in (None, config.sample_rate):
         waveform = soxr.resample(waveform, recording.rate, config.sample_rate)
     if config.normalize:
         mean, variance = recording.statistics or measure(waveform)
-        waveform = (waveform - np.float32(mean)) * np.float32(1 / np.sqrt(variance + _EPSILON))
+        waveform -= np.float32(mean)
+        waveform *= np.float32(1 / np.sqrt(variance + _EPSILON))
     if not partial and length is not None:
         waveform = waveform[offset : offset + length]
         # Resampling rounds the length, by one sample at most.
         waveform = np.pad(waveform, (0, length - len(waveform)))
+    if out is not None and waveform is not out:
+        out[...] = waveform
 
-    return waveform
+    return waveform if out is None else out
 
 
 def measure(waveform: Waveform) -> tuple[float, float]:
@@ -95,11 +103,6 @@ def measure(waveform: Waveform) -> tuple[float, float]:
 def length_at(size: int, rate: int | None, sample_rate: int) -> int:
     """How many samples ``size`` samples become at another rate."""
     return size if rate is None else size * sample_rate // rate
-
-
-def crop_and_stack(waveforms: Sequence[Waveform]) -> Tensor:
-    """N × (T,) -> (N, T)"""
-    return torch.from_numpy(np.stack(waveforms))
 
 
 def pad_and_stack(waveforms: Sequence[Waveform]) -> tuple[Tensor, Tensor | None, int | None]:
@@ -115,18 +118,33 @@ def pad_and_stack(waveforms: Sequence[Waveform]) -> tuple[Tensor, Tensor | None,
     return torch.from_numpy(padded), torch.from_numpy(np.arange(longest) >= lengths[:, None]), shortest
 
 
-def _decode(recording: Recording, config: AudioConfig, first: int, count: int) -> Waveform:
-    location = recording.location
-    with soundfile.SoundFile(location.path if location.size is None else io.BytesIO(read_bytes(location))) as file:
+def _decode(recording: Recording, config: AudioConfig, first: int, count: int, out: Waveform | None) -> Waveform:
+    with _open(recording.location) as file:
         _check(recording, config, file.samplerate, file.frames)
+        check_recording(count, file.channels)
         file.seek(first)
-        waveform: Waveform = file.read(count, dtype="float32", always_2d=True)
+        # Mono is decoded right into its place.
+        place = out if file.channels == 1 else None
+        waveform: Waveform = file.read(count, dtype="float32", out=place)
+        is_integer = file.subtype.startswith("PCM")
     if len(waveform) < count:
         raise SampleError(f"The file ends after {first + len(waveform)} samples, but should have {first + count}.")
-    if not np.isfinite(waveform).all():
+    if not (is_integer or np.isfinite(waveform).all()):
         raise SampleError("The recording has samples that are not finite numbers.")
+    if place is not None:
+        return place
 
-    return waveform[:, 0] if waveform.shape[1] == 1 else waveform.mean(axis=1)
+    return waveform if waveform.ndim == 1 else waveform.mean(axis=1)
+
+
+def _open(location: Location) -> soundfile.SoundFile:
+    """Open a file, or a range of an archive, from which libsndfile would read by calling Python for every few kilobytes."""
+    if location.size is None:
+        return soundfile.SoundFile(location.path)
+    if sys.platform == "linux":
+        return soundfile.SoundFile(copy_range(location), closefd=False)
+
+    return soundfile.SoundFile(io.BytesIO(read_bytes(location)))
 
 
 def _check(recording: Recording, config: AudioConfig, rate: int, frames: int) -> None:

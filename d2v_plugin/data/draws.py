@@ -7,12 +7,15 @@ generator is used: NumPy keeps that stable over versions, the methods of ``Gener
 
 from __future__ import annotations
 
+import threading
 from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 _WORD = 1 << 64
+_BUFFER = 4
+_this_thread = threading.local()
 
 
 class Purpose(IntEnum):
@@ -24,13 +27,30 @@ class Purpose(IntEnum):
     SPLIT = 3
     TIES = 4
     MODALITY = 5
+    RAND_AUGMENT = 6
+    ERASING = 7
+    MIXING = 8
 
 
 def draw_words(seed: int, epoch: int, purpose: Purpose, sample_id: int, count: int) -> NDArray[np.uint64]:
     """Draw ``count`` 64-bit words."""
-    generator = np.random.Philox(key=(seed % _WORD, epoch), counter=(0, 0, int(purpose), sample_id))
+    # A new generator first asks the system for entropy, to throw it away: most of the time a draw would take.
+    if not hasattr(_this_thread, "generator"):
+        _this_thread.generator = np.random.Philox(0)
+    counter, key = np.array([0, 0, int(purpose), sample_id], dtype=np.uint64), np.array([seed % _WORD, epoch], dtype=np.uint64)
+    _this_thread.generator.state = {
+        "bit_generator": "Philox",
+        "state": {"counter": counter, "key": key},
+        # Nothing is left of an earlier draw.
+        "buffer": np.zeros(_BUFFER, dtype=np.uint64),
+        "buffer_pos": _BUFFER,
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
 
-    return generator.random_raw(count)
+    words: NDArray[np.uint64] = _this_thread.generator.random_raw(count)
+
+    return words
 
 
 def draw_uniform(seed: int, epoch: int, purpose: Purpose, sample_id: int, count: int) -> NDArray[np.float64]:

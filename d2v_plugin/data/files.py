@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
+from typing import Final
+
+MAX_BYTES: Final = 1 << 30
+"""Of one sample's file or byte range."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,19 @@ class _Descriptor:
             os.close(self.number)
 
 
+class _Copy(_Descriptor):
+    """A file in memory."""
+
+    def __init__(self) -> None:
+        self.number = os.memfd_create("range", os.MFD_CLOEXEC)
+
+
 _open_archive = lru_cache(maxsize=256)(_Descriptor)
 _opening = Lock()
+_this_thread = threading.local()
 
 
-def read_bytes(location: Location) -> bytes:
+def read_bytes(location: Location) -> bytearray:
     """Read all bytes of a sample.
 
     :raises OSError: the file cannot be read, or ends before the range does.
@@ -58,13 +71,50 @@ def read_bytes(location: Location) -> bytes:
     return _read_range(archive.number, location.offset, location.size, location)
 
 
-def _read_range(descriptor: int, offset: int, size: int, location: Location) -> bytes:
-    data = os.pread(descriptor, size, offset)
-    while len(data) < size:
-        # Linux reads at most 2 GiB at once, network file systems sometimes less.
-        more = os.pread(descriptor, size - len(data), offset + len(data))
+def copy_range(location: Location) -> int:
+    """Copy a range of an archive to a file in memory, within the kernel, for libraries that read files only.
+
+    :returns: the file's descriptor, at its beginning; each thread has one, which holds the range until the next call.
+    :raises OSError: the archive cannot be read, or ends before the range does.
+    """
+    assert location.size is not None
+    with _opening:
+        archive = _open_archive(location.path)
+    _check_range(archive.number, location.offset, location.size, location)
+    if not hasattr(_this_thread, "copy"):
+        _this_thread.copy = _Copy()
+    copy: int = _this_thread.copy.number
+    # The pages of the last range are used again.
+    os.ftruncate(copy, location.size)
+    os.lseek(copy, 0, os.SEEK_SET)
+    done = 0
+    while done < location.size:
+        more = os.sendfile(copy, archive.number, location.offset + done, location.size - done)
         if not more:
-            raise OSError(f"{location} ends after {len(data)} of {size} bytes.")
-        data += more
+            raise OSError(f"{location} ends after {done} of {location.size} bytes.")
+        done += more
+    os.lseek(copy, 0, os.SEEK_SET)
+
+    return copy
+
+
+def _check_range(descriptor: int, offset: int, size: int, location: Location) -> None:
+    """Before memory is taken for what a manifest says."""
+    available = os.fstat(descriptor).st_size - offset
+    if size > min(available, MAX_BYTES):
+        limit = f"more than the {MAX_BYTES:,} that are read" if size > MAX_BYTES else f"but the file ends after {available:,}"
+        raise OSError(f"{location} has {size:,} bytes, {limit}.")
+
+
+def _read_range(descriptor: int, offset: int, size: int, location: Location) -> bytearray:
+    _check_range(descriptor, offset, size, location)
+    data = bytearray(size)
+    done = os.preadv(descriptor, [data], offset)
+    while done < size:
+        # Linux reads at most 2 GiB at once, network file systems sometimes less.
+        more = os.preadv(descriptor, [memoryview(data)[done:]], offset + done)
+        if not more:
+            raise OSError(f"{location} ends after {done} of {size} bytes.")
+        done += more
 
     return data

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.draws import Purpose, draw_uniform
 from d2v_plugin.data.files import Location, read_bytes
+from d2v_plugin.data.headers import check_picture, is_gif
 
 _NUM_CROP_TRIES = 10
 
@@ -80,11 +84,12 @@ def decode(location: Location) -> Tensor:
     data = read_bytes(location)
     if not data:
         raise SampleError("The file is empty.")
+    check_picture(data)
+    if is_gif(data):
+        return _decode_first(data)
     image: Tensor = decode_image(
-        torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB, apply_exif_orientation=True
+        torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB, apply_exif_orientation=True
     )
-    if image.dim() == 4:
-        image = image[0]
     if image.dtype == torch.uint16:
         # Shifting is not implemented for this type.
         image = (image.to(torch.int32) >> 8).to(torch.uint8)
@@ -92,14 +97,21 @@ def decode(location: Location) -> Tensor:
     return image
 
 
+def _decode_first(data: bytes | bytearray) -> Tensor:
+    """The first frame of a GIF, where torchvision would decode all of them."""
+    with Image.open(io.BytesIO(data)) as image:
+        pixels = np.array(image.convert("RGB"))
+
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
 def augment(image: Tensor, config: ImageConfig, seed: int, epoch: int, sample_id: int) -> Tensor:
     """Crop, resize, flip and jitter. (3, H, W) -> (3, size, size), uint8."""
     draws = draw_uniform(seed, epoch, Purpose.AUGMENTATION, sample_id, 2 * _NUM_CROP_TRIES + 7).tolist()
     left, top, width, height = choose_crop(image.size(-1), image.size(-2), config, draws)
-    image = transforms.crop_image(image, top, left, height, width)
-    image = _resize(image, config.size, config.size)
+    image = _resize(image.numpy()[:, top : top + height, left : left + width], config.size, config.size)
     if draws[-1] < config.flip:
-        image = torch.from_numpy(np.ascontiguousarray(image.numpy()[..., ::-1]))
+        image = image.flip(-1)
     if not config.color_jitter.is_off:
         image = _jitter_colors(image, config.color_jitter, draws[-5:-1])
 
@@ -136,7 +148,7 @@ def fit(image: Tensor, config: ImageConfig) -> Tensor:
     height, width = image.shape[-2:]
     side = max(config.size, round(config.size * config.eval_resize))
     scale = side / min(height, width)
-    image = _resize(image, max(side, round(height * scale)), max(side, round(width * scale)))
+    image = _resize(image.numpy(), max(side, round(height * scale)), max(side, round(width * scale)))
 
     cropped: Tensor = transforms.center_crop_image(image, [config.size, config.size])
 
@@ -145,27 +157,39 @@ def fit(image: Tensor, config: ImageConfig) -> Tensor:
 
 def normalize(images: Sequence[Tensor], config: ImageConfig) -> Tensor:
     """Stack and scale. N × (3, S, S) uint8 -> (N, 3, S, S) float32."""
-    # (x / 255 - mean) / std = x · scale + shift
-    scale = 1 / (255 * np.array(config.std, dtype=np.float32).reshape(3, 1, 1))
-    shift = -255 * np.array(config.mean, dtype=np.float32).reshape(3, 1, 1) * scale
     normalized = np.empty((len(images), *images[0].shape), dtype=np.float32)
-    # One image fits the cache, a batch does not: this takes half the time of doing it for all at once. NumPy, because
-    # PyTorch would start threads of its own within each of the pipeline's.
+    normalizer = Normalizer(config)
     for image, place in zip(images, normalized, strict=True):
-        place[...] = image.numpy()
-        place *= scale
-        place += shift
+        normalizer.write(image, place)
 
     return torch.from_numpy(normalized)
 
 
-def _resize(image: Tensor, height: int, width: int) -> Tensor:
+class Normalizer:
+    """Writes images to their places in a batch: while they are in the processor's cache, as a whole batch would not be."""
+
+    def __init__(self, config: ImageConfig) -> None:
+        # (x / 255 - mean) / std = x · scale + shift
+        self._scale = 1 / (255 * np.array(config.std, dtype=np.float32).reshape(3, 1, 1))
+        self._shift = -255 * np.array(config.mean, dtype=np.float32).reshape(3, 1, 1) * self._scale
+
+    def write(self, image: Tensor, place: NDArray[np.float32]) -> None:
+        """Scale. (3, S, S) uint8 -> (3, S, S) float32."""
+        place[...] = image.numpy()
+        place *= self._scale
+        place += self._shift
+
+
+def _resize(image: NDArray[np.uint8], height: int, width: int) -> Tensor:
+    """(3, H, W) -> (3, height, width)"""
     if image.shape[-2:] == (height, width):
-        return image
+        return torch.from_numpy(image)
+    # PyTorch resizes whole pixels, the layout in which images are decoded, and converts others there and back: also a crop,
+    # unless it is copied and comes as a batch of one. Views are NumPy's, because with PyTorch each lets other threads interrupt.
+    # (3, H, W) -> (1, 3, H, W), channels last
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(1, 2, 0))[None]).permute(0, 3, 1, 2)
 
-    resized: Tensor = transforms.resize_image(image, [height, width], InterpolationMode.BICUBIC, antialias=True)
-
-    return resized
+    return interpolate(pixels, (height, width), mode="bicubic", antialias=True)[0]
 
 
 def _jitter_colors(image: Tensor, config: ColorJitterConfig, draws: Sequence[float]) -> Tensor:

@@ -23,6 +23,7 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 _CHUNK = 1 << 16
+_CACHED = 1 << 13
 _MAX_DIGITS = 18
 _NUM_LISTED = 100
 _NEWLINE, _TAB, _COLON, _RETURN, _SLASH, _ZERO = b"\n\t:\r/0"
@@ -65,7 +66,7 @@ class Problems:
         more = len(self.messages) - _NUM_LISTED
         tail = f"\n… and {more:,} more." if more > 0 else ""
 
-        text = f"{len(self.messages):,} bad line(s) in the dataset's manifests:\n{listed}{tail}"
+        text = f"{len(self.messages):,} bad line(s) in the dataset's files:\n{listed}{tail}"
         # What is no UTF-8 could not be printed.
         raise ManifestError(text.encode("utf-8", errors="backslashreplace").decode())
 
@@ -272,6 +273,10 @@ class Manifest:
         for row in np.flatnonzero(suspect):
             name = self._data[starts[row] : ends[row]]
             escapes[row] = b"\0" in name or not _lies_inside(self._file_of(name), self.roots)
+            if b".." in name.split(b"/") and not escapes[row]:
+                # Behind a symbolic link `..` leads elsewhere than it reads.
+                real_roots = [os.path.realpath(root) for root in self.roots]
+                escapes[row] = not _lies_inside(os.path.realpath(self._file_of(name)), real_roots)
         roots = ", ".join(self.roots)
         self._report(escapes, lambda row: f"{self.text('path', row)!r:.200} lies outside of the root ({roots})")
 
@@ -367,6 +372,14 @@ def _positions(buffer: NDArray[np.uint8], byte: int) -> IntArray:
 
 def _parse_numbers(buffer: NDArray[np.uint8], starts: IntArray, ends: IntArray, where: BoolArray) -> IntArray:
     """Parse decimal numbers in [start, end); -1 where there is none."""
+    # By chunks that fit the processor's cache.
+    chunks = [slice(first, first + _CACHED) for first in range(0, len(starts), _CACHED)]
+    found = [_parse_chunk(buffer, starts[chunk], ends[chunk], where[chunk]) for chunk in chunks]
+
+    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+
+def _parse_chunk(buffer: NDArray[np.uint8], starts: IntArray, ends: IntArray, where: BoolArray) -> IntArray:
     values = np.where(where & (ends > starts) & (ends - starts <= _MAX_DIGITS), 0, -1)
     longest = int((ends - starts)[values == 0].max(initial=0))
     for digit in range(longest):

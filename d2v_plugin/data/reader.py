@@ -7,15 +7,17 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from fairseq2.data.data_pipeline import DataPipeline, DataPipelineBuilder, read_sequence
 from fairseq2.datasets import DataPipelineReader, DataReader, SyncMode
 from fairseq2.gang import Gangs
 from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
+from threadpoolctl import ThreadpoolController
 from typing_extensions import Self, override
 
 from d2v_plugin.data.bad_samples import BadSamples, SampleError
-from d2v_plugin.data.batch import Batch
+from d2v_plugin.data.batch import Batch, Modality
 from d2v_plugin.data.order import Order, RowBatch, Share
 
 SampleT = TypeVar("SampleT")
@@ -32,12 +34,23 @@ class TrainReader(DataReader[Batch]):
     batches are the ones that would have come. fairseq2's own pipeline state would hold decoded samples and one rank's view.
     """
 
-    def __init__(self, order: Order[Any], share: Share, read: ReadBatch, gangs: Gangs, bad_samples: BadSamples) -> None:
+    def __init__(
+        self,
+        order: Order[Any],
+        share: Share,
+        read: ReadBatch,
+        gangs: Gangs,
+        bad_samples: BadSamples,
+        *,
+        name: Callable[[int], str] = str,
+    ) -> None:
+        """:param name: tells which sample an id is, for reports."""
         self._order = order
         self._share = share
         self._read_pass = _PassReader(order, share, read, bad_samples)
         self._gangs = gangs
         self._bad_samples = bad_samples
+        self._name = name
         self._start(0)
 
     def _start(self, unit: int) -> None:
@@ -66,6 +79,10 @@ class TrainReader(DataReader[Batch]):
 
         return batches
 
+    def name_sample(self, modality: Modality, sample: int) -> str:
+        """Where a sample comes from, given its id, as reports name it."""
+        return f"{self._bad_samples.split}:{self._name(sample)}"
+
     @override
     def reset(self) -> None:
         self._start(0)
@@ -91,6 +108,13 @@ class TrainReader(DataReader[Batch]):
     @override
     def num_accumulate(self) -> int:
         return self._share.num_accumulate
+
+
+def name_sample(reader: DataReader[Batch], modality: Modality, sample: int) -> str:
+    """Where a sample of a training reader comes from, given its id; the id alone if the reader does not tell."""
+    name = getattr(reader, "name_sample", None)
+
+    return str(sample) if name is None else name(modality, sample)
 
 
 class LabelledReader(DataReader[Batch]):
@@ -156,7 +180,18 @@ def build_pipeline(source: DataPipelineBuilder, read: Callable[[Any], Batch | No
     A thread works on a whole batch: decoding and resizing release the interpreter lock, and a call per batch costs less
     than a call per sample. The source must be native: fairseq2 0.8.1 frees a Python iterator without holding that lock.
     """
-    return source.map(read, num_parallel_calls=count_threads()).filter(_is_batch).prefetch(_PREFETCH).and_return()
+    openmp = ThreadpoolController().select(user_api="openmp")
+
+    def read_alone(unit: Any) -> Batch | None:
+        # Keep PyTorch from starting threads of its own within each of the pipeline's, which takes a third more processor time.
+        # It sets their number when a thread first asks for it: what is set before has no effect. Nothing is remembered, since
+        # the pipeline's threads are new to Python at every call.
+        torch.get_num_threads()
+        openmp.limit(limits=1)
+
+        return read(unit)
+
+    return source.map(read_alone, num_parallel_calls=count_threads()).filter(_is_batch).prefetch(_PREFETCH).and_return()
 
 
 def count_threads() -> int:

@@ -96,6 +96,12 @@ class Tokenizer:
 
         return [self._ids[np.array(line, dtype=np.int64)] for line in found]
 
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """What each id stands for, ``▁`` at the beginnings of words; special ids in angle brackets."""
+        special = {BEGINNING: "<s>", PADDING: "<pad>", END: "</s>", UNKNOWN: "<unk>", self.vocabulary.mask: "<mask>"}
+
+        return [special.get(token) or self._model.id_to_piece(self._pieces[token]) for token in tokens]
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of ids; special ones are left out."""
         text: str = self._model.decode([self._pieces[token] for token in tokens if token in self._pieces])
@@ -122,14 +128,16 @@ class TokenStream:
                 message = f"{location} has {size:,} bytes, but {count:,} tokens of {vocabulary.dtype} need another number"
                 problems.add(manifest.path, manifest.line_of(row), message)
                 continue
+            # Plain arrays: slices of `np.memmap` cost ten times as much.
             shard: NDArray[Any] = (
-                np.memmap(location.path, vocabulary.dtype, "r", location.offset, (count,))
+                np.asarray(np.memmap(location.path, vocabulary.dtype, "r", location.offset, (count,)))
                 if count
                 else np.empty(0, vocabulary.dtype)
             )
             self._shards.append(shard)
         problems.raise_if_any()
         self._ends = np.cumsum(manifest.integers("tokens"))
+        self._starts = self._ends - manifest.integers("tokens")
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -137,26 +145,42 @@ class TokenStream:
     def read(self, start: int, stop: int) -> Tokens:
         """Tokens [start, stop).
 
-        :raises SampleError: they are not in the vocabulary.
+        :raises SampleError: there are none, or they are not in the vocabulary.
         """
-        parts = []
-        shard = int(np.searchsorted(self._ends, start, side="right"))
-        while start < stop:
-            end = int(self._ends[shard])
-            first = end - len(self._shards[shard])
-            parts.append(self._shards[shard][start - first : min(stop, end) - first])
-            start, shard = end, shard + 1
-        tokens = np.concatenate(parts).astype(np.int64)
+        if start >= stop:
+            raise SampleError("There are no tokens.")
+        (tokens,) = self.view(np.array([start]), np.array([stop]))
         if tokens.max(initial=0) >= self.vocabulary.size:
             raise SampleError(f"Token id {tokens.max()} is not in the vocabulary of {self.vocabulary.size}.")
 
-        return tokens
+        return tokens.astype(np.int64)
 
-    def read_row(self, row: int, max_tokens: int) -> Tokens:
-        """The first tokens of one row of the manifest."""
-        start = int(self._ends[row]) - len(self._shards[row])
+    def view(self, starts: Tokens, stops: Tokens) -> list[NDArray[Any]]:
+        """Tokens [start, stop) of several samples, none of them empty, as the shards hold them; unlike :meth:`read` it does not
+        check that they are in the vocabulary."""
+        shards = np.searchsorted(self._ends, starts, side="right")
+        # Only a sample that reaches into the next shard has to be copied.
+        whole = (stops <= self._ends[np.minimum(shards, len(self._ends) - 1)]).tolist()
+        firsts, lasts = (starts - self._starts[shards]).tolist(), (stops - self._starts[shards]).tolist()
 
-        return self.read(start, min(start + max_tokens, int(self._ends[row])))
+        return [
+            self._shards[shard][first:last] if is_whole else self._join(shard, first, last)
+            for shard, first, last, is_whole in zip(shards.tolist(), firsts, lasts, whole, strict=True)
+        ]
+
+    def _join(self, shard: int, first: int, last: int) -> NDArray[Any]:
+        """Tokens [first, last), counted from the beginning of a shard, beyond its end."""
+        parts = []
+        while last > 0:
+            parts.append(self._shards[shard][first:last])
+            size = len(self._shards[shard])
+            first, last, shard = max(0, first - size), last - size, shard + 1
+
+        return np.concatenate(parts)
+
+    def row_bounds(self, max_tokens: int) -> tuple[Tokens, Tokens]:
+        """(rows,) where the first tokens of each row of the manifest start and end."""
+        return self._starts, np.minimum(self._ends, self._starts + max_tokens)
 
     def line_ends(self) -> Tokens:
         """Where each line ends, from the ``.idx`` files beside the shards.
@@ -222,7 +246,7 @@ def _pack(starts: Tokens, ends: Tokens, max_tokens: int) -> tuple[Tokens, Tokens
     return starts[firsts], ends[[*(first - 1 for first in firsts[1:]), len(ends) - 1]]
 
 
-def pad_tokens(samples: Sequence[Tokens]) -> tuple[Tensor, Tensor | None, int | None]:
+def pad_tokens(samples: Sequence[NDArray[Any]]) -> tuple[Tensor, Tensor | None, int | None]:
     """Put ``<s>`` before each sample and ``<pad>`` behind it.
 
     N × (S_n,) -> (N, S), the padding mask (N, S) and the shortest length, if any is padded.

@@ -121,6 +121,31 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         read_recording(recording, RAW)
 
 
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "PCM_32", "ULAW", "IMA_ADPCM", "DOUBLE"])
+def test_all_kinds_of_wave_files_are_read(tmp_path: Path, subtype: str) -> None:
+    soundfile.write(tmp_path / "x.wav", SOUND, 16_000, subtype)
+    recording = Recording(Location(str(tmp_path / "x.wav")), soundfile.info(tmp_path / "x.wav").frames)
+    tolerance = {"PCM_U8": 0.01, "ULAW": 0.02, "IMA_ADPCM": 0.05}.get(subtype, 1e-4)
+
+    # ADPCM takes some samples to find its step.
+    np.testing.assert_allclose(read_recording(recording, RAW)[100 : len(SOUND)], SOUND[100:], atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["x.flac", "x.float.wav", "x.stereo"])
+def test_a_crop_can_be_written_to_a_given_place(tmp_path: Path, name: str) -> None:
+    if name == "x.stereo":
+        soundfile.write(tmp_path / name, np.stack([SOUND, SOUND], axis=1), 16_000, format="FLAC")
+        recording = Recording(Location(str(tmp_path / name)), len(SOUND))
+    else:
+        recording = write(tmp_path, name=name)
+    known = Recording(recording.location, recording.size, statistics=measure(read_recording(recording, RAW)))
+    places = np.full((3, 500), 7, dtype=np.float32)
+    for given in (recording, known):
+        result = read_recording(given, AudioConfig(), 100, 500, places[1])
+        np.testing.assert_array_equal(places[1], read_recording(given, AudioConfig(), 100, 500))
+        assert result is not None and (places[[0, 2]] == 7).all()
+
+
 def test_padding_marks_exactly_what_was_added() -> None:
     inputs, padding_mask, min_length = pad_and_stack([SOUND[:3], SOUND[:5]])
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from torchvision.transforms.v2 import functional
 
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.draws import Purpose, draw_uniform
@@ -119,6 +120,17 @@ def test_crops_match_torchvision_in_distribution() -> None:
 
     np.testing.assert_allclose(ours.mean(0), theirs.mean(0), rtol=0.06)
     np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=0.06)
+
+
+@pytest.mark.parametrize("layout", ["decoded", "planes"])
+def test_pixels_are_those_of_torchvisions_resized_crop(layout: str) -> None:
+    config = ImageConfig(size=12, flip=0.0)
+    image = torch.from_numpy(COLORS.transpose(2, 0, 1) if layout == "decoded" else COLORS.transpose(2, 0, 1).copy())
+    for sample in range(20):
+        draws = draw_uniform(0, 0, Purpose.AUGMENTATION, sample, 27).tolist()
+        left, top, width, height = choose_crop(30, 20, config, draws)
+        expected = functional.resized_crop(image, top, left, height, width, [12, 12], functional.InterpolationMode.BICUBIC)
+        assert torch.equal(augment(image, config, 0, 0, sample), expected)
 
 
 def test_flipping_can_be_switched_off() -> None:

@@ -165,19 +165,19 @@ def test_names_that_are_no_utf8_are_read_and_reported(tmp_path: Path) -> None:
 OPEN_AND_MEASURE = """
 import resource, sys, time
 from pathlib import Path
-from d2v_plugin.data.dataset import ImageManifest, ManifestConfig
+from d2v_plugin.data.dataset import AudioManifest, ManifestConfig
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before, start = peak(), time.process_time()
-split = ImageManifest.open(ManifestConfig(path=Path(sys.argv[1]))).split("train")
+split = AudioManifest.open(ManifestConfig(path=Path(sys.argv[1]))).split("train")
 print(time.process_time() - start, (peak() - before) / 1024, len(split))
 """
 
 
 def test_a_million_rows_open_in_two_seconds_and_500_megabytes(tmp_path: Path) -> None:
     with (tmp_path / "train.tsv").open("w") as file:
-        file.write(".\n")
-        file.writelines(f"train-{row // 10_000:05}.zip:{row % 10_000 * 100_000}:{90_000 + row % 999}\tn{row % 1000:08}\n"
-                        for row in range(1_000_000))  # fmt: skip
+        file.write(".\n#columns\tpath\tsize\tlabel\tmean\tvariance\n")
+        file.writelines(f"train-{row // 10_000:05}.zip:{row % 10_000 * 100_000}:{90_000 + row % 999}\t{160_000 + row % 999}\tword"
+                        "\t-1.23456789e-05\t0.0123456789\n" for row in range(1_000_000))  # fmt: skip
     for shard in range(100):
         with (tmp_path / f"train-{shard:05}.zip").open("wb") as archive:
             archive.truncate(1_000_000_000)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fairseq2.recipe.error import RecipeError
 
-from d2v_plugin.data.draws import Purpose, draw_permutation, draw_uniform
+from d2v_plugin.data.draws import Purpose, draw_permutation, draw_uniform, draw_words
 from d2v_plugin.data.order import LengthOrder, SampleOrder, share_batch
 
 
@@ -51,6 +51,12 @@ def test_a_batch_may_be_longer_than_an_epoch() -> None:
 def test_the_order_never_changes_between_releases() -> None:
     # Checkpoints hold a position in it.
     assert draw_permutation(1, 2, Purpose.ORDER, 8).tolist() == [4, 2, 0, 6, 1, 5, 7, 3]
+
+
+def test_a_draw_is_numpys_philox_whatever_was_drawn_before() -> None:
+    for sample, count in ((7, 5), (7, 4), (8, 1), (7, 5)):
+        expected = np.random.Philox(key=np.array([2**64 - 3, 6], dtype=np.uint64), counter=(0, 0, 2, sample)).random_raw(count)
+        assert draw_words(-3, 6, Purpose.CROP, sample, count).tolist() == expected.tolist()
 
 
 def test_draws_are_uniform_and_independent_of_each_other() -> None:

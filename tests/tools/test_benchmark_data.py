@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
+
+
+def test_the_table_compares_loose_files_and_shards(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    runpy.run_path(str(TOOL))["main"](["data", "--inputs", "text", "--seconds", "0.1", "--repeats", "1"])
+    _, _, *rows = capsys.readouterr().out.splitlines()
+
+    assert [row.split(" | ")[:2] for row in rows] == [["| text", "files"], ["| text", "shards"]]
+    for row in rows:
+        assert all(float(number.strip(" |").replace(",", "")) > 0 for number in row.split(" | ")[2:])
