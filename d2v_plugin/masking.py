@@ -17,6 +17,7 @@ from enum import IntEnum
 from typing import ClassVar, TypeVar
 
 import torch
+from fairseq2.device import Device
 from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
@@ -39,6 +40,7 @@ class Stream(IntEnum):
     WINDOWS = 0
     CELLS = 1
     NOISE = 2
+    DROPOUT = 3
 
 
 def row_keys(seed: int, step: int, ids: Tensor, num_views: int) -> Tensor:
@@ -70,9 +72,9 @@ def uniform(keys: Tensor, count: int, *, stream: int) -> Tensor:
     :param keys: (R,) int64 from :func:`row_keys`.
     :param stream: different streams of a key are independent.
     """
-    rows, columns = _hash_rows(keys, stream), _hash_columns(keys, count)
+    rows, columns = hash_rows(keys, stream), hash_columns(count, keys.device)
 
-    return (_finalise(rows[:, None] ^ columns) >> 8 & 0xFF_FFFF).to(torch.float32).mul_(2.0**-24)
+    return (finalise(rows[:, None] ^ columns) >> 8 & 0xFF_FFFF).to(torch.float32).mul_(2.0**-24)
 
 
 def gaussian(keys: Tensor, count: int, *, stream: int) -> Tensor:
@@ -86,7 +88,7 @@ def gaussian(keys: Tensor, count: int, *, stream: int) -> Tensor:
     """
     num_pairs = (count + 1) // 2
 
-    rows, columns = _hash_rows(keys, stream), _hash_columns(keys, num_pairs)
+    rows, columns = hash_rows(keys, stream), hash_columns(num_pairs, keys.device)
 
     output = torch.empty((keys.size(0), 2, num_pairs), dtype=torch.float32, device=keys.device)
 
@@ -96,7 +98,7 @@ def gaussian(keys: Tensor, count: int, *, stream: int) -> Tensor:
     num_rows = max(1, chunk_size // max(1, num_pairs))
 
     for chunk, hashed in zip(torch.split(output, num_rows), torch.split(rows, num_rows), strict=True):
-        bits = _finalise(hashed[:, None] ^ columns)
+        bits = finalise(hashed[:, None] ^ columns)
 
         angle = bits.to(torch.float32).mul_(math.pi / 2**31)
 
@@ -118,7 +120,7 @@ def _mix(word: IntT) -> IntT:
     return word ^ word >> 16
 
 
-def _finalise(words: Tensor) -> Tensor:
+def finalise(words: Tensor) -> Tensor:
     """The rest of :func:`_mix`, after its first line, of int32 words in place: half the memory traffic of int64.
 
     int32 products wrap around on CPUs and on GPUs alike.
@@ -131,12 +133,14 @@ def _finalise(words: Tensor) -> Tensor:
     return words
 
 
-def _hash_rows(keys: Tensor, stream: int) -> Tensor:
+def hash_rows(keys: Tensor, stream: int) -> Tensor:
+    """Words (R,) int32 that differ from row to row: ``finalise(rows[:, None] ^ columns)`` are the bits of all elements."""
     return _to_int32(_mix(_mix((keys & WORD) ^ _mix(stream + 1 & WORD)) ^ keys >> 32))
 
 
-def _hash_columns(keys: Tensor, count: int) -> Tensor:
-    return _to_int32(_mix(torch.arange(count, device=keys.device)))
+def hash_columns(count: int, device: Device) -> Tensor:
+    """Words (count,) int32 that differ from column to column."""
+    return _to_int32(_mix(torch.arange(count, device=device)))
 
 
 def _to_int32(words: Tensor) -> Tensor:
@@ -146,7 +150,7 @@ def _to_int32(words: Tensor) -> Tensor:
 
 def _draw_words(keys: Tensor, count: int, stream: int) -> Tensor:
     """Draw (R, count) int64 numbers, uniform in [0, 2^32)."""
-    return _finalise(_hash_rows(keys, stream)[:, None] ^ _hash_columns(keys, count)).to(torch.int64) + (1 << 31)
+    return finalise(hash_rows(keys, stream)[:, None] ^ hash_columns(count, keys.device)).to(torch.int64) + (1 << 31)
 
 
 def split_mask(mask: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
@@ -161,6 +165,13 @@ def split_mask(mask: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
     num_kept = mask.size(1) - num_masked
 
     return order[:, :num_kept], order[:, num_kept:]
+
+
+def mark_positions(positions: Tensor, length: int) -> Tensor:
+    """The inverse of :func:`split_mask`: positions (R, K) -> (R, length) bool, True there."""
+    mask = torch.zeros((positions.size(0), length), dtype=torch.bool, device=positions.device)
+
+    return mask.scatter_(1, positions, True)
 
 
 class MaskSampler(ABC):

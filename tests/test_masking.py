@@ -256,15 +256,15 @@ def test_keys_and_numbers_stay_the_same_in_later_versions() -> None:
 
 
 def test_hashing_in_32_bits_wraps_around_like_exact_arithmetic() -> None:
-    from d2v_plugin.masking import _finalise, _mix
+    from d2v_plugin.masking import _mix, finalise
 
     words = torch.randint(-(2**31), 2**31, (10_000,), generator=torch.Generator().manual_seed(1))
     words[:4] = torch.tensor([0, -1, 2**31 - 1, -(2**31)])
 
-    # `_finalise` is `_mix` but for the first line, a permutation that undoes itself in two applications.
+    # `finalise` is `_mix` but for the first line, a permutation that undoes itself in two applications.
     unmixed = [word ^ word >> 16 for word in (words & 0xFFFF_FFFF).tolist()]
 
-    ours = _finalise(words.to(torch.int32)).long() & 0xFFFF_FFFF
+    ours = finalise(words.to(torch.int32)).long() & 0xFFFF_FFFF
 
     assert ours.tolist() == [_mix(word) for word in unmixed]
     assert _mix(torch.tensor(unmixed)).tolist() == ours.tolist()

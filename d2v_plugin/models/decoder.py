@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from d2v_plugin.models.config import DecoderConfig
 from d2v_plugin.models.convolution import ConvBlock
+from d2v_plugin.models.dropout import Dropout
 
 
 class ConvDecoder(nn.Module):
@@ -21,7 +22,7 @@ class ConvDecoder(nn.Module):
         """
         super().__init__()
         conv_kls = nn.Conv1d if num_spatial_dims == 1 else nn.Conv2d
-        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.input_dropout = Dropout(config.input_dropout)
         self.blocks = nn.ModuleList(
             ConvBlock(
                 conv_kls(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
+from d2v_plugin.models.attention import attend
 from d2v_plugin.models.config import Data2VecConfig
+from d2v_plugin.models.dropout import Dropout
+from d2v_plugin.models.layer_drop import LayerDrop
+from d2v_plugin.models.recomputation import gelu_linear
 
 
 class Attention(nn.Module):
@@ -19,7 +22,7 @@ class Attention(nn.Module):
         self.attention_dropout = config.attention_dropout
         self.qkv = nn.Linear(config.dim, 3 * config.dim)
         self.proj = nn.Linear(config.dim, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """
@@ -32,12 +35,7 @@ class Attention(nn.Module):
         # (R, K, D) -> 3 x (R, H, K, D/H)
         q, k, v = self.qkv(x).view(rows, length, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
 
-        if bias is not None and bias.is_floating_point():
-            bias = bias.to(q.dtype)
-
-        x = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=bias, dropout_p=self.attention_dropout if self.training else 0.0
-        )
+        x = attend(q, k, v, bias, self.attention_dropout if self.training else 0.0)
 
         # (R, H, K, D/H) -> (R, K, D)
         x = x.transpose(1, 2).reshape(rows, length, dim)
@@ -53,12 +51,14 @@ class FeedForward(nn.Module):
         hidden_dim = int(config.dim * config.mlp_ratio)
         self.fc1 = nn.Linear(config.dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, config.dim)
-        self.dropout = nn.Dropout(config.activation_dropout)
+        self.dropout = Dropout(config.activation_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.dropout(F.gelu(self.fc1(x)))
+        hidden = self.fc1(x)
+        if self.dropout.p > 0.0:
+            return self.dropout(self.fc2(self.dropout(F.gelu(hidden))))  # type: ignore[no-any-return]
 
-        return self.dropout(self.fc2(x))  # type: ignore[no-any-return]
+        return gelu_linear(hidden, self.fc2)
 
 
 class Block(nn.Module):
@@ -73,10 +73,10 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps, elementwise_affine=config.norm_affine)
         self.mlp = FeedForward(config)
-        self.post_mlp_dropout = nn.Dropout(config.post_mlp_dropout)
+        self.post_mlp_dropout = Dropout(config.post_mlp_dropout)
         self.norm_first = config.norm_first
         self.drop_path = drop_path
-        self.layer_drop = layer_drop
+        self.layer_drop = LayerDrop(layer_drop)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """
@@ -95,12 +95,7 @@ class Block(nn.Module):
             tap = self.mlp(x)
             x = self.norm2(x + self._drop_path(self.post_mlp_dropout(tap)))
 
-        if self.training and self.layer_drop > 0.0:
-            # The block is computed in any case, so that all ranks have the same autograd graph.
-            keep = torch.rand((), device=x.device) >= self.layer_drop
-            x = torch.where(keep, x, skipped)
-
-        return x, tap
+        return self.layer_drop(x, skipped), tap
 
     def _drop_path(self, x: Tensor) -> Tensor:
         dropped: Tensor = stochastic_depth(x, self.drop_path, mode="row", training=self.training)
@@ -132,7 +127,7 @@ class ContextEncoder(nn.Module):
         super().__init__()
         self.blocks = build_blocks(config, depth, drop_path=drop_path, layer_drop=layer_drop)
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps, elementwise_affine=config.norm_affine) if norm else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm_first = config.norm_first
 
     def forward(self, x: Tensor, biases: list[Tensor | None]) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.models.config import Data2VecConfig, TextConfig
+from d2v_plugin.models.dropout import Dropout
 from d2v_plugin.models.frontends.base import Frontend
 
 
@@ -40,7 +41,7 @@ class TokenEmbedding(nn.Module):
         self.embed_tokens = nn.Embedding(text.vocab_size, dim, padding_idx=text.pad_idx)
         self.embed_positions = nn.Embedding(text.max_positions + text.pad_idx + 1, dim, padding_idx=text.pad_idx)
         self.layernorm_embedding = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(text.dropout)
+        self.dropout = Dropout(text.dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
         length = tokens.size(1)

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from d2v_plugin.models.config import AudioConfig
 from d2v_plugin.models.convolution import ConvBlock
+from d2v_plugin.models.dropout import Dropout
 from d2v_plugin.models.encoder import BlockList
 from d2v_plugin.models.frontends.audio import WaveformEncoder, count_frames, mark_padded_frames
 from d2v_plugin.models.v1.base import Data2Vec1Model, Encoder1, EncoderInput, attention_mask
@@ -33,7 +34,7 @@ class Data2VecAudioModel(Data2Vec1Model):
         self.feature_extractor = WaveformEncoder(AudioConfig(conv_layers=audio.conv_layers, conv_norm=audio.conv_norm))
         self.layer_norm = nn.LayerNorm(num_channels, eps=config.norm_eps)
         self.post_extract_proj = nn.Linear(num_channels, config.dim)
-        self.input_dropout = nn.Dropout(audio.input_dropout)
+        self.input_dropout = Dropout(audio.input_dropout)
         self.mask_emb = nn.Parameter(torch.empty(config.dim))
         self.encoder = AudioEncoder1(config, audio)
         self.final_proj = nn.Linear(config.dim, config.dim) if config.head_layers > 0 else None
@@ -57,6 +58,16 @@ class Data2VecAudioModel(Data2Vec1Model):
     @override
     def head_modules(self) -> tuple[str, ...]:
         return ("final_proj", "mask_emb")
+
+    @property
+    @override
+    def frontend_modules(self) -> tuple[str, ...]:
+        return ("feature_extractor",)
+
+    @property
+    @override
+    def prediction_modules(self) -> tuple[str, ...]:
+        return ("final_proj", "mask_emb") if self.final_proj is not None else ("mask_emb",)
 
     @property
     @override
@@ -112,7 +123,7 @@ class AudioEncoder1(Encoder1):
             )
         )
         self.layer_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = build_post_norm_blocks(config)
         self.original_padding = config.original_padding
 

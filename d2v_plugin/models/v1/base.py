@@ -126,8 +126,17 @@ class Data2Vec1Model(EncoderModel, ABC):
         self.check_modality(modality)
         local = self.extract_local(inputs)
         padding_mask = self.downsample_padding(padding_mask, local.size(1) - self.num_extra_tokens)
+
+        return self.encode_whole(self.mask_local(local, None), padding_mask)
+
+    def encode_whole(self, local: Tensor, padding_mask: Tensor | None) -> Features:
+        """The second half of :meth:`extract_features`, for features that were changed, such as masked in fine-tuning.
+
+        :param local: from :meth:`mask_local`.
+        :param padding_mask: (N, S)
+        """
         num_extra = self.num_extra_tokens
-        layers = [output.block for output in self.encode(self.mask_local(local, None), padding_mask)]
+        layers = [output.block for output in self.encode(local, padding_mask)]
         x = self.context_encoder.finish(layers[-1])
 
         return Features(
@@ -135,6 +144,7 @@ class Data2Vec1Model(EncoderModel, ABC):
             padding_mask,
             [layer[:, num_extra:] for layer in layers],
             x[:, :num_extra] if num_extra > 0 else None,
+            [layer[:, :num_extra] for layer in layers] if num_extra > 0 else None,
         )
 
     def check_modality(self, modality: Modality | None) -> None:

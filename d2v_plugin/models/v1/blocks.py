@@ -12,7 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
+from d2v_plugin.models.attention import attend
+from d2v_plugin.models.dropout import Dropout
 from d2v_plugin.models.encoder import BlockList
+from d2v_plugin.models.layer_drop import LayerDrop
+from d2v_plugin.models.recomputation import gelu_linear
 from d2v_plugin.models.v1.config import Data2Vec1ModelConfig, Image1Config
 
 BlockFeature = Literal["ffn", "ffn_residual", "block", "attention"]
@@ -67,9 +71,9 @@ class PostNormBlock(nn.Module):
         self.fc1 = nn.Linear(config.dim, config.ffn_dim)
         self.fc2 = nn.Linear(config.ffn_dim, config.dim)
         self.final_layer_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
-        self.activation_dropout = nn.Dropout(config.activation_dropout)
-        self.layer_drop = config.layer_drop
+        self.dropout = Dropout(config.dropout)
+        self.activation_dropout = Dropout(config.activation_dropout)
+        self.layer_drop = LayerDrop(config.layer_drop)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> BlockOutput:
         """
@@ -79,16 +83,15 @@ class PostNormBlock(nn.Module):
         skipped = x
         attention = self.self_attn(x, bias)
         x = self.self_attn_layer_norm(x + self.dropout(attention))
-        ffn = self.fc2(self.activation_dropout(F.gelu(self.fc1(x))))
+        hidden = self.fc1(x)
+        if self.activation_dropout.p > 0.0:
+            ffn = self.fc2(self.activation_dropout(F.gelu(hidden)))
+        else:
+            ffn = gelu_linear(hidden, self.fc2)
         ffn_residual = x + self.dropout(ffn)
         x = self.final_layer_norm(ffn_residual)
 
-        if self.training and self.layer_drop > 0.0:
-            # The block is computed in any case, so that all ranks have the same autograd graph.
-            keep = torch.rand((), device=x.device) >= self.layer_drop
-            x = torch.where(keep, x, skipped)
-
-        return BlockOutput(x, ffn, ffn_residual, attention)
+        return BlockOutput(self.layer_drop(x, skipped), ffn, ffn_residual, attention)
 
 
 class BeitAttention(nn.Module):
@@ -138,7 +141,7 @@ class BeitBlock(nn.Module):
         self.attn = BeitAttention(config, image)
         self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.mlp = nn.Sequential(nn.Linear(config.dim, config.ffn_dim), nn.GELU(), nn.Linear(config.ffn_dim, config.dim))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.drop_path = drop_path
         self.layer_scale = image.layer_scale
         for name in ("gamma_1", "gamma_2"):
@@ -195,9 +198,7 @@ def _split_heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
-    if bias is not None and bias.is_floating_point():
-        bias = bias.to(q.dtype)
-    x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout).transpose(1, 2)
+    x = attend(q, k, v, bias, dropout).transpose(1, 2)
 
     # (N, S, H, D/H) -> (N, S, D)
     return x.reshape(*x.shape[:2], -1)

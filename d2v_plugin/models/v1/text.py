@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.models.config import TextConfig
+from d2v_plugin.models.dropout import Dropout
 from d2v_plugin.models.encoder import BlockList
 from d2v_plugin.models.frontends.text import TokenEmbedding
 from d2v_plugin.models.v1.base import Data2Vec1Model, Encoder1, EncoderInput, attention_mask
@@ -42,6 +43,16 @@ class Data2VecTextModel(Data2Vec1Model):
 
     @property
     @override
+    def frontend_modules(self) -> tuple[str, ...]:
+        return ("encoder.sentence_encoder.embed_tokens", "encoder.sentence_encoder.embed_positions")
+
+    @property
+    @override
+    def prediction_modules(self) -> tuple[str, ...]:
+        return self.head_modules
+
+    @property
+    @override
     def local_modules(self) -> tuple[str, ...]:
         return ()
 
@@ -73,7 +84,7 @@ class SentenceEncoder(TokenEmbedding, Encoder1):
         super().__init__(config.dim, embedding)
         self.layernorm_embedding = nn.LayerNorm(config.dim, eps=config.norm_eps)
         # Not part of the embedding, which the teacher may share with a student in training.
-        self.input_dropout = nn.Dropout(config.dropout)
+        self.input_dropout = Dropout(config.dropout)
         self.layers = build_post_norm_blocks(config)
 
     @override

@@ -61,6 +61,16 @@ class Data2VecVisionModel(Data2Vec1Model):
 
     @property
     @override
+    def frontend_modules(self) -> tuple[str, ...]:
+        return ("patch_embed",)
+
+    @property
+    @override
+    def prediction_modules(self) -> tuple[str, ...]:
+        return ("final_proj", "mask_emb") if self.final_proj is not None else ("mask_emb",)
+
+    @property
+    @override
     def local_modules(self) -> tuple[str, ...]:
         return ("patch_embed", "cls_emb")
 

@@ -34,7 +34,7 @@ def test_what_is_written_is_loaded(tmp_path: Path) -> None:
     content = make_content()
     files = write_directory(tmp_path / "deep" / "down", content)
 
-    assert [file.name for file in files] == ["config.json", "model.safetensors"]
+    assert [file.name for file in files] == ["complete.json", "config.json", "model.safetensors"]
     assert all(file.stat().st_mode == files[0].stat().st_mode for file in files)
     model = d2v_plugin.load(tmp_path / "deep" / "down")
     assert model.config == content.config
@@ -161,6 +161,7 @@ def test_weights_that_are_no_numbers_of_the_right_kind_are_refused(folder: Path)
     state = create_model(text_tiny()).state_dict()
     state["blocks.0.norm1.weight"] = torch.ones(96, dtype=torch.int32)
     save_file(state, folder / "model.safetensors")
+    (folder / "complete.json").unlink()  # whose hash is another file's
 
     with pytest.raises(CheckpointError, match=r"blocks\.0\.norm1\.weight: int32 instead of floating point"):
         d2v_plugin.load(folder)

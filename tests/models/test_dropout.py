@@ -1,0 +1,40 @@
+"""Dropout with hashed masks has the rate, the scale and the gradients of PyTorch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from d2v_plugin.models.dropout import Dropout
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_rate_and_scale(rate: float) -> None:
+    torch.manual_seed(0)
+    x = Dropout(rate)(torch.ones(1100, 1001))  # several pieces, the last one odd
+
+    dropped = x == 0.0
+    assert dropped.float().mean() == pytest.approx(rate, abs=2e-3)
+    assert torch.allclose(x[~dropped], torch.tensor(1 / (1 - rate)), rtol=1e-4)
+    assert dropped.float().mean(dim=0).std() == pytest.approx((rate * (1 - rate) / 1100) ** 0.5, rel=0.1)
+    assert dropped.float().mean(dim=1).std() == pytest.approx((rate * (1 - rate) / 1001) ** 0.5, rel=0.1)
+
+
+def test_the_gradient_has_the_same_mask() -> None:
+    x = torch.randn(700, 800, requires_grad=True)
+    y = Dropout(0.3)(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+
+    assert torch.equal(gradient == 0.0, y == 0.0)
+    assert torch.allclose(gradient * x, y, atol=1e-6)
+
+
+def test_the_generator_of_pytorch_decides() -> None:
+    dropout, x = Dropout(0.5), torch.ones(100)
+    torch.manual_seed(1)
+    first, second = dropout(x), dropout(x)
+    torch.manual_seed(1)
+
+    assert torch.equal(dropout(x), first)
+    assert not torch.equal(first, second)
+    assert dropout.eval()(x) is x
