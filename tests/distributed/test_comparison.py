@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import Ranks
 
 ABLATIONS = Path(__file__).parents[2] / "recipes" / "ablations" / "objectives"
 
 SETTINGS = [
     *("regime.num_steps=3", "regime.publish_metrics_every_n_steps=1", "regime.checkpoint_every_n_steps=3"),
-    *("probing.probes=[]", "optimizer.config.eps=1.0", "optimizer.config.lr=0.1"),
+    *("probing.probes=[]", "optimizer.config.eps=1.0", "optimizer.config.lr=0.1", "lr_scheduler.config.num_warmup_steps=0"),
 ]
 
 
 def train(recipe: str, out: Path, parallelism: str) -> list[float]:
     """The losses of three updates on two processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "d2v_plugin"]
     settings = [*SETTINGS, f"trainer.data_parallelism={parallelism}"]
     words = ["recipe", "train", "--config-file", str(ABLATIONS / recipe), str(out), "--config", *settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAIRSEQ2_DEVICE": "cpu"}
-    result = subprocess.run([*launcher, *words], capture_output=True, text=True, env=environment, timeout=300)
-    assert result.returncode == 0, result.stderr
+    ranks = Ranks(words, out.with_suffix(".output"), size=2)
+    assert ranks.wait(300) == [0, 0], ranks.output()
 
     return [json.loads(line)["Loss"] for line in (out / "metrics" / "train.jsonl").read_text().splitlines()]
 

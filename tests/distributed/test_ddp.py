@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import Ranks
 
 # With a large epsilon Adam's update is smooth in the gradient. Otherwise it turns the rounding noise of gradients that are
 # zero in theory (those of the key biases) into whole steps, and no two summation orders agree.
@@ -22,9 +23,16 @@ SETTINGS = [
 ]
 
 
-def run_two_processes(recipe: Path, out: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+def words_of(recipe: Path, out: Path, *settings: str) -> list[str]:
+    return ["recipe", "train", "--config-file", str(recipe), str(out), "--config", *SETTINGS, *settings]
+
+
+def start_two_ranks(recipe: Path, out: Path, *settings: str) -> Ranks:
+    return Ranks(words_of(recipe, out, *settings), out.with_suffix(".output"), size=2)
+
+
+def run_under_torchrun(words: list[str]) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "d2v_plugin"]
-    words = ["recipe", "train", "--config-file", str(recipe), str(out), "--config", *SETTINGS, *settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAIRSEQ2_DEVICE": "cpu"}
 
     return subprocess.run([*launcher, *words], capture_output=True, text=True, env=environment, timeout=300)
@@ -46,7 +54,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory, tiny_recipe_text: st
     folder = tmp_path_factory.mktemp("ddp")
     recipe = folder / "tiny.yaml"
     recipe.write_text(tiny_recipe_text)
-    result = run_two_processes(recipe, folder / "two")
+    result = run_under_torchrun(words_of(recipe, folder / "two"))
     assert result.returncode == 0, result.stderr
 
     return recipe, folder / "two"
@@ -69,9 +77,9 @@ def test_a_resumed_run_of_two_processes_is_bit_identical(two_processes: tuple[Pa
     recipe, two = two_processes
     shutil.copytree(two / "checkpoints" / "step_3", tmp_path / "resumed" / "checkpoints" / "step_3")
 
-    result = run_two_processes(recipe, tmp_path / "resumed")
+    ranks = start_two_ranks(recipe, tmp_path / "resumed")
 
-    assert result.returncode == 0, result.stderr
+    assert ranks.wait() == [0, 0], ranks.output()
     expected, actual = load(two, 8, "model"), load(tmp_path / "resumed", 8, "model")
     assert expected.keys() == actual.keys()
     assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
@@ -82,9 +90,9 @@ def test_a_resumed_run_of_two_processes_is_bit_identical(two_processes: tuple[Pa
 def test_sharded_parameters_train_like_replicated_ones(two_processes: tuple[Path, Path], tmp_path: Path) -> None:
     recipe, two = two_processes
 
-    result = run_two_processes(recipe, tmp_path / "fsdp", "trainer.data_parallelism=fsdp")
+    ranks = start_two_ranks(recipe, tmp_path / "fsdp", "trainer.data_parallelism=fsdp")
 
-    assert result.returncode == 0, result.stderr
+    assert ranks.wait() == [0, 0], ranks.output()
     for expected, actual in zip(read_metrics(two), read_metrics(tmp_path / "fsdp"), strict=True):
         for name in ("Step", "Loss", "Gradient Norm", "Target Deviation"):
             assert actual[name] == pytest.approx(expected[name], rel=1e-5), name

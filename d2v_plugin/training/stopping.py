@@ -1,0 +1,200 @@
+"""Stopping on request: the ranks agree on the update, one checkpoint is written, and the process ends with status 0.
+
+fairseq2 0.8.1 only knows SIGUSR1, asks each rank for itself, and ignores the request where ``regime.num_steps`` is set.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Thread
+from typing import Final, final
+
+from fairseq2.datasets import DataReader
+from fairseq2.gang import Gangs
+from fairseq2.logging import log
+from fairseq2.task import Task as Runnable
+from fairseq2.task import TaskStopException
+from fairseq2.trainer import Trainer
+from typing_extensions import Self, override
+
+from d2v_plugin.data.batch import Batch
+from d2v_plugin.training.checkpoints import VerifiedCheckpointManager
+from d2v_plugin.training.checkpoints.changes import set_rates
+from d2v_plugin.training.host_group import HostGroup
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+# torchrun passes on what the terminal or the scheduler has sent to the workers already; that is no second request.
+ECHO_SECONDS: Final = 1.0
+
+
+@final
+class StopRequest:
+    """Whether this rank was asked to stop, by a signal or by :meth:`make`."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._time = 0.0
+
+    def make(self, reason: str) -> bool:
+        """Ask for a stop.
+
+        :returns: False if it had been asked for some time ago.
+        """
+        if self.reason is not None:
+            return time.monotonic() - self._time < ECHO_SECONDS
+        self.reason, self._time = reason, time.monotonic()
+
+        return True
+
+    @contextmanager
+    def made_by_signals(self) -> Iterator[None]:
+        """Turn signals into requests; a second one ends the process at once, whatever it is doing.
+
+        Python runs signal handlers between instructions of the main thread, which may be waiting for another rank for a long
+        time. So a thread of its own listens, to numbers that the interpreter writes in the very moment.
+        """
+        listening, speaking = socket.socketpair()
+        speaking.setblocking(False)
+        thread = Thread(target=self._listen, args=(listening,), name="stop-signals", daemon=True)
+        thread.start()
+        handlers = {number: signal.signal(number, _ignore) for number in SIGNALS}
+        descriptor = signal.set_wakeup_fd(speaking.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(descriptor)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            speaking.close()
+            thread.join()
+            listening.close()
+
+    def _listen(self, listening: socket.socket) -> None:
+        while received := listening.recv(1):
+            number = received[0]
+            if number not in SIGNALS:
+                continue
+            name = signal.Signals(number).name
+            first = self.reason is None
+            if not self.make(name):
+                os.write(2, f"{name}: leaving at once, without a checkpoint.\n".encode())
+                os._exit(128 + number)
+            if first:
+                log.warning("{}: stopping after this update, with a checkpoint; once more leaves at once.", name)
+
+
+def _ignore(number: int, frame: object) -> None:
+    """Exists so that the interpreter does not act on a signal itself."""
+
+
+@final
+class StoppableReader(DataReader[Batch]):
+    """The training batches. fairseq2's trainer asks for them between two updates, once and on all ranks alike."""
+
+    def __init__(self, reader: DataReader[Batch]) -> None:
+        self._reader = reader
+        self.between_updates: Callable[[], None] = lambda: None
+
+    @override
+    def __iter__(self) -> Self:
+        return self
+
+    @override
+    def __next__(self) -> list[Batch]:
+        self.between_updates()
+
+        return next(self._reader)
+
+    @override
+    def reset(self) -> None:
+        self._reader.reset()
+
+    @override
+    def state_dict(self) -> dict[str, object]:
+        return self._reader.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        self._reader.load_state_dict(state_dict)
+
+    @property
+    @override
+    def num_accumulate(self) -> int:
+        return self._reader.num_accumulate
+
+
+@final
+class StoppableTask(Runnable):
+    """Runs a trainer up to its last update, or to the one after which the ranks agreed to stop."""
+
+    def __init__(
+        self, trainer: Trainer, reader: StoppableReader, checkpoints: VerifiedCheckpointManager, gangs: Gangs, hosts: HostGroup
+    ) -> None:
+        """:param reader: the one the trainer was given."""
+        self._trainer = trainer
+        self._checkpoints = checkpoints
+        self._gangs = gangs
+        self._hosts = hosts
+        self._request = StopRequest()
+        reader.between_updates = self._between_updates
+        checkpoints.count_unpublished = lambda: trainer._num_batches_read
+
+    @override
+    def run(self) -> None:
+        """
+        :raises TaskStopException: the run was stopped; fairseq2's runner ends with status 0 then.
+        """
+        with self._request.made_by_signals():
+            self._trainer.run()
+            self._checkpoints.raise_if_failed(self.step_nr)
+
+    def _between_updates(self) -> None:
+        if self._checkpoints.must_set_rates:
+            self._checkpoints.must_set_rates = False
+            set_rates(self._trainer._optimizer, self._trainer._lr_scheduler)
+        if (unpublished := self._checkpoints.unpublished) is not None:
+            # fairseq2 resets the metrics of an unfinished interval when it resumes.
+            self._checkpoints.unpublished = None
+            self._trainer._num_batches_read, metrics = unpublished
+            self._trainer._metric_bag.load_state_dict(metrics)
+
+        if not self._hosts.any_before(self._request.reason is not None):
+            return
+
+        reasons = self._hosts.gather(self._request.reason)
+        step_nr = self._trainer.step_nr
+        self._save_once(step_nr)
+        if self._gangs.root.rank == 0:
+            asked = ", ".join(f"{reason} at rank {rank}" for rank, reason in enumerate(reasons) if reason is not None)
+            saved = f"saved as {self._checkpoints.directory / f'step_{step_nr}'}" if step_nr else "nothing to save"
+            print(f"Stopped after update {step_nr:,} ({asked}): {saved}. The same command again goes on from there.", flush=True)
+        self._gangs.close()
+
+        raise TaskStopException()
+
+    def _save_once(self, step_nr: int) -> None:
+        """Save this update, unless the regime has had it saved."""
+        self._checkpoints.maybe_complete_save_operation(blocking=True)
+        if step_nr and step_nr not in self._checkpoints.get_step_numbers():
+            # The only way to a checkpoint of fairseq2's trainer; metrics stay unpublished and go into it.
+            self._trainer._save_checkpoint(blocking=True)
+            self._checkpoints.raise_if_failed(step_nr)
+
+    @override
+    def request_stop(self) -> None:
+        self._request.make("a request")
+
+    @override
+    def close(self) -> None:
+        self._trainer.close()
+
+    @property
+    @override
+    def step_nr(self) -> int:
+        return self._trainer.step_nr
