@@ -3,6 +3,8 @@
 python tools/make_manifest.py image photos OUT --valid-percent 5 --labels folders --shard-size 1G
 python tools/make_manifest.py audio recordings more_recordings OUT --segment-seconds 20
 python tools/make_manifest.py text wiki.txt news.jsonl.gz OUT --vocabulary-size 50000
+python tools/make_manifest.py audio recordings OUT --transcripts transcripts.tsv
+python tools/make_manifest.py pieces OUT --vocabulary-size 500
 python tools/make_manifest.py inspect OUT/train.tsv
 """
 
@@ -23,6 +25,7 @@ from d2v_plugin.data.preparation.common import parse_size
 from d2v_plugin.data.preparation.image import prepare_images
 from d2v_plugin.data.preparation.inspection import inspect_manifest
 from d2v_plugin.data.preparation.text import prepare_text
+from d2v_plugin.data.preparation.transcripts import train_pieces
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -40,10 +43,14 @@ def make_parser() -> argparse.ArgumentParser:
             made.add_argument("--labels", help="`folders` (the first folder below SRC is the class), or a file of path<TAB>label")
     audio, text = kinds.choices["audio"], kinds.choices["text"]
     audio.add_argument("--sample-rate", type=int, default=16_000, help="rate of the model; others are noted in a column")
+    audio.add_argument("--transcripts", help="a file of path<TAB>transcript, for speech recognition")
     audio.add_argument("--segment-seconds", type=float, help="cut longer recordings into segments of at most this")
     audio.add_argument("--fairseq", action="store_true", help="write nothing fairseq could not read")
     text.add_argument("--tokenizer", type=Path, help="a SentencePiece model (default: train one)")
     text.add_argument("--vocabulary-size", type=int, default=32_000, help="of the model to train, special ids included")
+    pieces = kinds.add_parser("pieces", help="train a SentencePiece model on the transcripts of recordings")
+    pieces.add_argument("manifests", type=Path, metavar="MANIFESTS", help="folder with train.tsv; the model is written there")
+    pieces.add_argument("--vocabulary-size", type=int, default=500, help="number of pieces (default: 500)")
     inspect = kinds.add_parser("inspect", help="print totals, a histogram and a few rows of a manifest")
     inspect.add_argument("manifest", type=Path, metavar="MANIFEST")
 
@@ -54,6 +61,8 @@ def make(arguments: argparse.Namespace) -> object:
     """Do what was asked for; what is returned is worth printing."""
     if arguments.kind == "inspect":
         return inspect_manifest(arguments.manifest)
+    if arguments.kind == "pieces":
+        return train_pieces(arguments.manifests, arguments.vocabulary_size)
     common = {"valid_percent": arguments.valid_percent, "seed": arguments.seed, "workers": arguments.workers}
     shard_size = parse_size(arguments.shard_size) if arguments.shard_size else None
     if arguments.kind == "text":
@@ -68,12 +77,15 @@ def make(arguments: argparse.Namespace) -> object:
     common |= {"labels": arguments.labels, "shard_size": shard_size}
     if arguments.kind == "image":
         return prepare_images(arguments.sources, arguments.out, **common)
-    if arguments.fairseq and (arguments.labels or arguments.segment_seconds or shard_size):
-        raise RecipeError("`--fairseq` cannot be combined with `--labels`, `--segment-seconds` or `--shard-size`.")
+    if arguments.fairseq and (arguments.labels or arguments.transcripts or arguments.segment_seconds or shard_size):
+        raise RecipeError("`--fairseq` cannot be combined with labels, transcripts, `--segment-seconds` or `--shard-size`.")
+    if arguments.transcripts and (arguments.labels or arguments.segment_seconds):
+        raise RecipeError("`--transcripts` cannot be combined with `--labels` or `--segment-seconds`.")
 
     return prepare_audio(
         arguments.sources,
         arguments.out,
+        transcripts=arguments.transcripts,
         sample_rate=arguments.sample_rate,
         segment_seconds=arguments.segment_seconds,
         fairseq=arguments.fairseq,

@@ -13,6 +13,7 @@ from d2v_plugin.data.dataset import (
     MultimodalManifests,
     TextManifest,
 )
+from d2v_plugin.data.sentences import Sentences, SentencesConfig
 
 
 def register_datasets(container: DependencyContainer) -> None:
@@ -20,6 +21,7 @@ def register_datasets(container: DependencyContainer) -> None:
     register_dataset_family(container, "image_manifest", ImageManifest, ManifestConfig, opener=ImageManifest.open)
     register_dataset_family(container, "audio_manifest", AudioManifest, ManifestConfig, opener=AudioManifest.open)
     register_dataset_family(container, "text_manifest", TextManifest, ManifestConfig, opener=TextManifest.open)
+    register_dataset_family(container, "sentences", Sentences, SentencesConfig, opener=Sentences.open)
     register_dataset_family(
         container, "multimodal_manifest", MultimodalManifests, MultimodalConfig, opener=MultimodalManifests.open
     )

@@ -14,6 +14,10 @@ class SampleError(Exception):
     """A sample cannot be used; says why."""
 
 
+class BadSamplesError(RecipeError):
+    """Too many samples cannot be used: of those that one rank reads, so that the other ranks do not know."""
+
+
 @dataclass(kw_only=True)
 class BadSampleConfig:
     """How many unreadable samples a run puts up with."""
@@ -56,11 +60,11 @@ class BadSamples:
                     file.write(f"{self.split}\t{name}\t{reason}\n")
 
     def raise_if_too_many(self) -> None:
-        """:raises RecipeError: more samples were bad than tolerated; lists them."""
+        """:raises BadSamplesError: more samples were bad than tolerated; lists them."""
         if len(self.found) > self.limit:
             with self._lock:
                 listed = "\n".join(self.found[row] for row in sorted(self.found))
-            raise RecipeError(
+            raise BadSamplesError(
                 f"{len(self.found)} samples could not be read, which is more than the tolerated {self.limit}; repair or remove "
                 f"them, or raise `task.config.bad_samples`:\n{listed}"
             )

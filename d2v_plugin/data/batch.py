@@ -41,7 +41,11 @@ class Batch(SupportsDeviceTransfer):
     """Length of the shortest sample, in the units of ``inputs``' last dimension; None = nothing is padded."""
 
     labels: Tensor | None = None
-    """(N,) int64 class of each sample, where the manifest has one."""
+    """What the manifest says of each sample: classes (N,) int64; shares or tags of all classes (N, C) float; values (N,)
+    float; or sequences of symbols (N, L) int64. None = nothing is said."""
+
+    label_lengths: Tensor | None = None
+    """(N,) int64: how many symbols of each row of ``labels`` count; None = ``labels`` are no sequences."""
 
     @property
     def num_examples(self) -> int:
@@ -56,3 +60,5 @@ class Batch(SupportsDeviceTransfer):
             self.padding_mask = self.padding_mask.to(device, non_blocking=non_blocking)
         if self.labels is not None:
             self.labels = self.labels.to(device, non_blocking=non_blocking)
+        if self.label_lengths is not None:
+            self.label_lengths = self.label_lengths.to(device, non_blocking=non_blocking)

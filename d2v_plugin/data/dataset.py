@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from d2v_plugin.data.batch import Modality
+from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.manifest import Columns, Manifest, ManifestError, Problems
 from d2v_plugin.data.text import Vocabulary
 
@@ -79,13 +80,15 @@ class ManifestDataset:
 
         return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
 
-    def read_labels(self, split: str) -> Tensor:
+    def read_labels(self, split: str, known: LabelSet | None = None) -> Tensor:
         """(rows,) int64: the class index of each sample of a split.
 
+        :param known: the classes of a trained model; None = those of this dataset.
         :raises RecipeError: samples have no label.
+        :raises ManifestError: labels are not known; names them all.
         """
         manifest = self.split(split)
-        indices = {name: index for index, name in enumerate(self.class_names)}
+        indices = (LabelSet(self.class_names) if known is None else known).indices
         labels = [manifest.text("label", row) for row in range(len(manifest))]
         if None in labels:
             row = labels.index(None)
@@ -93,6 +96,11 @@ class ManifestDataset:
                 f"{manifest.path} has {labels.count(None):,} samples without a label (the first on line "
                 f"{manifest.line_of(row)}), but the split `{split}` is to be read with labels."
             )
+        problems = Problems()
+        for row, label in enumerate(labels):
+            if label not in indices:
+                problems.add(manifest.path, manifest.line_of(row), f"the label `{label}` is none of the {len(indices)} known")
+        problems.raise_if_any()
 
         return torch.tensor([indices[label] for label in labels if label is not None])
 
@@ -115,10 +123,10 @@ class ImageManifest(ManifestDataset):
 
 
 class AudioManifest(ManifestDataset):
-    """Recordings, or segments of them, with optional labels; fairseq's TSV (path, number of samples) as it is."""
+    """Recordings, or segments of them, perhaps with labels, transcripts or tags; fairseq's TSV (path, size) as it is."""
 
     columns = Columns(
-        names=("path", "size", "label", "start", "rate", "mean", "variance"),
+        names=("path", "size", "label", "start", "rate", "mean", "variance", "tags"),
         required=("path", "size"),
         integers=("size", "start", "rate"),
     )

@@ -11,16 +11,19 @@ from fairseq2.gang import Gangs
 from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
 from numpy.typing import NDArray
+from torch import Tensor
 from typing_extensions import override
 
-from d2v_plugin.data.audio import AudioConfig, Recording, Waveform, crop_and_stack, length_at, pad_and_stack, read_recording
+from d2v_plugin.data.audio import AudioConfig, Recording, Waveform, length_at, pad_and_stack, read_recording
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
 from d2v_plugin.data.batch import Batch, Modality
+from d2v_plugin.data.buffers import Buffers
 from d2v_plugin.data.dataset import AudioManifest, expect_dataset
 from d2v_plugin.data.draws import Purpose, draw_uniform
 from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.order import LengthOrder, RowBatch, share_batch
 from d2v_plugin.data.reader import LabelledReader, TrainReader, read_samples
+from d2v_plugin.data.rows import RowReader
 from d2v_plugin.tasks.base import Task
 
 
@@ -79,48 +82,70 @@ class AudioPretrainingTask(Task):
         share = share_batch(config.batches_per_update, 1, rank=gangs.dp.rank, world_size=gangs.dp.size, name="batches_per_update")
         bad_samples = BadSamples(manifest.path, len(manifest), config.bad_samples, self.bad_samples_report)
 
+        buffers = Buffers()
+
         def read(batch: RowBatch) -> Batch | None:
             shortest = int(lengths[batch.rows].min())
+            places = buffers.take(len(batch.rows), shortest)
+            found: list[int] = []
 
-            def read_crop(row: int, epoch: int) -> Waveform:
+            def read_crop(row: int, epoch: int) -> None:
                 recording = describe(manifest, row)
                 spare = length_at(recording.size, recording.rate, config.audio.sample_rate) - shortest
                 (place,) = draw_uniform(seed, epoch, Purpose.CROP, row, 1)
 
-                return read_recording(recording, config.audio, int(place * (spare + 1)), shortest)
+                # What a recording that cannot be read leaves behind is overwritten by the next.
+                read_recording(recording, config.audio, int(place * (spare + 1)), shortest, places[len(found)])
+                found.append(row)
 
-            waveforms, found = read_samples(batch, manifest.name_of, bad_samples, read_crop)
-            if not waveforms:
+            read_samples(batch, manifest.name_of, bad_samples, read_crop)
+            if not found:
                 return None
 
-            return Batch(Modality.AUDIO, crop_and_stack(waveforms), torch.tensor(found))
+            return Batch(Modality.AUDIO, torch.from_numpy(places[: len(found)]), torch.tensor(found))
 
         order = LengthOrder(rows, lengths[rows], config.max_num_elements, seed)
 
-        return TrainReader(order, share, read, gangs, bad_samples)
+        return TrainReader(order, share, read, gangs, bad_samples, name=manifest.name_of)
 
     @override
     def create_labelled_reader(self, dataset: object, gangs: Gangs, split: str) -> DataReader[Batch]:
         recordings = expect_dataset(dataset, AudioManifest)
-        manifest, labels = recordings.split(split), recordings.read_labels(split)
-        lengths = read_lengths(manifest, self.config.audio)
-        bad_samples = BadSamples(manifest.path, len(manifest), self.config.bad_samples, self.bad_samples_report)
+        rows = self._open(recordings.split(split), recordings.read_labels(split))
 
-        def read_whole(row: int, epoch: int) -> Waveform:
-            return read_recording(describe(manifest, row), self.config.audio)
+        batches = _batch_in_order(rows.lengths, self.config.max_num_elements)
 
-        def read(batch: RowBatch) -> Batch | None:
-            waveforms, found = read_samples(batch, manifest.name_of, bad_samples, read_whole)
-            if not waveforms:
-                return None
-            inputs, padding_mask, min_length = pad_and_stack(waveforms)
-            ids = torch.tensor(found)
+        return LabelledReader(batches, rows.read_batch, gangs, rows.bad_samples)
 
-            return Batch(Modality.AUDIO, inputs, ids, padding_mask, min_length, labels[ids])
+    @override
+    def open_rows(self, dataset: object, split: str) -> RowReader:
+        return self._open(expect_dataset(dataset, AudioManifest).split(split), labels=None)
 
-        batches = _batch_in_order(lengths, self.config.max_num_elements)
+    def _open(self, manifest: Manifest, labels: Tensor | None) -> RowReader:
+        config = self.config
+        bad_samples = BadSamples(manifest.path, len(manifest), config.bad_samples, self.bad_samples_report)
 
-        return LabelledReader(batches, read, gangs, bad_samples)
+        return open_recordings(manifest, config.audio, config.max_num_elements, bad_samples, labels)
+
+
+def open_recordings(
+    manifest: Manifest, audio: AudioConfig, max_num_elements: int, bad_samples: BadSamples, labels: Tensor | None = None
+) -> RowReader:
+    """The recordings of a manifest by row, whole."""
+
+    def read_whole(row: int, epoch: int) -> Waveform:
+        return read_recording(describe(manifest, row), audio)
+
+    def read(batch: RowBatch) -> Batch | None:
+        waveforms, found = read_samples(batch, manifest.name_of, bad_samples, read_whole)
+        if not waveforms:
+            return None
+        inputs, padding_mask, min_length = pad_and_stack(waveforms)
+        ids = torch.tensor(found)
+
+        return Batch(Modality.AUDIO, inputs, ids, padding_mask, min_length, None if labels is None else labels[ids])
+
+    return RowReader(manifest.path, read_lengths(manifest, audio), max_num_elements, bad_samples, read)
 
 
 def read_lengths(manifest: Manifest, config: AudioConfig) -> NDArray[np.int64]:

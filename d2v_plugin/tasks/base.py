@@ -9,8 +9,13 @@ from typing import ClassVar
 
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
+from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.data.batch import Batch, Modality
+from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.data.rows import RowReader
+from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.monitoring.pictures.inputs import Spell
 from d2v_plugin.registry import ComponentSection
 
 
@@ -21,6 +26,23 @@ class Task(ABC):
 
     bad_samples_report: Path | None = None
     """A file of the run to which samples that cannot be read are appended."""
+
+    labels: LabelSet | None = None
+    """What labels may be; set before labelled readers are created, by :meth:`read_labels` or from a fine-tuned checkpoint."""
+
+    def read_labels(self, dataset: object) -> LabelSet | None:
+        """The labels of a dataset; None if the task has none, or if they are numbers."""
+        return None
+
+    def read_spelling(self, dataset: object) -> Spell | None:
+        """For text: what turns token ids into pieces of words, for pictures; None = nothing known does."""
+        return None
+
+    def check_model(self, model: EncoderModel) -> None:  # noqa: B027  # most tasks have nothing to check
+        """Called once model and readers are there: whether what was opened suits the model.
+
+        :raises fairseq2.recipe.error.RecipeError: samples cannot be used with it; names them all.
+        """
 
     @abstractmethod
     def create_train_reader(self, dataset: object, gangs: Gangs, seed: int) -> DataReader[Batch]:
@@ -36,6 +58,15 @@ class Task(ABC):
 
         :raises fairseq2.recipe.error.SplitNotKnownError: the dataset has no such split.
         """
+
+    def open_rows(self, dataset: object, split: str) -> RowReader:
+        """Open a split whose samples are read by row, with or without labels; without augmentation.
+
+        :raises RecipeError: the task cannot read them so.
+        :raises fairseq2.recipe.error.SplitNotKnownError: the dataset has no such split.
+        """
+        name = f"{self.modality.value}_pretraining"
+        raise RecipeError(f"`{type(self).__name__}` cannot read rows without their labels; set `task` to {{name: {name}}}.")
 
 
 @dataclass(kw_only=True)

@@ -14,10 +14,12 @@ from typing_extensions import override
 
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
 from d2v_plugin.data.batch import Batch, Modality
+from d2v_plugin.data.buffers import Buffers
 from d2v_plugin.data.dataset import ImageManifest, expect_dataset
-from d2v_plugin.data.image import ImageConfig, augment, decode, fit, normalize
+from d2v_plugin.data.image import ImageConfig, Normalizer, augment, decode, fit
 from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
 from d2v_plugin.data.reader import LabelledReader, ReadBatch, TrainReader, batch_rows, read_samples
+from d2v_plugin.data.rows import RowReader
 from d2v_plugin.tasks.base import Task
 
 
@@ -60,12 +62,12 @@ class ImagePretrainingTask(Task):
 
         read, bad_samples = self._create_read(images, self.config.split, transform, labels=None)
 
-        return TrainReader(SampleOrder(len(manifest), seed), share, read, gangs, bad_samples)
+        return TrainReader(SampleOrder(len(manifest), seed), share, read, gangs, bad_samples, name=manifest.name_of)
 
     @override
     def create_labelled_reader(self, dataset: object, gangs: Gangs, split: str) -> DataReader[Batch]:
         images = expect_dataset(dataset, ImageManifest)
-        labels = images.read_labels(split)
+        labels = images.read_labels(split, self.labels)
 
         def transform(image: Tensor, row: int, epoch: int) -> Tensor:
             return fit(image, self.config.image)
@@ -74,6 +76,18 @@ class ImagePretrainingTask(Task):
         batch_size = self.config.max_batch_size or max(1, self.config.batch_size // gangs.dp.size)
 
         return LabelledReader(batch_rows(np.arange(len(labels)), batch_size), read, gangs, bad_samples)
+
+    @override
+    def open_rows(self, dataset: object, split: str) -> RowReader:
+        images = expect_dataset(dataset, ImageManifest)
+        manifest = images.split(split)
+
+        def transform(image: Tensor, row: int, epoch: int) -> Tensor:
+            return fit(image, self.config.image)
+
+        read, bad_samples = self._create_read(images, split, transform, labels=None)
+
+        return RowReader(manifest.path, np.ones(len(manifest), dtype=np.int64), self.config.max_batch_size, bad_samples, read)
 
     def _create_read(
         self,
@@ -85,18 +99,25 @@ class ImagePretrainingTask(Task):
         manifest = dataset.split(split)
         bad_samples = BadSamples(manifest.path, len(manifest), self.config.bad_samples, self.bad_samples_report)
 
-        def read_image(row: int, epoch: int) -> Tensor:
-            return transform(decode(manifest.location(row)), row, epoch)
+        buffers, normalizer = Buffers(), Normalizer(self.config.image)
+        size = self.config.image.size
 
         def read(batch: RowBatch) -> Batch | None:
-            images, rows = read_samples(batch, manifest.name_of, bad_samples, read_image)
-            if not images:
+            places = buffers.take(len(batch.rows), 3, size, size)
+            found: list[int] = []
+
+            def read_image(row: int, epoch: int) -> None:
+                normalizer.write(transform(decode(manifest.location(row)), row, epoch), places[len(found)])
+                found.append(row)
+
+            read_samples(batch, manifest.name_of, bad_samples, read_image)
+            if not found:
                 return None
-            ids = torch.tensor(rows)
+            ids = torch.tensor(found)
 
             return Batch(
                 Modality.IMAGE,
-                normalize(images, self.config.image),
+                torch.from_numpy(places[: len(found)]),
                 ids,
                 labels=None if labels is None else labels[ids],
             )

@@ -15,6 +15,8 @@ from typing_extensions import Self, override
 from d2v_plugin.data.batch import Batch, Modality
 from d2v_plugin.data.dataset import MultimodalManifests, expect_dataset
 from d2v_plugin.data.draws import Purpose, draw_uniform
+from d2v_plugin.data.reader import name_sample
+from d2v_plugin.data.rows import RowReader
 from d2v_plugin.registry import create
 from d2v_plugin.tasks.base import Task, TaskSection
 
@@ -64,6 +66,10 @@ class MultimodalPretrainingTask(Task):
 
         return self.tasks[0].create_labelled_reader(part, gangs, split)
 
+    @override
+    def open_rows(self, dataset: object, split: str) -> RowReader:
+        return self.tasks[0].open_rows(expect_dataset(dataset, MultimodalManifests).part(self.modality), split)
+
 
 def create_multimodal_task(resolver: DependencyResolver, config: MultimodalPretrainingConfig) -> MultimodalPretrainingTask:
     """Build the task with the tasks it consists of."""
@@ -91,6 +97,10 @@ class MultimodalReader(DataReader[Batch]):
         self._update += 1
 
         return next(list(self._readers.values())[turn])
+
+    def name_sample(self, modality: Modality, sample: int) -> str:
+        """See :func:`d2v_plugin.data.reader.name_sample`."""
+        return name_sample(self._readers[modality], modality, sample)
 
     @override
     def reset(self) -> None:

@@ -12,7 +12,7 @@ from fairseq2.recipe.error import DatasetTypeNotValidError, RecipeError
 
 from d2v_plugin.data import reader as reading
 from d2v_plugin.data.bad_samples import BadSampleConfig
-from d2v_plugin.data.batch import Batch
+from d2v_plugin.data.batch import Batch, Modality
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig
 from d2v_plugin.data.image import ImageConfig
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
@@ -231,3 +231,20 @@ def test_a_reader_can_be_dropped_while_it_reads() -> None:
         reader.load_state_dict(reader.state_dict())
         next(reader)
         del reader
+
+
+def test_the_pipelines_threads_start_none_of_their_own() -> None:
+    before, numbers = torch.get_num_threads(), []
+
+    def read(unit: int) -> Batch:
+        numbers.append(torch.get_num_threads())
+        return Batch(Modality.IMAGE, torch.empty(1), torch.tensor([unit]))
+
+    torch.set_num_threads(3)
+    try:
+        pipeline = iter(reading.build_pipeline(DataPipeline.count(0), read))
+        [next(pipeline) for _ in range(8)]
+        assert set(numbers) == {1}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fairseq2.datasets import DataReader
@@ -10,7 +11,7 @@ from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.data.batch import Batch
 from d2v_plugin.data.dataset import ManifestConfig, TextManifest
-from d2v_plugin.data.text import BreakMode, Tokenizer, TokenStream
+from d2v_plugin.data.text import BreakMode, Tokenizer, TokenStream, Vocabulary
 from d2v_plugin.tasks.text import TextPretrainingConfig, TextPretrainingTask
 
 BOOKS = Path(__file__).parents[2] / "manifests" / "books"
@@ -78,6 +79,30 @@ def test_labelled_samples_are_single_entries_with_their_label() -> None:
     assert torch.equal(torch.cat(labels), dataset.read_labels("valid"))
     assert max(batch.inputs.size(1) for batch in batches) == 64
     assert tokenizer.decode(batches[0].inputs[0].tolist()).startswith("A toy which people cry for")
+
+
+def test_damaged_samples_are_dropped_and_change_no_others(tmp_path: Path) -> None:
+    vocabulary = Vocabulary(1000)
+    vocabulary.save(tmp_path)
+    tokens = np.arange(100, 800, dtype=vocabulary.dtype)
+    rows = [f"0.bin:{2 * start}:14\t7\t{start}" for start in range(0, 700, 7)]
+    # Neither a row without tokens nor an id that is not in the vocabulary may pass.
+    tokens[35] = 1000
+    rows[9] = "empty.bin\t0\t63"
+    tokens.tofile(tmp_path / "0.bin")
+    (tmp_path / "empty.bin").touch()
+    (tmp_path / "train.tsv").write_text(".\n" + "\n".join(rows) + "\n")
+    task = TextPretrainingTask(TextPretrainingConfig(batch_size=20, tokens_per_sample=8))
+    task.bad_samples_report = tmp_path / "bad_samples.tsv"
+    reader = task.create_labelled_reader(TextManifest.open(ManifestConfig(path=tmp_path)), make_gangs(), "train")
+    batches = [batch for batches in reader for batch in batches]
+    ids, samples = torch.cat([batch.ids for batch in batches]), torch.cat([batch.inputs for batch in batches])
+    found = dict(zip(ids.tolist(), samples[:, 1:].tolist(), strict=True))
+
+    assert found == {row: list(range(100 + 7 * row, 107 + 7 * row)) for row in range(100) if row not in (5, 9)}
+    reasons = [line.split("\t")[1:] for line in (tmp_path / "bad_samples.tsv").read_text().splitlines()]
+    assert [place.split(":")[0] for place, _ in reasons] == ["7", "11"]
+    assert "1000 is not in the vocabulary" in reasons[0][1] and "no tokens" in reasons[1][1]
 
 
 def test_a_sample_must_have_room_for_text() -> None:

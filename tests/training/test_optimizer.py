@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from d2v_plugin.training.optimizer import Data2VecAdamWConfig, build_adamw, group_parameters
 
+DECAY = Data2VecAdamWConfig(weight_decay=0.1)
+DECAY_ALL = Data2VecAdamWConfig(weight_decay=0.1, decay_all=True)
+
 
 class Net(nn.Module):
     def __init__(self) -> None:
@@ -30,7 +33,7 @@ def names_of(model: nn.Module, group: dict[str, object]) -> set[str]:
 def test_only_matrices_are_decayed() -> None:
     model = Net()
 
-    decayed, kept = group_parameters(model, 0.1)
+    decayed, kept = group_parameters(model, DECAY)
 
     assert names_of(model, decayed) == {"linear.weight"} and decayed["weight_decay"] == 0.1
     assert names_of(model, kept) == {"linear.bias", "norm.weight", "norm.bias", "cls_token", "alibi_scale"}
@@ -40,12 +43,12 @@ def test_only_matrices_are_decayed() -> None:
 def test_frozen_parameters_are_left_out() -> None:
     model = Net()
 
-    for groups in (group_parameters(model, 0.1), group_parameters(model, 0.1, decay_all=True)):
+    for groups in (group_parameters(model, DECAY), group_parameters(model, DECAY_ALL)):
         assert not any(name.startswith("teacher") for group in groups for name in names_of(model, group))
 
 
 def test_decay_all_makes_one_group_as_the_original_did() -> None:
-    (group,) = group_parameters(Net(), 0.1, decay_all=True)
+    (group,) = group_parameters(Net(), DECAY_ALL)
 
     assert len(group["params"]) == 6 and group["weight_decay"] == 0.1
 
@@ -54,7 +57,7 @@ def test_prefixes_of_wrappers_do_not_change_the_groups() -> None:
     model = Net()
     wrapper = nn.ModuleDict({"module": nn.ModuleDict({"_checkpoint_wrapped_module": model})})
 
-    plain, wrapped = group_parameters(model, 0.1), group_parameters(wrapper, 0.1)
+    plain, wrapped = group_parameters(model, DECAY), group_parameters(wrapper, DECAY)
 
     assert [[id(p) for p in group["params"]] for group in plain] == [[id(p) for p in group["params"]] for group in wrapped]
 

@@ -70,3 +70,11 @@ def test_fairseq2s_adamw_can_be_named(command: Any, tiny_recipe: Path, tmp_path:
     settings = ["optimizer={name: adamw, config: {lr: 0.001}}"]
 
     assert command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out", "--config", *settings).status == 0
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused(command: Any, tiny_recipe: Path, tmp_path: Path) -> None:
+    setting = "lr_scheduler.config.num_warmup_steps=4"
+    outcome = command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out", "--config", setting)
+
+    assert outcome.status == 2
+    assert "`lr_scheduler.config.num_warmup_steps` must not equal `regime.num_steps` (4)." in outcome.err

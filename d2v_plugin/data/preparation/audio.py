@@ -23,6 +23,7 @@ def prepare_audio(
     out: Path,
     *,
     labels: str | None,
+    transcripts: str | None = None,
     valid_percent: float,
     seed: int,
     shard_size: int | None,
@@ -33,6 +34,7 @@ def prepare_audio(
 ) -> Report:
     """Write an audio dataset.
 
+    :param transcripts: a file of lines ``path<TAB>transcript``; excludes ``labels``.
     :param sample_rate: the rate that need not be mentioned.
     :param segment_seconds: cut longer recordings into equal segments of at most this; None = do not.
     :param fairseq: write path and number of samples only.
@@ -60,7 +62,7 @@ def prepare_audio(
             totals={"hours": info.frames / info.samplerate / 3600},
         )
 
-    sources = find_files(roots, SUFFIXES, labels, report)
+    sources = find_files(roots, SUFFIXES, labels or transcripts, report)
     prepare_files(
         sources,
         out,
@@ -72,6 +74,7 @@ def prepare_audio(
         seed=seed,
         shard_size=shard_size,
         workers=workers,
+        declare_classes=transcripts is None,
     )
 
     return report

@@ -121,11 +121,13 @@ def prepare_files(
     seed: int,
     shard_size: int | None,
     workers: int | None,
+    declare_classes: bool = True,
 ) -> None:
     """Inspect all files and write manifests, perhaps shards, and the report.
 
     :param columns: all columns rows may have, in the order to write them; those that no row fills are left out.
     :param plain: the columns a manifest has when it declares none.
+    :param declare_classes: labels are names of classes, not transcripts.
     :raises RecipeError: a split would be empty; nothing is written then.
     """
     splits: dict[str, list[tuple[Source, Inspected]]] = {TRAIN: [], VALID: []}
@@ -147,7 +149,8 @@ def prepare_files(
     report.facts |= {name: dict(counter.most_common()) for name, counter in counts.items()}
 
     out.mkdir(parents=True, exist_ok=True)
-    classes = sorted({source.label for found in splits.values() for source, _ in found if source.label is not None})
+    labels = {source.label for found in splits.values() for source, _ in found if source.label is not None}
+    classes = sorted(labels) if declare_classes else []
     for split, found in splits.items():
         if found:
             _write_split(split, found, out, columns=columns, plain=plain, shard_size=shard_size, classes=classes)

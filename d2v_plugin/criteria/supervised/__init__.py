@@ -1,0 +1,1 @@
+"""Objectives of fine-tuning: a head on the encoder, trained on labels."""

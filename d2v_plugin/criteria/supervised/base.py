@@ -1,0 +1,93 @@
+"""What all objectives of fine-tuning have in common: labels, freezing, predictions and scores."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic
+
+import torch
+from typing_extensions import override
+
+from d2v_plugin.criteria.base import Criterion, ModelT, StepInfo
+from d2v_plugin.data.batch import Batch
+from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.evaluation.predictions import Prediction, Value
+from d2v_plugin.models.base import Features
+
+
+@dataclass(kw_only=True)
+class SupervisedConfig:
+    """Settings of all objectives of fine-tuning."""
+
+    freeze_frontend: bool = False
+    """Whether what turns raw input into local features (convolutions, patch or token embedding) keeps its weights."""
+
+    freeze_updates: int = 0
+    """For how many updates the head alone is trained, from the start. The encoder does not move at all then: it has no gradient,
+    so that neither weight decay nor the optimizer's averages see it."""
+
+
+class SupervisedCriterion(Criterion[ModelT], Generic[ModelT]):
+    """A head on the encoder that is trained on labels; the head lives here, so that it is saved with the model."""
+
+    score_names: Sequence[str] = ()
+    """Names of the scores; each has a ``MetricDescriptor`` in :mod:`d2v_plugin.training`. The first is the main one."""
+
+    def __init__(self, config: SupervisedConfig) -> None:
+        super().__init__()
+        self.supervised = config
+        self.labels: LabelSet | None = None
+
+    def set_labels(self, labels: LabelSet | None) -> None:
+        """Say what is predicted; called before :meth:`build`, in training with what the task found in the dataset, in
+        evaluation with what training had.
+
+        :raises ValueError: these labels are nothing that this objective can predict.
+        """
+        self.labels = labels
+
+    @override
+    def build(self, model: ModelT) -> None:
+        """Freeze what is not trained, whatever the update; subclasses create their head after that."""
+        model.frozen = (
+            *self.unused_modules(model),
+            *(model.frontend_modules if self.supervised.freeze_frontend else ()),
+        )
+
+    def unused_modules(self, model: ModelT) -> Sequence[str]:
+        """Names of the modules and parameters of the model that get no gradient: those that serve pre-training alone."""
+        return model.prediction_modules
+
+    def encode(self, model: ModelT, batch: Batch, step: StepInfo | None = None) -> Features:
+        """The encoder's features of a batch, with gradients unless it is frozen at this step.
+
+        :param step: None = evaluation.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen(step)):
+            return self.extract(model, batch, step)
+
+    def extract(self, model: ModelT, batch: Batch, step: StepInfo | None) -> Features:
+        """What :meth:`encode` runs, which takes care of freezing; objectives that mask features in training override it."""
+        return model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality)
+
+    def is_frozen(self, step: StepInfo | None) -> bool:
+        """Whether the head alone is trained in this update."""
+        return step is not None and step.number <= self.supervised.freeze_updates
+
+    @abstractmethod
+    def predict(self, model: ModelT, batch: Batch) -> list[Prediction]:
+        """Predict each sample of a batch; the model is in evaluation mode, without gradients."""
+
+    @abstractmethod
+    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Score a whole split.
+
+        :param predictions: sorted by row, each sample once.
+        :returns: a value for each of :attr:`score_names`.
+        """
+
+    def format(self, value: Value) -> str:
+        """A hypothesis or a reference as it stands in the file of predictions, without tabs and line breaks."""
+        return str(value)

@@ -1,0 +1,226 @@
+"""Classification of whole samples, and regression of a number: a linear layer on pooled features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from d2v_plugin.criteria.base import LossOutput, StepInfo
+from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
+from d2v_plugin.data.batch import Batch
+from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.evaluation import scores
+from d2v_plugin.evaluation.predictions import Prediction, Value
+from d2v_plugin.models.base import EncoderModel, Features
+from d2v_plugin.models.pooling import pool_tokens
+
+ScoreName = Literal[
+    "accuracy", "top5_accuracy", "f1", "accuracy_and_f1", "matthews", "pearson", "spearman", "pearson_and_spearman"
+]
+
+_SCORES: Final[dict[str, Callable[[Any, Any], float]]] = {
+    "accuracy": scores.accuracy,
+    "f1": scores.f1,
+    "accuracy_and_f1": scores.accuracy_and_f1,
+    "matthews": scores.matthews,
+    "pearson": scores.pearson,
+    "spearman": scores.spearman,
+    "pearson_and_spearman": scores.pearson_and_spearman,
+}
+_OF_NUMBERS: Final = {"pearson", "spearman", "pearson_and_spearman"}
+_OF_TWO: Final = {"f1", "accuracy_and_f1"}
+_NUM_BEST: Final = 5
+
+
+@dataclass(kw_only=True)
+class ClassificationConfig(SupervisedConfig):
+    """Settings of ``classification``; the defaults are those of data2vec 2.0 on images."""
+
+    pooling: Literal["mean", "cls"] = "mean"
+    """``mean`` of the tokens that are no padding, or what stands at the class token (``<s>`` where the model has none)."""
+
+    norm: bool = True
+    """Layer norm of the pooled features."""
+
+    hidden: bool = False
+    """A layer with tanh before the last one, as RoBERTa has."""
+
+    dropout: float = 0.0
+    """Dropout before every linear layer of the head."""
+
+    label_smoothing: float = 0.0
+    """This share of each target is spread evenly over all classes."""
+
+    scores: list[ScoreName] = field(default_factory=lambda: ["accuracy"])
+    """What is computed of the predictions on labelled splits; ``f1`` is that of the class with index 1. Where labels are
+    numbers, ``pearson`` and ``spearman``."""
+
+    def __post_init__(self) -> None:
+        for name in ("dropout", "label_smoothing"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"`{name}` must be at least 0 and less than 1, but is {getattr(self, name)}.")
+        if not self.scores:
+            raise ValueError("`scores` must name at least one score.")
+
+
+class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
+    """One class per sample; labels may be indices (N,), or shares of all classes (N, C) as mixing samples makes them.
+
+    Without a label set labels are numbers, and the squared error is minimised (GLUE's STS-B). Subclasses may replace how
+    tokens are pooled, what the loss is, and how logits become predictions.
+    """
+
+    def __init__(self, config: ClassificationConfig) -> None:
+        super().__init__(config)
+        self.config = config
+        self.score_names = config.scores
+
+    @override
+    def set_labels(self, labels: LabelSet | None) -> None:
+        super().set_labels(labels)
+        kind, wrong = "classes", [name for name in self.config.scores if (name in _OF_NUMBERS) == (labels is not None)]
+        if labels is None:
+            kind = "numbers"
+        if wrong:
+            raise ValueError(f"`scores` must not have {', '.join(wrong)}, because the labels are {kind}.")
+        if labels is not None and len(labels) < 2:
+            raise ValueError(f"The dataset has {len(labels)} class(es); a classifier needs two at least.")
+        if labels is not None and _OF_TWO & set(self.config.scores) and len(labels) != 2:
+            raise ValueError(f"`scores` must not have f1, because it is one of two classes, and there are {len(labels)}.")
+
+    @override
+    def build(self, model: EncoderModel) -> None:
+        super().build(model)
+        with torch.device(next(model.parameters()).device):
+            self.head = Head(self.config, self.pooled_dim(model), 1 if self.labels is None else len(self.labels))
+
+    def pooled_dim(self, model: EncoderModel) -> int:
+        """The size of what :meth:`pool` returns for each sample."""
+        config: Any = model.config
+
+        return int(config.dim)
+
+    def pool(self, features: Features) -> Tensor:
+        """One vector per sample, (N, D)."""
+        if self.config.pooling == "mean":
+            return pool_tokens(features.x, features.padding_mask)
+        tokens = features.x if features.extra_tokens is None else features.extra_tokens
+
+        return tokens[:, 0] if features.extra_tokens is None else tokens[:, -1]
+
+    def compute_logits(self, model: EncoderModel, batch: Batch, step: StepInfo | None = None) -> Tensor:
+        """(N, C) float32
+
+        :param step: None = evaluation.
+        """
+        return self.head(self.pool(self.encode(model, batch, step))).float()  # type: ignore[no-any-return]
+
+    def compute_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(N,) the loss of each sample, without label smoothing in evaluation.
+
+        :param labels: as in :attr:`d2v_plugin.data.batch.Batch.labels`.
+        """
+        if self.labels is None:
+            return F.mse_loss(logits.squeeze(1), labels.to(logits.dtype), reduction="none")
+        smoothing = self.config.label_smoothing if self.training else 0.0
+
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+
+    @override
+    def forward(self, model: EncoderModel, batch: Batch, step: StepInfo) -> LossOutput:
+        losses = self.compute_losses(self.compute_logits(model, batch, step), expect_labels(batch))
+
+        return LossOutput(losses.sum(), len(losses))
+
+    @override
+    def predict(self, model: EncoderModel, batch: Batch) -> list[Prediction]:
+        labels = batch.labels
+        logits = self.compute_logits(model, batch)
+        if labels is None:
+            hypotheses = self.decide(logits).tolist()
+            return [Prediction(id, 0.0, 0, hypothesis, "") for id, hypothesis in zip(batch.ids.tolist(), hypotheses, strict=True)]
+        columns = (batch.ids, self.compute_losses(logits, labels), labels)
+        ids, losses, references = (column.tolist() for column in columns)
+        hypotheses = self.decide(logits).tolist()
+
+        return [
+            Prediction(id, loss, 1, hypothesis, reference)
+            for id, loss, hypothesis, reference in zip(ids, losses, hypotheses, references, strict=True)
+        ]
+
+    def decide(self, logits: Tensor) -> Tensor:
+        """(N, K) the best classes, the best one first; or (N,) numbers."""
+        if self.labels is None:
+            return logits.squeeze(1)
+
+        return logits.topk(min(_NUM_BEST, logits.size(1)), dim=1).indices
+
+    @override
+    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        references = [prediction.reference for prediction in predictions]
+        if "" in references:  # a split without labels is predicted, but not scored
+            return dict.fromkeys(self.config.scores, float("nan"))
+        hypotheses = [_first(prediction.hypothesis) for prediction in predictions]
+        found = {name: _SCORES[name](hypotheses, references) for name in self.config.scores if name in _SCORES}
+        if "top5_accuracy" in self.config.scores:
+            hits = [prediction.reference in _as_list(prediction.hypothesis) for prediction in predictions]
+            found["top5_accuracy"] = sum(hits) / len(hits) if hits else float("nan")
+
+        return {name: found[name] for name in self.config.scores}
+
+    @override
+    def format(self, value: Value) -> str:
+        best = _first(value)
+        if isinstance(best, str):
+            return best
+
+        return f"{best:.4g}" if self.labels is None or not isinstance(best, int) else self.labels.names[best]
+
+
+class Head(nn.Module):
+    """What maps pooled features to logits."""
+
+    def __init__(self, config: ClassificationConfig, dim: int, num_outputs: int) -> None:
+        super().__init__()
+        # BEiT's and MAE's epsilon.
+        self.norm = nn.LayerNorm(dim, eps=1e-6) if config.norm else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.dense = nn.Linear(dim, dim) if config.hidden else None
+        self.proj = nn.Linear(dim, num_outputs)
+        for layer in (self.dense, self.proj):
+            if layer is not None:
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, C)"""
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.dense is not None:
+            x = self.dense(self.dropout(x)).tanh()
+
+        return self.proj(self.dropout(x))  # type: ignore[no-any-return]
+
+
+def expect_labels(batch: Batch) -> Tensor:
+    """
+    :raises RuntimeError: the batch has no labels; a mistake of the task.
+    """
+    if batch.labels is None:
+        raise RuntimeError("The batch has no labels. Choose a task that reads them, such as `image_classification`.")
+
+    return batch.labels
+
+
+def _first(value: Value) -> str | int | float:
+    return value[0] if isinstance(value, list) else value
+
+
+def _as_list(value: Value) -> list[Any]:
+    return value if isinstance(value, list) else [value]

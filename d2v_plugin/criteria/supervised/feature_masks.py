@@ -1,0 +1,189 @@
+"""Masks of fine-tuning: spans of frames and of channels are hidden, so that the labels are not learned by heart.
+
+This is SpecAugment on the features of the frontend (wav2vec 2.0, section 4.3). Unlike in pre-training each recording masks as
+much as befits its own length, and what is drawn does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from fairseq2.utils.validation import Validatable, ValidationResult
+from torch import Tensor
+from typing_extensions import override
+
+from d2v_plugin.criteria.base import StepInfo
+from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
+from d2v_plugin.data.batch import Batch, Modality
+from d2v_plugin.masking import gaussian, row_keys, uniform
+from d2v_plugin.models.base import EncoderModel, Features
+from d2v_plugin.models.data2vec import Data2VecModel
+from d2v_plugin.models.frontends.base import LocalFeatures
+from d2v_plugin.models.v1.audio import Data2VecAudioModel
+
+
+class _Stream(IntEnum):
+    """Sequences of random numbers beside those of :mod:`d2v_plugin.masking` and :mod:`d2v_plugin.masking_v1`."""
+
+    FRAMES = 32
+    NUM_FRAME_SPANS = 33
+    CHANNELS = 34
+    NUM_CHANNEL_SPANS = 35
+    NOISE = 36
+
+
+@dataclass(kw_only=True)
+class FeatureMaskConfig(Validatable):
+    """Which features are hidden while a model is fine-tuned; the defaults are those of 100 hours of speech."""
+
+    probability: float = 0.65
+    """The share of frames in spans if these did not overlap (they do: half of the frames or so); 0 = none."""
+
+    length: int = 10
+    """Length of a span, in frames."""
+
+    channel_probability: float = 0.5
+    """The same for channels, which are 0 over the whole recording; 0 = none."""
+
+    channel_length: int = 64
+    """Length of a span of channels."""
+
+    noise_std: float = 0.01
+    """What stands at masked frames in data2vec 2.0: Gaussian noise of this deviation; 0 = zeros (the original's ``zero_mask``).
+    In 1.0 it is the embedding learned in pre-training."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+        for name in ("probability", "channel_probability"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                result.add_error(f"`{name}` must be at least 0 and less than 1, but is {getattr(self, name)}.")
+        for name in ("length", "channel_length"):
+            if getattr(self, name) < 1:
+                result.add_error(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
+        if self.noise_std < 0.0:
+            result.add_error(f"`noise_std` must not be negative, but is {self.noise_std}.")
+
+        return result
+
+
+class MaskedFineTuning(SupervisedCriterion[EncoderModel]):
+    """Fine-tuning on recordings of which a part is hidden."""
+
+    def __init__(self, config: SupervisedConfig, masking: FeatureMaskConfig | None) -> None:
+        """:param masking: None = nothing is hidden."""
+        super().__init__(config)
+        self.masking = masking
+
+    @override
+    def build(self, model: EncoderModel) -> None:
+        has_audio = isinstance(model, Data2VecAudioModel) or (isinstance(model, Data2VecModel) and model.config.audio is not None)
+        if not has_audio:
+            raise ValueError("the model has no frontend for `audio`; choose an arch that has one, such as `audio_base`.")
+        super().build(model)
+
+    @override
+    def unused_modules(self, model: EncoderModel) -> Sequence[str]:
+        unused = super().unused_modules(model)
+        if self.masking is None or self.masking.probability == 0.0:
+            return unused
+
+        return [name for name in unused if name != "mask_emb"]
+
+    @override
+    def extract(self, model: EncoderModel, batch: Batch, step: StepInfo | None) -> Features:
+        if step is None or self.masking is None:
+            return super().extract(model, batch, step)
+
+        return extract_masked(model, batch, step, self.masking)
+
+
+def extract_masked(model: EncoderModel, batch: Batch, step: StepInfo, config: FeatureMaskConfig) -> Features:
+    """The features of a batch of recordings of which a part is hidden.
+
+    :param model: ``data2vec`` or ``data2vec1``, with a frontend for audio.
+    """
+    keys = row_keys(step.seed, step.number, batch.ids, num_views=1)
+    if isinstance(model, Data2VecModel):
+        frontend = model.frontend(Modality.AUDIO)
+        local = frontend.extract_local(batch.inputs, batch.padding_mask)
+        x, padding_mask = local.x, local.padding_mask
+        frames = draw_frame_mask(keys, x.size(1), padding_mask, config).unsqueeze(-1)
+        fill = _draw_noise(step, batch.ids, x, config.noise_std) if config.noise_std > 0.0 else x.new_zeros(())
+        x = hide_channels(torch.where(frames, fill, x), keys, config)
+
+        return model.encode_whole(frontend, LocalFeatures(x, padding_mask))
+
+    assert isinstance(model, Data2VecAudioModel)
+    x = model.extract_local(batch.inputs)
+    padding_mask = model.downsample_padding(batch.padding_mask, x.size(1))
+    x = hide_channels(model.mask_local(x, draw_frame_mask(keys, x.size(1), padding_mask, config)), keys, config)
+
+    return model.encode_whole(x, padding_mask)
+
+
+def draw_frame_mask(keys: Tensor, num_frames: int, padding_mask: Tensor | None, config: FeatureMaskConfig) -> Tensor:
+    """Choose the frames to hide.
+
+    :param keys: (N,) from :func:`d2v_plugin.masking.row_keys`.
+    :param padding_mask: (N, S), True = padding.
+    :returns: (N, S), True = hidden; never padding, and never all of a recording.
+    """
+    if padding_mask is None:
+        lengths = torch.full((keys.size(0), 1), num_frames, device=keys.device)
+    else:
+        lengths = (~padding_mask).sum(dim=1, keepdim=True)
+    rounding = uniform(keys, 1, stream=_Stream.NUM_FRAME_SPANS)
+    ranks = uniform(keys, num_frames, stream=_Stream.FRAMES)
+
+    return draw_spans(ranks, rounding, lengths, config.probability, config.length, at_least=int(config.probability > 0.0))
+
+
+def hide_channels(x: Tensor, keys: Tensor, config: FeatureMaskConfig) -> Tensor:
+    """Set spans of channels to zero in all frames of a recording: (N, S, D) -> (N, S, D)."""
+    num_channels = x.size(-1)
+    lengths = torch.full((keys.size(0), 1), num_channels, device=keys.device)
+    rounding = uniform(keys, 1, stream=_Stream.NUM_CHANNEL_SPANS)
+    ranks = uniform(keys, num_channels, stream=_Stream.CHANNELS)
+    channels = draw_spans(ranks, rounding, lengths, config.channel_probability, config.channel_length, at_least=0)
+
+    return x.masked_fill(channels.unsqueeze(1), 0.0)
+
+
+def draw_spans(
+    ranks: Tensor, rounding: Tensor, lengths: Tensor, probability: float, span_length: int, *, at_least: int
+) -> Tensor:
+    """Choose spans with different starts, as many as ``probability`` says, rounded at random.
+
+    :param ranks: (R, S) random numbers; the smallest are where spans start.
+    :param rounding: (R, 1) random numbers in [0, 1).
+    :param lengths: (R, 1) how many positions of each row count; spans lie inside them.
+    :param at_least: fewest spans of a row. Rows that one span would cover have none.
+    :returns: (R, S), True = in a span.
+    """
+    positions = torch.arange(ranks.size(1), device=ranks.device)
+    # In double precision, which every device rounds alike.
+    num_spans = (lengths * probability / span_length + rounding.double()).long().clamp_(min=at_least)
+    num_spans = num_spans.masked_fill(lengths <= span_length, 0)
+
+    # A stable order makes the position decide between equal numbers.
+    ranks = ranks.masked_fill(positions > lengths - span_length, 2.0)
+    is_start = ranks.argsort(dim=1, stable=True).argsort(dim=1, stable=True) < num_spans
+    is_start &= positions <= lengths - span_length
+
+    # A position is in a span if one of the last `span_length` positions is a start.
+    num_started = is_start.long().cumsum(dim=1)
+    num_ended = torch.nn.functional.pad(num_started, (span_length, 0))[:, : ranks.size(1)]
+
+    return num_started > num_ended
+
+
+def _draw_noise(step: StepInfo, ids: Tensor, x: Tensor, std: float) -> Tensor:
+    """Noise (N, S, D) that depends on sample and frame, not on how far the batch is padded."""
+    # Frames take the part of views.
+    keys = row_keys(step.seed, step.number, ids, num_views=x.size(1))
+
+    return (gaussian(keys, x.size(2), stream=_Stream.NOISE) * std).view(x.shape).to(x.dtype)

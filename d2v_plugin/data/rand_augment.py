@@ -1,0 +1,157 @@
+"""RandAugment as timm's ``rand-m9-mstd0.5-inc1``, with which MAE, BEiT and data2vec fine-tune: stateless, on torchvision.
+
+Fifteen operations, of which some are drawn for each image with replacement. Each is applied with some probability, and changes
+the more the larger its magnitude is, of which 10 is the most. torchvision's own ``RandAugment`` has other operations and other
+magnitudes, and draws from the process's generator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.special import ndtri
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from d2v_plugin.data.draws import Purpose, draw_uniform
+
+_MAX_MAGNITUDE = 10.0
+_DRAWS_PER_OPERATION = 4
+
+
+@dataclass(kw_only=True)
+class RandAugmentConfig:
+    """Settings of RandAugment; the defaults are the published ones."""
+
+    num_operations: int = 2
+    """How many operations are drawn for each image; 0 = off."""
+
+    magnitude: float = 9.0
+    """How much they change, on average: from 0 to 10."""
+
+    deviation: float = 0.5
+    """Standard deviation of the magnitude."""
+
+    probability: float = 0.5
+    """How likely an operation that was drawn is applied."""
+
+    def __post_init__(self) -> None:
+        if self.num_operations < 0:
+            raise ValueError(f"`num_operations` must be at least 0, but is {self.num_operations}.")
+        if not 0.0 <= self.magnitude <= _MAX_MAGNITUDE:
+            raise ValueError(f"`magnitude` must be between 0 and 10, but is {self.magnitude}.")
+        if not 0.0 <= self.probability <= 1.0:
+            raise ValueError(f"`probability` must be between 0 and 1, but is {self.probability}.")
+
+
+def rand_augment(
+    image: Tensor, config: RandAugmentConfig, fill: Sequence[float], *, seed: int, epoch: int, sample_id: int
+) -> Tensor:
+    """Change an image at random. (3, H, W) -> (3, H, W), uint8.
+
+    :param fill: red, green and blue, from 0 to 255, of what comes from outside the image.
+    """
+    draws = draw_uniform(seed, epoch, Purpose.RAND_AUGMENT, sample_id, _DRAWS_PER_OPERATION * config.num_operations)
+    for which, applied, size, sign in draws.reshape(-1, _DRAWS_PER_OPERATION).tolist():
+        if applied >= config.probability:
+            continue
+        magnitude = config.magnitude + config.deviation * float(ndtri(size))
+        share = min(max(magnitude, 0.0), _MAX_MAGNITUDE) / _MAX_MAGNITUDE
+        operation = OPERATIONS[int(which * len(OPERATIONS))]
+        image = operation(image, share, 1.0 if sign < 0.5 else -1.0, list(fill))
+
+    return image
+
+
+Operation = Callable[[Tensor, float, float, list[float]], Tensor]
+"""Changes an image: the magnitude from 0 to 1, its sign, and the fill."""
+
+
+def _rotate(image: Tensor, share: float, sign: float, fill: list[float]) -> Tensor:
+    return _warp(image, fill, angle=30.0 * share * sign)
+
+
+def _shear(axis: int) -> Operation:
+    def apply(image: Tensor, share: float, sign: float, fill: list[float]) -> Tensor:
+        degrees = [0.0, 0.0]
+        degrees[axis] = math.degrees(math.atan(0.3 * share * sign))
+
+        return _warp(image, fill, shear=degrees, center=[0.0, 0.0])
+
+    return apply
+
+
+def _translate(axis: int) -> Operation:
+    def apply(image: Tensor, share: float, sign: float, fill: list[float]) -> Tensor:
+        pixels = [0.0, 0.0]
+        pixels[axis] = 0.45 * share * sign * image.size(-1 - axis)
+
+        return _warp(image, fill, translate=pixels)
+
+    return apply
+
+
+def _warp(
+    image: Tensor,
+    fill: list[float],
+    *,
+    angle: float = 0.0,
+    translate: Sequence[float] = (0.0, 0.0),
+    shear: Sequence[float] = (0.0, 0.0),
+    center: list[float] | None = None,
+) -> Tensor:
+    warped: Tensor = transforms.affine_image(
+        image, -angle, list(translate), 1.0, list(shear), InterpolationMode.BILINEAR, fill=fill, center=center
+    )
+
+    return warped
+
+
+def _enhance(adjust: Callable[[Tensor, float], Tensor]) -> Operation:
+    def apply(image: Tensor, share: float, sign: float, fill: list[float]) -> Tensor:
+        return adjust(image, max(0.1, 1.0 + 0.9 * share * sign))
+
+    return apply
+
+
+def _posterize(image: Tensor, share: float, sign: float, fill: list[float]) -> Tensor:
+    posterized: Tensor = transforms.posterize_image(image, 4 - int(4 * share))
+
+    return posterized
+
+
+def _solarize(image: Tensor, share: float, sign: float, fill: list[float]) -> Tensor:
+    threshold = 256 - int(256 * share)
+    solarized: Tensor = transforms.solarize_image(image, float(threshold)) if threshold < 256 else image
+
+    return solarized
+
+
+def _solarize_add(image: Tensor, share: float, sign: float, fill: list[float]) -> Tensor:
+    lighter = (image.to(torch.int16) + int(110 * share)).clamp_(max=255).to(torch.uint8)
+
+    return torch.where(image < 128, lighter, image)
+
+
+OPERATIONS: Sequence[Operation] = (
+    lambda image, share, sign, fill: transforms.autocontrast_image(image),
+    lambda image, share, sign, fill: transforms.equalize_image(image),
+    lambda image, share, sign, fill: transforms.invert_image(image),
+    _rotate,
+    _posterize,
+    _solarize,
+    _solarize_add,
+    _enhance(transforms.adjust_saturation_image),
+    _enhance(transforms.adjust_contrast_image),
+    _enhance(transforms.adjust_brightness_image),
+    _enhance(transforms.adjust_sharpness_image),
+    _shear(0),
+    _shear(1),
+    _translate(0),
+    _translate(1),
+)
+"""In timm's order."""

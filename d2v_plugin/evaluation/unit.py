@@ -1,0 +1,80 @@
+"""Evaluation of a fine-tuned model on a labelled split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported before it
+import torch
+from fairseq2.evaluator import EvalUnit
+from fairseq2.gang import Gangs
+from fairseq2.metrics import Mean, MetricBag
+from typing_extensions import override
+
+from d2v_plugin.criteria.supervised.base import SupervisedCriterion
+from d2v_plugin.data.batch import Batch
+from d2v_plugin.evaluation.predictions import Prediction, gather_predictions, mean_loss
+from d2v_plugin.models.base import EncoderModel
+
+
+@final
+class EvaluationUnit(EvalUnit[Batch]):
+    """Scores the predictions of a model; the scores do not depend on the number of ranks that share the reading."""
+
+    def __init__(
+        self, model: EncoderModel, criterion: SupervisedCriterion[Any], gangs: Gangs, *, split: str, report: Path | None = None
+    ) -> None:
+        """
+        :param model: the bare model, not its data-parallel wrapper.
+        :param gangs: ``gangs.dp`` shares the reading.
+        :param report: where predictions are written beside their references, one sample per line; None = nowhere.
+        """
+        self._model = model
+        self._criterion = criterion
+        self._gang = gangs.dp
+        self._split = split
+        self._report = report
+        self._predictions: list[Prediction] = []
+        self.scores: Mapping[str, float] = {}
+
+    @override
+    def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
+        self._predictions = []
+        for name in ("loss", *self._criterion.score_names):
+            metric_bag.add(name, Mean())
+
+    @override
+    @torch.no_grad()
+    def process_batch(self, batch: Batch, metric_bag: MetricBag) -> None:
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            self._predictions += self._criterion.predict(self._model, batch)
+        finally:
+            self._model.train(was_training)
+
+    @override
+    def finalize(self, metric_bag: MetricBag) -> None:
+        """Bring the predictions of all ranks together and score them, on the first rank only."""
+        predictions = gather_predictions(self._predictions, self._gang)
+        self._predictions = []
+        if self._gang.rank != 0:
+            return
+
+        # The main score first.
+        self.scores = {**self._criterion.score(predictions), "loss": mean_loss(predictions)}
+        for name, score in self.scores.items():
+            metric_bag.get(name, Mean).update(score)
+
+        if self._report is not None:
+            self._report.parent.mkdir(parents=True, exist_ok=True)
+            shown = self._criterion.format
+            lines = (f"{p.id}\t{shown(p.hypothesis)}\t{shown(p.reference)}\n" for p in predictions)
+            self._report.write_text("row\tprediction\treference\n" + "".join(lines), encoding="utf-8")
+
+    @property
+    @override
+    def name(self) -> str:
+        return self._split

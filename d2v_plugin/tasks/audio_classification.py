@@ -1,0 +1,98 @@
+"""Classification of whole recordings: one class for each, or any number of tags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from fairseq2.recipe.error import RecipeError
+from torch import Tensor
+from typing_extensions import override
+
+from d2v_plugin.data.dataset import AudioManifest, expect_dataset
+from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.data.manifest import Manifest, Problems
+from d2v_plugin.tasks.labelled_audio import LabelledAudioConfig, LabelledAudioTask
+
+TAG_SEPARATOR: Final = ";"
+
+
+@dataclass(kw_only=True)
+class AudioClassificationConfig(LabelledAudioConfig):
+    """Settings of ``audio_classification``; longer recordings than ``max_sample_size`` are cropped in training."""
+
+    tags: bool = False
+    """Read the column ``tags`` (any number of names, with ``;`` in between) instead of ``label`` (one name)."""
+
+
+@dataclass(frozen=True)
+class ClassTargets:
+    """What the rows of a split are labelled with."""
+
+    labels: Tensor
+    """Classes (rows,) int64, or whether each tag applies, (rows, C) bool."""
+
+    def stack(self, rows: Sequence[int]) -> tuple[Tensor, None]:
+        """Classes (N,), or tags (N, C) float32."""
+        labels = self.labels[list(rows)]
+
+        return (labels.float() if labels.dtype == torch.bool else labels), None
+
+
+class AudioClassificationTask(LabelledAudioTask):
+    """Reads an ``audio_manifest`` with classes or tags."""
+
+    crops = True
+
+    config: AudioClassificationConfig
+
+    def __init__(self, config: AudioClassificationConfig) -> None:
+        super().__init__(config)
+
+    @override
+    def read_labels(self, dataset: object) -> LabelSet:
+        recordings = expect_dataset(dataset, AudioManifest)
+        if not self.config.tags:
+            return LabelSet(recordings.class_names)
+        declared = [split.declared_classes for split in recordings.splits.values() if split.declared_classes is not None]
+        if declared:
+            # Which also makes sure that all splits declare the same.
+            return LabelSet(recordings.class_names)
+        found = {tag for split in recordings.splits.values() for row in range(len(split)) for tag in _read_tags(split, row)}
+        if not found:
+            raise RecipeError(
+                f"No recording in {recordings.path} has tags, but `task.config.tags` is on: write them into a column `tags`."
+            )
+
+        return LabelSet(sorted(found))
+
+    @override
+    def read_targets(self, dataset: AudioManifest, split: str) -> ClassTargets:
+        if not self.config.tags:
+            return ClassTargets(dataset.read_labels(split, self.labels))
+        problems = Problems()
+        targets = ClassTargets(_number_tags(dataset.split(split), self.labels or self.read_labels(dataset), problems))
+        problems.raise_if_any()
+
+        return targets
+
+
+def _number_tags(manifest: Manifest, labels: LabelSet, problems: Problems) -> Tensor:
+    """(rows, C)"""
+    applies = torch.zeros((len(manifest), len(labels)), dtype=torch.bool)
+    for row in range(len(manifest)):
+        tags = _read_tags(manifest, row)
+        if unknown := [tag for tag in tags if tag not in labels.indices]:
+            message = f"tag(s) `{'`, `'.join(unknown)}` are none of the model's {len(labels)} tags"
+            problems.add(manifest.path, manifest.line_of(row), message)
+        for tag in tags:
+            if tag in labels.indices:
+                applies[row, labels.indices[tag]] = True
+
+    return applies
+
+
+def _read_tags(manifest: Manifest, row: int) -> list[str]:
+    return [tag for part in (manifest.text("tags", row) or "").split(TAG_SEPARATOR) if (tag := part.strip())]

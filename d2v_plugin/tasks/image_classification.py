@@ -1,0 +1,117 @@
+"""Image classification: the augmentation of supervised training, and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fairseq2.datasets import DataReader
+from fairseq2.gang import Gangs
+from fairseq2.recipe.error import RecipeError
+from torch import Tensor
+from typing_extensions import override
+
+from d2v_plugin.data.batch import Batch
+from d2v_plugin.data.dataset import ImageManifest, expect_dataset
+from d2v_plugin.data.image import ImageConfig, augment
+from d2v_plugin.data.image_mixing import MixingConfig, erase, mix, one_hot
+from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
+from d2v_plugin.data.rand_augment import RandAugmentConfig, rand_augment
+from d2v_plugin.data.reader import ReadBatch, TrainReader
+from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
+
+
+@dataclass(kw_only=True)
+class ImageClassificationConfig(ImagePretrainingConfig):
+    """Settings of ``image_classification``."""
+
+    batch_size: int = 512
+    """Images per update, over all ranks."""
+
+    image: ImageConfig = field(default_factory=lambda: ImageConfig(crop_scale=(0.08, 1.0)))
+    """How images become tensors."""
+
+    rand_augment: RandAugmentConfig = field(default_factory=RandAugmentConfig)
+    """Random changes of shape and colour; ``{num_operations: 0}`` = off."""
+
+    erasing: float = 0.0
+    """Probability of putting noise into a rectangle of the image; published 0.25."""
+
+    mixing: MixingConfig = field(default_factory=MixingConfig)
+    """MixUp and CutMix; off by default. They need an even number of images in every forward pass."""
+
+
+class ImageClassificationTask(ImagePretrainingTask):
+    """Reads an ``image_manifest`` with labels."""
+
+    config: ImageClassificationConfig
+
+    def __init__(self, config: ImageClassificationConfig) -> None:
+        super().__init__(config)
+
+    @override
+    def read_labels(self, dataset: object) -> LabelSet:
+        return LabelSet(expect_dataset(dataset, ImageManifest).class_names)
+
+    @override
+    def create_train_reader(self, dataset: object, gangs: Gangs, seed: int) -> DataReader[Batch]:
+        config = self.config
+        share = share_batch(config.batch_size, config.max_batch_size, rank=gangs.dp.rank, world_size=gangs.dp.size)
+        if share.units % 2 and not config.mixing.is_off:
+            raise RecipeError(
+                f"`task.config.mixing` mixes pairs of images, but a forward pass of one rank has {share.units}: choose "
+                "`batch_size` and `max_batch_size` so that the number is even."
+            )
+        images = expect_dataset(dataset, ImageManifest)
+        labels = images.read_labels(config.split, self.labels)
+        num_classes = len(self.labels or self.read_labels(dataset))
+        fill = [round(255 * value) for value in config.image.mean]
+
+        def transform(image: Tensor, row: int, epoch: int) -> Tensor:
+            image = augment(image, config.image, seed, epoch, row)
+
+            return rand_augment(image, config.rand_augment, fill, seed=seed, epoch=epoch, sample_id=row)
+
+        read, bad_samples = self._create_read(images, config.split, transform, labels)
+
+        return TrainReader(SampleOrder(len(labels), seed), share, self._regularise(read, num_classes, seed), gangs, bad_samples)
+
+    def _regularise(self, read: ReadBatch, num_classes: int, seed: int) -> ReadBatch:
+        """Erase and mix what ``read`` returns."""
+        config = self.config
+
+        def read_regularised(rows: RowBatch) -> Batch | None:
+            batch = read(rows)
+            if batch is None or batch.labels is None:
+                return batch
+            places = find_places(rows.rows.tolist(), batch.ids.tolist())
+            keys = [(int(rows.epochs[place]), int(rows.rows[place])) for place in places]
+            if config.erasing > 0.0:
+                for image, (epoch, row) in zip(batch.inputs, keys, strict=True):
+                    erase(image, config.erasing, seed=seed, epoch=epoch, sample_id=row)
+            if not config.mixing.is_off:
+                batch.labels = one_hot(batch.labels, num_classes)
+                pairs = find_pairs(places)
+                mix(batch.inputs, batch.labels, pairs, [keys[first] for first, _ in pairs], config.mixing, seed=seed)
+
+            return batch
+
+        return read_regularised
+
+
+def find_places(rows: Sequence[int], kept: Sequence[int]) -> list[int]:
+    """Where the rows that could be read stand among all rows of a batch."""
+    places: list[int] = []
+    for place, row in enumerate(rows):
+        if len(places) < len(kept) and row == kept[len(places)]:
+            places.append(place)
+
+    return places
+
+
+def find_pairs(places: Sequence[int]) -> list[tuple[int, int]]:
+    """Which of the samples at these places are neighbours 0 and 1, 2 and 3, …; one whose neighbour is missing has none."""
+    return [
+        (i, i + 1) for i in range(len(places) - 1) if places[i] % 2 == 0 and places[i + 1] == places[i] + 1
+    ]  # fmt: skip

@@ -1,0 +1,170 @@
+"""The layers of a model as the optimizer sees them, from the input to the head, and the table that a run prints of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from torch import nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from d2v_plugin.criteria.supervised.base import SupervisedCriterion
+from d2v_plugin.models.base import CRITERION_PREFIX, EncoderModel
+from d2v_plugin.models.encoder import BlockList
+
+# What BEiT counts to the top: it acts behind the blocks, or on all of them.
+_TOP = ("norm.", "encoder.norm.", "encoder.rel_pos_bias.")
+
+
+@dataclass
+class Layer:
+    """Parameters that have one learning rate."""
+
+    name: str
+    """``frontend``, ``block 0`` …, ``top``, ``decoder`` (what predicts in pre-training), ``head`` or ``criterion``."""
+
+    below_head: int
+    """How many layers it lies below the head: 1 for the last block, 0 for all above."""
+
+    parameters: dict[str, Parameter] = field(default_factory=dict)
+    """By name, trained and frozen ones."""
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it is what fine-tuning puts on top."""
+        return self.name == "head"
+
+
+def find_layers(model: nn.Module) -> list[Layer]:
+    """The layers of a model, in order.
+
+    Prenet blocks come before the shared blocks. The last layer is all that the criterion owns: the ``head`` in fine-tuning.
+
+    :param model: may be wrapped, sharded or checkpointed. What is not an encoder of this package is one layer.
+    """
+    encoder = next((module for module in model.modules() if isinstance(module, EncoderModel)), None)
+    if encoder is None:
+        return [Layer("model", 0, dict(model.named_parameters()))]
+
+    blocks = _find_blocks(encoder)
+    num_blocks = 1 + max(blocks.values(), default=-1)
+    layers = [
+        Layer("frontend", num_blocks + 1),
+        *(Layer(f"block {i}", num_blocks - i) for i in range(num_blocks)),
+        top := Layer("top", 0),
+        decoder := Layer("decoder", 0),
+        criterion := Layer("head" if isinstance(encoder.criterion, SupervisedCriterion) else "criterion", 0),
+    ]
+    decoders = tuple(f"{name}." for name in encoder.prediction_modules)
+    for name, parameter in encoder.named_parameters():
+        if name.startswith(CRITERION_PREFIX):
+            layer = criterion
+        elif f"{name}.".startswith(decoders):
+            layer = decoder
+        elif name.startswith(_TOP):
+            layer = top
+        else:
+            layer = layers[1 + blocks.get(id(parameter), -1)]
+        layer.parameters[name] = parameter
+
+    return [layer for layer in layers if layer.parameters]
+
+
+def _find_blocks(encoder: EncoderModel) -> dict[int, int]:
+    """Which block a parameter belongs to, from 0; blocks by themselves, so that names that wrappers change do not matter."""
+    shared = encoder.blocks
+    assert isinstance(shared, BlockList)
+    foreign = set(encoder.criterion.modules()) if encoder.criterion is not None else set()
+    prenets = [m for m in encoder.modules() if isinstance(m, BlockList) and m is not shared and m not in foreign]
+    deepest = max((len(prenet) for prenet in prenets), default=0)
+
+    found: dict[int, int] = {}
+    # A shallower prenet of another modality ends where the deepest does.
+    for stack, first in [(shared, deepest), *((prenet, deepest - len(prenet)) for prenet in prenets)]:
+        for i, block in enumerate(stack):
+            found |= {id(parameter): first + i for parameter in block.parameters()}
+
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; several layers share one if they are treated in the same way."""
+
+    layers: Sequence[str]
+    num_parameters: int
+    num_decayed: int
+    lr: float | None
+    """None = frozen."""
+    weight_decay: float
+
+
+def format_layers(model: nn.Module, optimizer: Optimizer) -> str:
+    """A table of what the optimizer trains, and how: learning rates at their peak, before the schedule scales them.
+
+    :param model: as for :func:`find_layers`.
+    """
+    rows = list(_merge(_describe(find_layers(model), optimizer)))
+    names = [_join(row.layers) for row in rows]
+    counts = [f"{row.num_parameters:,}" for row in rows]
+    rates = ["frozen" if row.lr is None else f"{row.lr:.3g}" for row in rows]
+    decays = [f"{row.weight_decay:g} on {row.num_decayed:,}" if row.num_decayed else "" for row in rows]
+    columns = [["trained", *names], ["parameters", *counts], ["peak lr", *rates], ["weight decay", *decays]]
+
+    widths = [max(len(cell) for cell in column) for column in columns]
+    lines = [
+        f"{first:<{widths[0]}}  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
+        for first, *rest in zip(*columns, strict=True)
+    ]
+    criterion = next((module for module in model.modules() if isinstance(module, SupervisedCriterion)), None)
+    if criterion is not None and criterion.supervised.freeze_updates > 0:
+        lines.append(f"Updates 1 to {criterion.supervised.freeze_updates:,} train the head alone.")
+
+    return "\n".join(lines)
+
+
+def _describe(layers: Sequence[Layer], optimizer: Optimizer) -> Iterator[Row]:
+    """One row for each layer, and one for what is frozen of it."""
+    group_of = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    for layer in layers:
+        trained = [parameter for parameter in layer.parameters.values() if id(parameter) in group_of]
+        frozen = [parameter for parameter in layer.parameters.values() if id(parameter) not in group_of]
+        if trained:
+            groups = [group_of[id(parameter)] for parameter in trained]
+            decayed = [p for p, group in zip(trained, groups, strict=True) if group["weight_decay"] > 0.0]
+            decay = max(group["weight_decay"] for group in groups)
+            lr = float(groups[0].get("initial_lr", groups[0]["lr"]))
+            yield Row([layer.name], _count(trained), _count(decayed), lr, decay)
+        if frozen:
+            yield Row([layer.name], _count(frozen), 0, None, 0.0)
+
+
+def _merge(rows: Iterator[Row]) -> Iterator[Row]:
+    """Frozen ones last; neighbours that are treated alike in one row."""
+    ordered = sorted(rows, key=lambda row: row.lr is None)
+    for (lr, decay), same in groupby(ordered, key=lambda row: (row.lr, row.weight_decay)):
+        members = list(same)
+        yield Row(
+            [name for row in members for name in row.layers],
+            sum(row.num_parameters for row in members),
+            sum(row.num_decayed for row in members),
+            lr,
+            decay,
+        )
+
+
+def _join(names: Sequence[str]) -> str:
+    """``block 0, block 1, block 2`` -> ``block 0 to 2``"""
+    blocks = [name for name in names if name.startswith("block ")]
+    if len(blocks) < 2:
+        return ", ".join(names)
+    joined = f"{blocks[0]} to {blocks[-1].removeprefix('block ')}"
+    first = names.index(blocks[0])
+
+    return ", ".join([*names[:first], joined, *(name for name in names[first:] if name not in blocks)])
+
+
+def _count(parameters: Sequence[Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
