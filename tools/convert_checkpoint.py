@@ -1,8 +1,9 @@
-"""Turn checkpoints of other programs into directories that ``d2v_plugin.load`` reads, and ours into those of Hugging Face.
+"""Turn checkpoints of other programs, and ours, into directories that ``d2v_plugin.load`` reads; and ours into Hugging Face's.
 
 python tools/convert_checkpoint.py fairseq IN.pt OUT/
 python tools/convert_checkpoint.py huggingface IN/ OUT/
 python tools/convert_checkpoint.py to-huggingface IN/ OUT/
+python tools/convert_checkpoint.py export RUN/ OUT/
 """
 
 from __future__ import annotations
@@ -83,6 +84,19 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     )
     to_hugging_face.set_defaults(run=_export_hugging_face)
 
+    export = formats.add_parser(
+        "export",
+        help="the encoder of a run or of a converted checkpoint, without what only training needs",
+        description="Write encoder and configuration, without decoders, heads, teacher and optimizer.",
+    )
+    export.add_argument("source", metavar="IN", help="whatever `d2v_plugin.load` reads, such as a run's output")
+    export.add_argument("out", type=Path, metavar="OUT")
+    export.add_argument(
+        "--weights", choices=("student", "teacher"), default="student", help="which weights; the teacher's are averaged"
+    )
+    export.add_argument("--force", action="store_true", help="replace OUT if it is a converted checkpoint")
+    export.set_defaults(run=_export)
+
     return parser.parse_args(words)
 
 
@@ -121,6 +135,12 @@ def _export_hugging_face(args: argparse.Namespace) -> None:
     export_hugging_face(model, args.out)
     for file in sorted(args.out.iterdir()):
         print(file)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from d2v_plugin.models.interop.encoder import export_encoder
+
+    _write(args, export_encoder(args.source, args.weights))
 
 
 def _silence_transformers() -> None:

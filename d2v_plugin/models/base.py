@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self, override
 
 from d2v_plugin.data.batch import Batch, Modality
+from d2v_plugin.models.layer_drop import draw_layers
 
 if TYPE_CHECKING:
     from d2v_plugin.criteria.base import Criterion, LossOutput, StepInfo
@@ -37,6 +38,9 @@ class Features:
     extra_tokens: Tensor | None
     """(N, X, D): the output at the extra tokens, the CLS token last; None = the model has none."""
 
+    extra_layers: list[Tensor] | None = None
+    """The output of every shared block at the extra tokens, each (N, X, D); None = the model has none."""
+
 
 class EncoderModel(nn.Module, ABC):
     """An encoder with a slot for the criterion that trains it."""
@@ -44,12 +48,14 @@ class EncoderModel(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.criterion: Criterion[Any] | None = None
+        self.frozen: Sequence[str] = ()
 
     @override
     def forward(self, batch: Batch, step: StepInfo) -> LossOutput:
         """Compute the loss of the attached criterion; this is what the trainer calls, through its data-parallel wrapper."""
         if self.criterion is None:
             raise RuntimeError("The model has no criterion; for features call `extract_features`.")
+        draw_layers(self, step, batch.ids.device)
 
         return self.criterion(self, batch, step)  # type: ignore[no-any-return]
 
@@ -65,8 +71,25 @@ class EncoderModel(nn.Module, ABC):
         :param modality: needed for models with several frontends only.
         """
 
+    @property
+    @abstractmethod
+    def frontend_modules(self) -> tuple[str, ...]:
+        """Names of the modules that turn raw input into local features: convolutions, patch or token embeddings."""
+
+    @property
+    @abstractmethod
+    def prediction_modules(self) -> tuple[str, ...]:
+        """Names of the modules and parameters that :meth:`extract_features` does not use: they serve pre-training alone."""
+
+    @property
+    def num_layers(self) -> int:
+        """How many blocks :meth:`extract_features` returns the outputs of."""
+        return len(self.blocks)  # type: ignore[arg-type]
+
     def freeze_constants(self) -> None:
         """Exclude from training what is a parameter only by name, and what the criterion owns but does not train."""
+        for name in self.frozen:
+            find_part(self, name).requires_grad_(False)
         if self.criterion is not None:
             self.criterion.freeze_constants()
 
@@ -77,6 +100,18 @@ class EncoderModel(nn.Module, ABC):
         self.freeze_constants()
 
         return self
+
+
+def find_part(module: nn.Module, name: str) -> nn.Module | nn.Parameter:
+    """The submodule or parameter of this name.
+
+    :raises AttributeError: there is none.
+    """
+    owner, _, last = name.rpartition(".")
+    part = getattr(module.get_submodule(owner), last)
+    assert isinstance(part, nn.Module | nn.Parameter)
+
+    return part
 
 
 def drop_criterion(state_dict: Mapping[str, T], config: object = None) -> dict[str, T]:

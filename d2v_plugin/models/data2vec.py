@@ -19,6 +19,7 @@ from d2v_plugin.data.batch import Modality
 from d2v_plugin.models.base import EncoderModel, Features
 from d2v_plugin.models.config import AudioConfig, Data2VecConfig, ImageConfig, TextConfig
 from d2v_plugin.models.decoder import ConvDecoder
+from d2v_plugin.models.dropout import Dropout
 from d2v_plugin.models.encoder import build_blocks
 from d2v_plugin.models.frontends.audio import AudioFrontend
 from d2v_plugin.models.frontends.base import Frontend, LocalFeatures, Tokens, select_tokens
@@ -37,7 +38,7 @@ class Data2VecModel(EncoderModel):
         self.modality_encoders = nn.ModuleDict(
             {modality.name: _build_frontend(config, frontend) for modality, frontend in config.frontends.items()}
         )
-        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.input_dropout = Dropout(config.input_dropout)
         self.blocks = build_blocks(config, config.depth, drop_path=config.drop_path, layer_drop=config.layer_drop)
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.norm_first else None
         self.shared_decoder = (
@@ -50,7 +51,11 @@ class Data2VecModel(EncoderModel):
         self, inputs: Tensor, padding_mask: Tensor | None = None, *, modality: Modality | None = None
     ) -> Features:
         frontend = self.frontend(modality)
-        local = frontend.extract_local(inputs, padding_mask)
+
+        return self.encode_whole(frontend, frontend.extract_local(inputs, padding_mask))
+
+    def encode_whole(self, frontend: Frontend, local: LocalFeatures) -> Features:
+        """The second half of :meth:`extract_features`, for features that were changed, such as masked in fine-tuning."""
         tokens = frontend.contextualise(local)
         num_extra = frontend.num_extra_tokens
         layers = [x for x, _ in self.encode(tokens)]
@@ -61,6 +66,7 @@ class Data2VecModel(EncoderModel):
             local.padding_mask,
             [layer[:, num_extra:] for layer in layers],
             x[:, :num_extra] if num_extra > 0 else None,
+            [layer[:, :num_extra] for layer in layers] if num_extra > 0 else None,
         )
 
     def encode(self, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
@@ -122,6 +128,21 @@ class Data2VecModel(EncoderModel):
             raise ValueError(f"The model has no frontend for `{modality.value}`; it has: {known}.")
 
         return self.modality_encoders[modality.name]  # type: ignore[return-value]
+
+    @property
+    @override
+    def frontend_modules(self) -> tuple[str, ...]:
+        return tuple(f"modality_encoders.{name}.local_encoder" for name in self.modality_encoders)
+
+    @property
+    @override
+    def prediction_modules(self) -> tuple[str, ...]:
+        decoders = [
+            f"modality_encoders.{name}" for name, frontend in self.modality_encoders.items() if frontend.decoder is not None
+        ]
+        shared = () if self.shared_decoder is None else ("shared_decoder",)
+
+        return (*(f"{name}.decoder" for name in decoders), *shared)
 
     @override
     def freeze_constants(self) -> None:

@@ -13,6 +13,7 @@ from fairseq2.utils.structured import StandardValueConverter, StructureError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from d2v_plugin.integrity import FileRecord, Record, describe_file, write_record
 from d2v_plugin.models.config import Data2VecConfig
 from d2v_plugin.models.factory import FAMILY
 from d2v_plugin.models.interop.state import AnyConfig, CheckpointError, State
@@ -88,12 +89,16 @@ def _write_files(folder: Path, content: ModelDirectory) -> None:
     config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
     weights = {STUDENT_FILE: content.student, TEACHER_FILE: content.teacher, HEAD_FILE: content.head}
+    records: dict[str, FileRecord] = {}
     for name, state in weights.items():
         if state:
             file = folder / name
             save_file({key: tensor.contiguous() for key, tensor in state.items()}, file, metadata={"format": "pt"})
             # safetensors lets nobody else read it.
             file.chmod(config_file.stat().st_mode)
+            records[name] = describe_file(file)
+    # Not of the configuration, which people may edit.
+    write_record(folder, Record(records, {}))
 
 
 def is_model_directory(folder: Path) -> bool:

@@ -21,6 +21,7 @@ from fairseq2.utils.yaml import YamlError, YamlLoader
 from typing_extensions import override
 
 from d2v_plugin import setup_fairseq2_extension
+from d2v_plugin.integrity import check_if_recorded
 from d2v_plugin.models.base import drop_criterion
 from d2v_plugin.models.factory import FAMILY
 from d2v_plugin.models.interop.directory import (
@@ -69,6 +70,7 @@ class DirectorySource(Source):
             if not (self.path / TEACHER_FILE).exists():
                 raise CheckpointError(f"{self.path} has no teacher (`{TEACHER_FILE}`).")
             state |= read_weights(self.path / TEACHER_FILE)
+        check_if_recorded(self.path, "*.safetensors")
 
         return state
 
@@ -79,15 +81,7 @@ class NativeSource(Source):
 
     @override
     def read(self, weights: Weights = "student") -> State:
-        # Whole tensors, whatever the number of processes now and when it was written.
-        options = ModelCheckpointLoadOptions(gangs=create_fake_gangs(CPU), mmap=True, restrict=True)
-        try:
-            state = dict(library().resolve(ModelCheckpointLoader).lazy_load(self.path, {}, options))
-        except CorruptModelCheckpointError as ex:
-            raise CheckpointError(_explain_corrupt(self.path, ex)) from ex
-        except OSError as ex:
-            raise CheckpointError(f"{self.path}: {ex.strerror or ex}.") from ex
-
+        state = self.read_all()
         student = drop_criterion(state)
         if weights == "teacher":
             teacher = {key.removeprefix(TEACHER_PREFIX): t for key, t in state.items() if key.startswith(TEACHER_PREFIX)}
@@ -96,6 +90,21 @@ class NativeSource(Source):
             student |= teacher
 
         return student
+
+    def read_all(self) -> State:
+        """Read everything that was trained, including what belongs to the criterion.
+
+        :raises CheckpointError: it cannot be read, or is damaged.
+        """
+        check_if_recorded(self.path.parent, "model/*")
+        # Whole tensors, whatever the number of processes now and when it was written.
+        options = ModelCheckpointLoadOptions(gangs=create_fake_gangs(CPU), mmap=True, restrict=True)
+        try:
+            return dict(library().resolve(ModelCheckpointLoader).lazy_load(self.path, {}, options))
+        except CorruptModelCheckpointError as ex:
+            raise CheckpointError(_explain_corrupt(self.path, ex)) from ex
+        except OSError as ex:
+            raise CheckpointError(f"{self.path}: {ex.strerror or ex}.") from ex
 
 
 def find_source(path_or_name: str | Path) -> Source:
@@ -123,24 +132,52 @@ def _find_in_directory(path: Path) -> Source:
     if is_model_directory(path):
         return DirectorySource(path, read_config(path))
 
-    # From the most to the least specific: OUT/checkpoints/step_N/model, …/step_N, OUT/checkpoints, OUT.
-    step_dir = path.parent if path.name == "model" and (path / "pp_00").is_dir() else path
-    if _step_nr(step_dir) is None:
-        checkpoints = path if (path / "model.yaml").is_file() else path / "checkpoints"
-        if not (checkpoints / "model.yaml").is_file():
-            raise CheckpointError(f"{path} is neither a converted checkpoint ({CONFIG_FILE}) nor a run (checkpoints/model.yaml).")
-        step_dir = _last_step(checkpoints)
+    step_dir = find_step(path)
+    if step_dir is None:
+        raise CheckpointError(f"{path} is neither a converted checkpoint ({CONFIG_FILE}) nor a run (checkpoints/model.yaml).")
 
     return NativeSource(step_dir / "model", _read_run_config(step_dir.parent / "model.yaml"))
 
 
-def _last_step(checkpoints: Path) -> Path:
-    # fairseq2 writes a checkpoint aside, as `step_N.tmp`: a directory without the ending is complete.
-    steps = [path for path in checkpoints.iterdir() if _step_nr(path) is not None and (path / "model").is_dir()]
-    if not steps:
-        raise CheckpointError(f"{checkpoints} holds no complete checkpoint yet.")
+def find_step(path: str | Path, *, best: bool = False) -> Path | None:
+    """The directory ``step_N`` that a path means.
 
-    return max(steps, key=lambda path: _step_nr(path) or 0)
+    :param path: the output directory of a run, its ``checkpoints`` (both mean the last complete checkpoint), or a ``step_N``.
+    :param best: of several checkpoints take the one with the best score instead of the last one.
+    :returns: None if the path is none of these.
+    :raises CheckpointError: there is no complete checkpoint, or no score.
+    """
+    path = Path(path)
+    # From the most to the least specific: OUT/checkpoints/step_N/model, …/step_N, OUT/checkpoints, OUT.
+    step_dir = path.parent if path.name == "model" and (path / "pp_00").is_dir() else path
+    if _step_nr(step_dir) is not None:
+        return step_dir
+    checkpoints = path if (path / "model.yaml").is_file() else path / "checkpoints"
+    if not (checkpoints / "model.yaml").is_file():
+        return None
+
+    # fairseq2 writes a checkpoint aside, as `step_N.tmp`: a directory without the ending is complete.
+    steps = {_step_nr(path): path for path in checkpoints.iterdir() if (path / "model").is_dir()}
+    by_number = sorted((number, path) for number, path in steps.items() if number is not None)
+    if not by_number:
+        raise CheckpointError(f"{checkpoints} holds no complete checkpoint yet.")
+    if not best:
+        return by_number[-1][1]
+
+    scores = [(_read_score(checkpoints, number), number, path) for number, path in by_number]
+    known = [(score, number, path) for score, number, path in scores if score is not None]
+    if not known:
+        raise CheckpointError(f"{checkpoints} has no scores; a run writes them if `regime.score_metric` is set.")
+
+    return max(known, key=lambda entry: entry[:2])[2]
+
+
+def _read_score(checkpoints: Path, step_nr: int) -> float | None:
+    """What fairseq2 noted for a checkpoint: the higher, the better, whatever the metric."""
+    try:
+        return float((checkpoints / "scores" / f"step_{step_nr}.txt").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _step_nr(path: Path) -> int | None:

@@ -1,0 +1,181 @@
+"""Shards of features on disk, written aside and renamed: what is there is complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from fairseq2.recipe.error import RecipeError
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from typing_extensions import override
+
+FORMAT: Final = "d2v_plugin_features"
+FORMAT_VERSION: Final = 1
+INDEX_FILE: Final = "index.json"
+IDS: Final = "ids"
+LENGTHS: Final = "lengths"
+
+
+@dataclass(frozen=True)
+class ShardRange:
+    """The samples of a shard."""
+
+    number: int
+
+    start: int
+    """The first sample."""
+
+    stop: int
+    """The one after the last."""
+
+
+def cut_shards(num_samples: int, shard_size: int) -> list[ShardRange]:
+    """The shards of a split; the same for any number of processes."""
+    starts = range(0, num_samples, shard_size)
+
+    return [ShardRange(number, start, min(start + shard_size, num_samples)) for number, start in enumerate(starts)]
+
+
+class ShardStore(ABC):
+    """A folder of shards."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, shard: ShardRange, arrays: Mapping[str, Tensor]) -> None:
+        """Write a shard; after a crash at any moment it is there whole, or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.path_of(shard)
+        aside = path.with_name(f".{path.name}.tmp")
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        self._save(aside, arrays)
+        for file in [aside, *(aside.iterdir() if aside.is_dir() else ())]:
+            _synchronise(file)
+        os.replace(aside, path)
+        _synchronise(self.folder)
+
+    def has(self, shard: ShardRange) -> bool:
+        return self.path_of(shard).exists()
+
+    @abstractmethod
+    def path_of(self, shard: ShardRange) -> Path:
+        """Where a shard is, or will be."""
+
+    @abstractmethod
+    def describe(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
+        """The shapes of a shard's arrays, by name, and its ids; does not read the features."""
+
+    @abstractmethod
+    def _save(self, path: Path, arrays: Mapping[str, Tensor]) -> None: ...
+
+
+class SafetensorsStore(ShardStore):
+    """One file per shard."""
+
+    @override
+    def path_of(self, shard: ShardRange) -> Path:
+        return self.folder / f"shard-{shard.number:05}.safetensors"
+
+    @override
+    def describe(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
+        with safe_open(self.path_of(shard), framework="pt") as file:
+            shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
+
+            return shapes, file.get_tensor(IDS).tolist()
+
+    @override
+    def _save(self, path: Path, arrays: Mapping[str, Tensor]) -> None:
+        save_file(dict(arrays), path, metadata={"format": "pt"})
+
+
+class NumpyStore(ShardStore):
+    """One folder per shard with one file per array."""
+
+    @override
+    def path_of(self, shard: ShardRange) -> Path:
+        return self.folder / f"shard-{shard.number:05}"
+
+    @override
+    def describe(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
+        files = sorted(self.path_of(shard).glob("*.npy"))
+        arrays = {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in files}
+
+        return {name: list(array.shape) for name, array in arrays.items()}, arrays[IDS].tolist()
+
+    @override
+    def _save(self, path: Path, arrays: Mapping[str, Tensor]) -> None:
+        path.mkdir()
+        for name, array in arrays.items():
+            np.save(path / f"{name}.npy", array.numpy(), allow_pickle=False)
+
+
+STORES: Final[dict[str, type[ShardStore]]] = {"safetensors": SafetensorsStore, "numpy": NumpyStore}
+"""By ``features.format``."""
+
+
+def begin_index(folder: Path, settings: Mapping[str, Any], *, write: bool) -> None:
+    """Say what the shards in a folder are going to be.
+
+    :param settings: all that the features depend on, as plain data.
+    :param write: whether this process writes the file, if there is none.
+    :raises RecipeError: the folder holds features of other settings.
+    """
+    path = folder / INDEX_FILE
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        except (ValueError, KeyError, TypeError):
+            raise RecipeError(f"{path} is not an index of features; choose another output directory.") from None
+        changed = [f"`{name}` was {found.get(name)}, but is {now}" for name, now in settings.items() if found.get(name) != now]
+        if changed:
+            raise RecipeError(f"{folder} holds other features: {'; '.join(changed)}. Choose another output directory.")
+    elif write:
+        _write_json(path, {"format": FORMAT, "format_version": FORMAT_VERSION, "complete": False, "settings": settings})
+
+
+def finish_index(
+    folder: Path, settings: Mapping[str, Any], info: Mapping[str, Any], store: ShardStore, shards: Sequence[ShardRange]
+) -> int:
+    """List the shards, all of which are there.
+
+    :param info: further sections, for people.
+    :returns: how many samples they have.
+    """
+    listed, num_samples = [], 0
+    for shard in shards:
+        shapes, ids = store.describe(shard)
+        num_samples += len(ids)
+        missing = sorted(set(range(shard.start, shard.stop)) - set(ids))
+        path = str(store.path_of(shard).relative_to(folder))
+        listed.append({"file": path, "start": shard.start, "stop": shard.stop, "missing": missing, "shapes": shapes})
+    content = {"format": FORMAT, "format_version": FORMAT_VERSION, "complete": True, "num_samples": num_samples}
+    _write_json(folder / INDEX_FILE, {**content, "settings": settings, **info, "shards": listed})
+
+    return num_samples
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Several processes may write the same at once.
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _synchronise(path: Path) -> None:
+    """Have the file system write a file, or the entries of a folder, down."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,86 @@
+"""An upstream of s3prl, so that SUPERB runs on our checkpoints; it needs nothing of s3prl to be installed.
+
+s3prl looks upstreams up by name in its hub::
+
+    import s3prl.hub
+    from d2v_plugin.s3prl import UpstreamExpert
+
+    s3prl.hub.d2v_plugin = UpstreamExpert
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2v_plugin.data.batch import Modality
+from d2v_plugin.loading import load
+from d2v_plugin.models.data2vec import Data2VecModel
+from d2v_plugin.models.frontends.audio import AudioFrontend, count_frames
+from d2v_plugin.models.interop.sources import Weights
+from d2v_plugin.models.v1.audio import Data2VecAudioModel
+
+
+class UpstreamExpert(nn.Module):
+    """Hidden states of a speech model: what enters the Transformer, then the output of every block, the prenet's included."""
+
+    def __init__(self, ckpt: str, model_config: str | None = None, *, weights: Weights = "student", **options: Any) -> None:
+        """
+        :param ckpt: whatever :func:`d2v_plugin.load` reads: a run, or a converted directory.
+        :param model_config: not needed; s3prl passes it to every upstream, as it does further ``options``.
+        :raises ValueError: the checkpoint is no model of speech.
+        """
+        super().__init__()
+        model = load(ckpt, weights=weights)
+        if isinstance(model, Data2VecModel):
+            frontend = model.frontend(Modality.AUDIO)
+            assert isinstance(frontend, AudioFrontend)
+            conv_layers, blocks = frontend.conv_layers, [*frontend.context_encoder.blocks, *model.blocks]
+            self._num_extra_tokens = frontend.num_extra_tokens
+        elif isinstance(model, Data2VecAudioModel):
+            conv_layers, blocks, self._num_extra_tokens = model.conv_layers, [*model.blocks], 0
+        else:
+            raise ValueError(f"{ckpt} is no model of speech.")
+
+        # s3prl freezes upstreams itself, unless it is told to fine-tune them.
+        self.model = model.requires_grad_(True)
+        self._downsample_rate = math.prod(stride for _, _, stride in conv_layers)
+        self._min_samples = next(size for size in range(1, 1 << 20) if count_frames(size, conv_layers) > 0)
+        self._states: list[Tensor] = []
+        for block in blocks:
+            block.register_forward_hook(self._keep_state)
+
+    def get_downsample_rates(self, key: str) -> int:
+        """Samples of sound per position of a hidden state."""
+        return self._downsample_rate
+
+    def forward(self, wavs: Sequence[Tensor]) -> dict[str, Any]:
+        """
+        :param wavs: N × (T_n,) waveforms at 16 kHz, not normalised; those of less than one frame are lengthened by silence.
+        :returns: ``hidden_states``, each (N, S, D), zero at padding, and ``last_hidden_state``.
+        """
+        wavs = [F.layer_norm(wav, wav.shape) for wav in wavs]
+        wavs = [F.pad(wav, (0, max(0, self._min_samples - len(wav)))) for wav in wavs]
+        lengths = torch.tensor([len(wav) for wav in wavs], device=wavs[0].device)
+        inputs = nn.utils.rnn.pad_sequence(wavs, batch_first=True)
+        padding_mask = torch.arange(inputs.size(1), device=inputs.device) >= lengths[:, None]
+
+        self._states = []
+        features = self.model.extract_features(inputs, padding_mask, modality=Modality.AUDIO)
+        states, self._states = self._states, []
+
+        assert features.padding_mask is not None
+        states[-1] = features.layers[-1]  # with the final norm, where there is one
+        hidden_states = [state.masked_fill(features.padding_mask.unsqueeze(-1), 0.0) for state in states]
+
+        return {"hidden_states": hidden_states, "last_hidden_state": hidden_states[-1]}
+
+    def _keep_state(self, block: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        if not self._states:
+            self._states.append(args[0][:, self._num_extra_tokens :])
+        self._states.append(output[0][:, self._num_extra_tokens :])
