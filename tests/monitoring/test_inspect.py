@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def trained(command: Callable[..., Any], tiny_recipe: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "run"
+    assert command("recipe", "train", "--config-file", tiny_recipe, out, "--config", "regime.num_steps=2").status == 0
+
+    return out
+
+
+def test_a_run_can_be_looked_at(command: Callable[..., Any], trained: Path, tmp_path: Path) -> None:
+    settings = (f"checkpoint.path={trained}", "num_samples=2", "num_embedded=20")
+    outcome = command("recipe", "inspect", tmp_path / "look", "--config", *settings)
+
+    assert outcome.status == 0, outcome.err
+    for name in ("masks", "features", "similarities", "samplers"):
+        assert Image.open(tmp_path / "look" / "pictures" / f"{name}.png").width > 100
+        assert name in outcome.out
+    metadata = list(tmp_path.joinpath("look", "tb").rglob("metadata.tsv"))
+    assert len(metadata[0].read_text().splitlines()) == 20
+    assert list(tmp_path.joinpath("look", "tb").rglob("sprite.png"))
+
+
+def test_what_cannot_be_looked_at_is_said_in_one_line(command: Callable[..., Any], tmp_path: Path) -> None:
+    outcome = command("recipe", "inspect", tmp_path / "look", "--config", f"checkpoint.path={tmp_path}")
+
+    assert outcome.status == 2
+    assert str(tmp_path) in outcome.err.splitlines()[-1]
