@@ -181,12 +181,21 @@ def train(row: Row, seed: int, folder: Path, args: argparse.Namespace) -> str | 
     for extension in args.extension:
         words += ["--extension", str(extension)]
     words += ["--config", f"common.seed={seed}", *args.config]
-    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+
+    return run_command(words, folder / "log.txt")
+
+
+def run_command(words: Sequence[str], log_path: Path) -> str | None:
+    """Run ``fairseq2 WORDS`` in a process of its own.
+
+    :returns: what went wrong in one line, or None.
+    """
+    with log_path.open("a", encoding="utf-8") as log:
         command = [sys.executable, "-m", "d2v_plugin", *words]
         status = subprocess.run(command, stdout=log, stderr=log, env=_environment(), check=False).returncode
     if status == 0:
         return None
-    lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines()
+    lines = log_path.read_text(encoding="utf-8").splitlines()
 
     return lines[-1] if lines else f"exit status {status}"
 
