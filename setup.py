@@ -26,17 +26,20 @@ setup(
     package_data={"d2v_plugin": ["py.typed"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
-        "fairseq2==0.8.1",  # brings torch 2.9.1, numpy, tensorboard
+        "fairseq2==0.8.1",  # brings torch 2.9.1, numpy, tensorboard, editdistance, tokenizers
         "torchvision==0.24.1",
         "safetensors",
+        "scipy",
         "sentencepiece",
         "soundfile",  # also carries the libsndfile that fairseq2 needs
         "soxr",
+        "threadpoolctl",
         "typing_extensions",
     ],
     extras_require={
+        "decoding": ["flashlight-text"],  # beam search with a language model; its wheel brings KenLM along
         "plots": ["matplotlib"],  # tools/ablate.py
-        "test": ["matplotlib", "mypy", "pytest", "ruff", "scikit-learn"],
+        "test": ["flashlight-text", "jiwer", "matplotlib", "mypy", "pytest", "pytest-xdist", "ruff", "scikit-learn"],
     },
     entry_points={
         "console_scripts": ["fairseq2 = d2v_plugin.cli:main"],

@@ -37,6 +37,27 @@ def load(
     return load(path_or_name, weights=weights, device=device, dtype=dtype)
 
 
+def read_audio(path: str | Path, *, normalize: bool = True) -> torch.Tensor:
+    """Read a recording for a model; see :func:`d2v_plugin.inputs.read_audio`."""
+    from d2v_plugin.inputs import read_audio
+
+    return read_audio(path, normalize=normalize)
+
+
+def read_image(path: str | Path, *, size: int = 224, eval_resize: float = 256 / 224) -> torch.Tensor:
+    """Read an image for a model; see :func:`d2v_plugin.inputs.read_image`."""
+    from d2v_plugin.inputs import read_image
+
+    return read_image(path, size=size, eval_resize=eval_resize)
+
+
+def read_text(path: str | Path, vocabulary: str | Path) -> torch.Tensor:
+    """Read a text for a model; see :func:`d2v_plugin.inputs.read_text`."""
+    from d2v_plugin.inputs import read_text
+
+    return read_text(path, vocabulary)
+
+
 def setup_fairseq2_extension(container: DependencyContainer) -> None:
     """Register everything this package brings; fairseq2 calls it through the ``fairseq2.extension`` entry point."""
     import fairseq2.recipe  # noqa: F401  # first: fairseq2.trainer and others cannot be imported before it

@@ -29,7 +29,7 @@ def describe(verbs: Mapping[str, str], extensions: Sequence[Extension]) -> str:
     _register_library(container)
     register_all(container, extensions)
 
-    sections = [_section("verbs", [f"{name:<8} {summary}" for name, summary in verbs.items()])]
+    sections = [_section("verbs", [f"{name:<9} {summary}" for name, summary in verbs.items()])]
     sections += [
         _section("tasks", registered_names(container, Task)),
         _section("datasets", sorted(str(key) for key in container.iter_keys(DatasetFamily))),

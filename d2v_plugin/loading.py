@@ -13,6 +13,7 @@ from fairseq2.utils.structured import StandardValueConverter
 from torch import Tensor
 
 from d2v_plugin.models.base import EncoderModel, drop_criterion
+from d2v_plugin.models.interop.positions import resize_positions
 from d2v_plugin.models.interop.sources import Source, Weights, find_source
 from d2v_plugin.models.interop.state import (
     AnyConfig,
@@ -24,13 +25,15 @@ from d2v_plugin.models.interop.state import (
 )
 
 # What a new run may set differently than the checkpoint's: none of it changes what evaluation computes from given weights,
-# except for the treatment of padding, which is meant to be chosen.
+# except for the treatment of padding, the resolution, and the final norm of vision models, which are meant to be chosen.
 _FREE_SETTINGS: Final = {
     "activation_dropout",
     "attention_dropout",
     "drop_path",
     "dropout",
+    "final_norm",
     "head_layers",
+    "image_size",
     "init_extra_tokens_zero",
     "initial_scale",
     "input_dropout",
@@ -46,8 +49,8 @@ _FREE_SETTINGS: Final = {
 }
 
 
-# What predicts; in data2vec 1.0 that is a head.
-_DECODERS: Final = r"(modality_encoders\.\w+\.decoder|shared_decoder|final_proj|encoder\.regression_head)\."
+# What predicts; in data2vec 1.0 that is a head, and for images the final norm, which fine-tuning on the mean has not.
+_DECODERS: Final = r"(modality_encoders\.\w+\.decoder|shared_decoder|final_proj|encoder\.regression_head|encoder\.norm)\."
 
 
 def load(
@@ -85,7 +88,8 @@ def load_weights(model: EncoderModel, path_or_name: str | Path, *, weights: Weig
     """Start a new training run from a checkpoint (continued pre-training): copy its weights into ``model``.
 
     Call it before the criterion is built, so that the teacher starts from the same weights. Dropout and the like stay as
-    the model has them. A decoder that only one side has stays as initialised, or is left out; the log says so.
+    the model has them. A decoder that only one side has stays as initialised, or is left out; position tables of images are
+    interpolated to the resolution of the model. The log says both.
 
     :param model: newly initialised, on any device. On the meta device nothing happens: there fairseq2 itself fills the
         model, from rank 0 or from the run's own checkpoint.
@@ -103,6 +107,7 @@ def load_weights(model: EncoderModel, path_or_name: str | Path, *, weights: Weig
     source = find_source(path_or_name)
     state = source.read(weights)
     _match_decoders(own, state)
+    resize_positions(state, own)
     mismatch = compare(own, state)
     mismatch.settings = list(_differing_settings(source.config, model.config))
     mismatch.raise_if_any(f"{source.path} does not hold the weights of this model:")

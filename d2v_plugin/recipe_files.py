@@ -39,6 +39,14 @@ def resolve_bases(args: Namespace) -> Namespace:
     return Namespace(**vars(args) | {"config_file": root, "config_overrides": [*heirs, *(args.config_overrides or [])]})
 
 
+def read_whole(path: Path) -> list[Mapping[str, Any]] | None:
+    """A recipe file as overrides: its last base, then what the others change; None if the last base cannot be read."""
+    root, heirs = read_chain(path)
+    content = _read(root, is_base=False)
+
+    return None if content is None else [_replace_dir(content, root), *heirs]
+
+
 def read_chain(path: Path) -> tuple[Path, list[Mapping[str, Any]]]:
     """Follow the bases of a recipe file.
 

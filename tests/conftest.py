@@ -49,6 +49,7 @@ criterion:
     targets: {{num_layers: 2}}
     cls_weight: 1.0
 optimizer: {{config: {{lr: 1.0e-3}}}}
+pictures: {{enabled: false}}
 regime:
   num_steps: 4
   publish_metrics_every_n_steps: 2
@@ -131,6 +132,32 @@ def fairseq_checkpoint(tmp_path: Path) -> FairseqCheckpoint:
         return path
 
     return write
+
+
+SHORT_RUN = [
+    "regime={num_steps: 1, publish_metrics_every_n_steps: 1}",
+    "lr_scheduler={name: passthrough, config: null}",
+    "criterion.config.num_views=1",
+    "probing.probes=[]",
+    "pictures.enabled=false",
+    "common.torch.num_threads=1",
+]
+
+
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the output directory of recipes/demo/NAME.yaml after one update."""
+    runs: dict[str, Path] = {}
+
+    def run(name: str) -> Path:
+        if name not in runs:
+            runs[name] = tmp_path_factory.mktemp("short") / name
+            recipe = ROOT / "recipes" / "demo" / f"{name}.yaml"
+            main(["recipe", "train", "--config-file", str(recipe), str(runs[name]), "--config", *SHORT_RUN])
+
+        return runs[name]
+
+    return run
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

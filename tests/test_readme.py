@@ -7,43 +7,77 @@ import runpy
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from d2v_plugin.cli import main
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORT = [
-    "regime.num_steps=1",
-    "regime.publish_metrics_every_n_steps=1",
-    "regime.validate_every_n_steps=null",
-    "regime.checkpoint_every_n_steps=null",
+    "regime={num_steps: 1, publish_metrics_every_n_steps: 1}",
     "probing.probes=[]",
+    "pictures.enabled=false",
     "lr_scheduler={name: passthrough, config: null}",
 ]
 
 
-def read_commands() -> list[str]:
-    """All lines of the fenced blocks without language, comments left out; indented ones are examples, not commands."""
-    commands, language = [], None
-    for line in README.splitlines():
+def read_commands(path: str) -> list[str]:
+    """All commands of the fenced blocks without language, comments left out; indented ones are examples, not commands."""
+    lines, language = [], None
+    for line in ROOT.joinpath(path).read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
         if line.startswith("```"):
             language = line[3:] if language is None else None
         elif language == "":
-            commands.append(line.split("   #")[0].strip())
+            lines.append(line.split("   #")[0].strip())
 
-    return commands
+    return lines
 
 
-COMMANDS = read_commands()
-TRAIN = sorted(set(re.findall(r"(?:fairseq2|d2v_plugin) (recipe train .*)", "\n".join(COMMANDS))))
+DOCS = ("README.md", "recipes/fine_tuning.md", "recipes/long_runs.md", "recipes/README.md")
+COMMANDS = [line for path in DOCS for line in read_commands(path)]
+RECIPES = sorted({line[line.index("recipe ") :] for line in COMMANDS if " recipe " in line and "venv" not in line})
+TRAIN = [line for line in RECIPES if line.startswith("recipe train")]
+OTHERS = [line for line in RECIPES if line.split()[1] in ("evaluate", "extract", "inspect")]
 
 
 @pytest.fixture(autouse=True)
 def in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="session")
+def fine_tuned(short_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the output directory of the README's fine-tuning command for a run called so, after one update."""
+    runs: dict[str, Path] = {}
+
+    def run(name: str) -> Path:
+        if name not in runs:
+            (line,) = (line for line in TRAIN if f" out/{name} " in line)
+            runs[name] = tmp_path_factory.mktemp("tuned") / name
+            main([*place_train(line, runs[name], short_run), *SHORT])
+
+        return runs[name]
+
+    return run
+
+
+def place_train(line: str, out: Path, short_run: Any) -> list[str]:
+    """A training command that writes to ``out`` and starts from short runs, ready for more settings."""
+    before, _, after = line.partition(" --config ")
+    words = shlex.split(before)
+    words[next(i for i, word in enumerate(words) if word.startswith("out/"))] = str(out)
+    settings = [place(word, short_run) for word in shlex.split(after) if not word.startswith("regime.")]
+
+    return [*words, "--config", *settings]
+
+
+def place(text: str, short_run: Any) -> str:
+    return re.sub(r"out/(digits|words_conv|words|books)\b(?!_)", lambda found: str(short_run(found[1])), text)
 
 
 def run_tool(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
@@ -55,21 +89,64 @@ def run_tool(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
 
 
 def test_every_command_is_known_here() -> None:
-    """A new kind of command in the README needs a test of its own."""
+    """A new kind of command in the documents needs a test of its own."""
     kinds = ("fairseq2 recipe", "torchrun --nproc-per-node 2 -m d2v_plugin", "python3 -m venv .venv", "python tools/")
     assert COMMANDS and all(command.startswith(kinds) for command in COMMANDS)
-    assert len(TRAIN) >= 5
+    assert len(TRAIN) >= 8 and len(OTHERS) >= 5
 
 
-@pytest.mark.parametrize("words", TRAIN)
-def test_training_commands_train(command: Any, tmp_path: Path, words: str) -> None:
-    *flags, out = shlex.split(words)
-    assert out.startswith("out/")
-
-    outcome = command(*flags, tmp_path / "out", "--config", *SHORT)
+@pytest.mark.parametrize("line", [line for line in TRAIN if "--resume" not in line and "--extend" not in line])
+def test_training_commands_train(command: Any, tmp_path: Path, line: str, short_run: Any) -> None:
+    outcome = command(*place_train(line, tmp_path / "out", short_run), *SHORT)
 
     assert outcome.status == 0, outcome.err
     assert "Finished after 1 updates." in outcome.out
+
+
+@pytest.mark.parametrize("line", [line for line in TRAIN if "--resume" in line or "--extend" in line])
+def test_resuming_commands_resume(command: Any, tmp_path: Path, line: str, short_run: Any) -> None:
+    shutil.copytree(short_run("digits"), tmp_path / "out")
+    line = line.replace("out/digits/checkpoints/step_300", str(tmp_path / "out" / "checkpoints" / "step_1"))
+    out = tmp_path / ("branch" if "out/branch" in line else "out")
+    two_updates = [SHORT[0].replace("1", "2"), *SHORT[1:], "criterion.config.num_views=1", "common.torch.num_threads=1"]
+
+    outcome = command(*place_train(line, out, short_run), *two_updates)
+
+    assert outcome.status == 0, outcome.err
+    assert "Finished after 2 updates." in outcome.out
+
+
+@pytest.mark.parametrize("line", OTHERS)
+def test_commands_on_checkpoints_work(command: Any, tmp_path: Path, line: str, short_run: Any, fine_tuned: Any) -> None:
+    if "beam_search" in line:
+        pytest.importorskip("flashlight.lib.text")
+        line = line.replace("lexicon.txt", str(write_lexicon(tmp_path))).replace("4-gram.arpa", str(write_arpa(tmp_path)))
+    words = [
+        place(re.sub(r"out/(digits_tuned|transcriber)\b", lambda found: str(fine_tuned(found[1])), word), short_run)
+        for word in shlex.split(line)
+    ]
+    words[2] = str(tmp_path / "out")
+
+    outcome = command(*words)
+
+    assert outcome.status == 0, outcome.err
+    assert str(tmp_path / "out") in outcome.out
+
+
+def write_lexicon(folder: Path) -> Path:
+    path = folder / "lexicon.txt"
+    path.write_text("one\ntwo\n")
+
+    return path
+
+
+def write_arpa(folder: Path) -> Path:
+    path = folder / "lm.arpa"
+    grams = "\n".join(f"-1.0\t{word}\t-0.3" for word in ("<unk>", "<s>", "one", "two"))
+    pairs = "\\2-grams:\n-0.5\tone two\n\n\\end\\\n"
+    path.write_text(f"\\data\\\nngram 1=5\nngram 2=1\n\n\\1-grams:\n{grams}\n-1.0\t</s>\n\n{pairs}")
+
+    return path
 
 
 def test_list_lists(command: Any) -> None:

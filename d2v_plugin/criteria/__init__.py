@@ -14,11 +14,14 @@ from d2v_plugin.criteria.data2vec2 import Data2Vec2Config, Data2Vec2Criterion
 from d2v_plugin.criteria.last_layer import LastLayerConfig
 from d2v_plugin.criteria.mae import MaeConfig, MaeCriterion
 from d2v_plugin.criteria.masked_lm import MaskedLMConfig, MaskedLMCriterion
+from d2v_plugin.criteria.supervised.classification import ClassificationConfig, ClassificationCriterion
+from d2v_plugin.criteria.supervised.ctc import CtcConfig, CtcCriterion
+from d2v_plugin.criteria.supervised.tagging import AudioTaggingConfig, AudioTaggingCriterion
 from d2v_plugin.criteria.wav2vec2 import Wav2Vec2Config, Wav2Vec2Criterion
 from d2v_plugin.data.batch import Modality
 from d2v_plugin.masking import MaskSampler
 from d2v_plugin.masking_v1 import register_mask_samplers_v1
-from d2v_plugin.registry import create
+from d2v_plugin.registry import create, register
 
 
 def register_criteria(container: DependencyContainer) -> None:
@@ -27,6 +30,9 @@ def register_criteria(container: DependencyContainer) -> None:
     register_data2vec1(container)
     register_mask_samplers_v1(container)
     _register_comparisons(container)
+    register(container, Criterion, "classification", ClassificationCriterion, ClassificationConfig)
+    register(container, Criterion, "ctc", CtcCriterion, CtcConfig)
+    register(container, Criterion, "audio_tagging", AudioTaggingCriterion, AudioTaggingConfig)
 
 
 def _create_data2vec2(resolver: DependencyResolver, config: Data2Vec2Config) -> Data2Vec2Criterion:

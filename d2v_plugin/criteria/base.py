@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
 
 from d2v_plugin.data.batch import Batch
 from d2v_plugin.models.base import EncoderModel
@@ -28,6 +29,23 @@ class StepInfo:
 
 
 @dataclass
+class Observation:
+    """What shows whether a model still tells positions apart, as it comes up in a forward pass; nothing is copied."""
+
+    local: Tensor | None = None
+    """(N, S, D) the frontend's features of each token by itself."""
+
+    targets: Tensor | None = None
+    """(N, S, D) what the teacher makes of whole samples."""
+
+    predictions: Tensor | None = None
+    """(R, K, D) what the student predicts in each of R masked versions, or (P, D) if they mask differently many positions."""
+
+    padding_mask: Tensor | None = None
+    """(N, S), True = padding."""
+
+
+@dataclass
 class LossOutput:
     """What a criterion computed from one batch."""
 
@@ -39,6 +57,14 @@ class LossOutput:
 
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Scalars to report, detached: means over this batch. The keys are ``Criterion.metric_names``."""
+
+    observation: Observation | None = None
+    """What the collapse watch looks at; None = nothing."""
+
+
+# FSDP waits for the backward pass at the tensors that the whole model returns, and finds them only in types that are registered.
+# Without that, gradients would never be reduced in updates in which no block of the encoder gets any.
+register_dataclass(LossOutput)
 
 
 class Criterion(nn.Module, ABC, Generic[ModelT]):
@@ -66,6 +92,14 @@ class Criterion(nn.Module, ABC, Generic[ModelT]):
 
     def after_step(self, model: ModelT, step_nr: int) -> None:
         """Called after every optimizer step with the number of updates done so far."""
+
+    def masks_of(self, model: ModelT, batch: Batch, step: StepInfo) -> Tensor | None:
+        """The masks that :meth:`forward` draws, to look at: (N, M, S), True = masked; None = nothing is masked."""
+        return None
+
+    def teacher_layers(self, model: ModelT, batch: Batch) -> list[Tensor]:
+        """What the teacher makes targets of, to look at: for each of its blocks (N, S, D); empty = there is no teacher."""
+        return []
 
 
 @dataclass(kw_only=True)

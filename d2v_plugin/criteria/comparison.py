@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from d2v_plugin.criteria.base import Criterion, StepInfo
 from d2v_plugin.data.batch import Batch, Modality
-from d2v_plugin.masking import MaskSampler, row_keys, split_mask
+from d2v_plugin.masking import MaskSampler, mark_positions, row_keys, split_mask
 from d2v_plugin.models.data2vec import Data2VecModel
 from d2v_plugin.models.frontends.base import Frontend
 
@@ -52,6 +52,16 @@ class ComparisonCriterion(Criterion[Data2VecModel]):
     def freeze_constants(self) -> None:
         for module in self._idle:
             module.requires_grad_(False)
+
+    @override
+    @torch.no_grad()
+    def masks_of(self, model: Data2VecModel, batch: Batch, step: StepInfo) -> Tensor:
+        frontend = model.frontend()
+        local = frontend.extract_local(batch.inputs, batch.padding_mask)
+        length = local.x.size(1)
+        _, masked = self.draw_masks(self.draw_keys(batch, step), frontend, batch, length, local.padding_mask, None)
+
+        return mark_positions(masked, length).unsqueeze(1)
 
     def draw_keys(self, batch: Batch, step: StepInfo) -> Tensor:
         """(N,) what all random numbers of a batch depend on."""

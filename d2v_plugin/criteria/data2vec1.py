@@ -24,7 +24,7 @@ from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from torch import Tensor
 from typing_extensions import Self, override
 
-from d2v_plugin.criteria.base import Criterion, LossOutput, StepInfo
+from d2v_plugin.criteria.base import Criterion, LossOutput, Observation, StepInfo
 from d2v_plugin.criteria.ema import EmaConfig, decay_at, update_average
 from d2v_plugin.criteria.targets import TargetConfig, channel_deviations, make_targets
 from d2v_plugin.criteria.teacher1 import TeacherScope1, copy_teacher, run_teacher, teacher_pairs
@@ -157,6 +157,28 @@ class Data2Vec1Criterion(Criterion[Data2Vec1Model]):
         update_average(averages, currents, decay_at(self.config.ema, step_nr))
 
     @override
+    @torch.no_grad()
+    def masks_of(self, model: Data2Vec1Model, batch: Batch, step: StepInfo) -> Tensor:
+        length = model.extract_local(batch.inputs).size(1) - model.num_extra_tokens
+        padding_mask = model.downsample_padding(batch.padding_mask, length)
+        keys = row_keys(step.seed, step.number, batch.ids, num_views=1)
+        mask, _ = self._draw_masks(model, batch, keys, length, padding_mask)
+
+        return mask.unsqueeze(1)
+
+    @override
+    @torch.no_grad()
+    def teacher_layers(self, model: Data2Vec1Model, batch: Batch) -> list[Tensor]:
+        local = model.extract_local(batch.inputs)
+        padding_mask = model.downsample_padding(batch.padding_mask, local.size(1) - model.num_extra_tokens)
+        outputs = run_teacher(
+            self.teacher, model, self.config.teacher_scope, inputs=batch.inputs, local=local, padding_mask=padding_mask
+        )
+        features: list[Tensor] = [getattr(output, self.config.target_feature) for output in outputs]
+
+        return [feature[:, model.num_extra_tokens :] for feature in features]
+
+    @override
     def forward(self, model: Data2Vec1Model, batch: Batch, step: StepInfo, *, mask: Tensor | None = None) -> LossOutput:
         """
         :param mask: (N, S), True = masked; None = drawn from (seed, step, sample id).
@@ -178,7 +200,8 @@ class Data2Vec1Criterion(Criterion[Data2Vec1Model]):
         # Where the rows mask equally many, this is the order of the rows and their positions.
         positions = mask.flatten().to(torch.uint8).argsort(descending=True, stable=True)[:num_targets]
         predictions = model.predict(x[:, num_extra:].flatten(0, 1).index_select(0, positions)).float()
-        targets = self._make_targets(model, batch, local, padding_mask).flatten(0, 1).index_select(0, positions)
+        all_targets = self._make_targets(model, batch, local, padding_mask)
+        targets = all_targets.flatten(0, 1).index_select(0, positions)
 
         scale = config.loss_scale if config.loss_scale is not None else model.config.dim**-0.5
         terms = {"regression_loss": self._distance(predictions, targets) * scale}
@@ -195,7 +218,11 @@ class Data2Vec1Criterion(Criterion[Data2Vec1Model]):
         metrics["masked_fraction"] = torch.tensor(num_targets / mask.numel())
         metrics["ema_decay"] = torch.tensor(decay_at(config.ema, step.number))
 
-        return LossOutput(loss, num_targets, metrics)
+        # Text has no local features, only ids.
+        features = local.detach()[:, num_extra:] if local.is_floating_point() else None
+        observation = Observation(features, all_targets, predictions.detach(), padding_mask)
+
+        return LossOutput(loss, num_targets, metrics, observation)
 
     def _draw_masks(
         self, model: Data2Vec1Model, batch: Batch, keys: Tensor, length: int, padding_mask: Tensor | None

@@ -11,13 +11,13 @@ from fairseq2.recipe.error import RecipeError
 from torch import Tensor, nn
 from typing_extensions import override
 
-from d2v_plugin.criteria.base import Criterion, LossOutput, StepInfo
+from d2v_plugin.criteria.base import Criterion, LossOutput, Observation, StepInfo
 from d2v_plugin.criteria.ema import EmaConfig, decay_at
 from d2v_plugin.criteria.pixels import normalise_patches
 from d2v_plugin.criteria.targets import TargetConfig, channel_deviations, make_targets
 from d2v_plugin.criteria.teacher import Teacher, TeacherScope
 from d2v_plugin.data.batch import Batch, Modality
-from d2v_plugin.masking import MaskSampler, MaskSection, Stream, gaussian, row_keys, split_mask
+from d2v_plugin.masking import MaskSampler, MaskSection, Stream, gaussian, mark_positions, row_keys, split_mask
 from d2v_plugin.models.data2vec import Data2VecModel
 from d2v_plugin.models.decoder import ConvDecoder
 from d2v_plugin.models.frontends.base import Frontend, LocalFeatures, select_tokens
@@ -166,6 +166,22 @@ class Data2Vec2Criterion(Criterion[Data2VecModel]):
         self.teacher.follow(model, decay_at(self.config.ema, step_nr))
 
     @override
+    @torch.no_grad()
+    def masks_of(self, model: Data2VecModel, batch: Batch, step: StepInfo) -> Tensor:
+        frontend = model.frontend(batch.modality)
+        local = frontend.extract_local(batch.inputs, batch.padding_mask)
+        _, masked = self._draw_masks(model, frontend, batch, local, step, None)
+
+        return mark_positions(masked, local.x.size(1)).view(batch.num_examples, self.config.num_views, -1)
+
+    @override
+    @torch.no_grad()
+    def teacher_layers(self, model: Data2VecModel, batch: Batch) -> list[Tensor]:
+        local = model.frontend(batch.modality).extract_local(batch.inputs, batch.padding_mask)
+
+        return [output if self.config.targets.end_of_block else tap for output, tap in self.teacher(model, batch, local)]
+
+    @override
     def forward(
         self, model: Data2VecModel, batch: Batch, step: StepInfo, *, mask: Tensor | None = None, noise: Tensor | None = None
     ) -> LossOutput:
@@ -216,7 +232,9 @@ class Data2Vec2Criterion(Criterion[Data2VecModel]):
         metrics["masked_fraction"] = torch.tensor(masked.size(1) / targets.size(1))
         metrics["ema_decay"] = torch.tensor(decay_at(config.ema, step.number))
 
-        return LossOutput(loss, num_targets, metrics)
+        observation = Observation(local.x.detach(), targets, predictions[0].detach(), local.padding_mask)
+
+        return LossOutput(loss, num_targets, metrics, observation)
 
     def _draw_masks(
         self, model: Data2VecModel, frontend: Frontend, batch: Batch, local: LocalFeatures, step: StepInfo, mask: Tensor | None

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from d2v_plugin.criteria.base import LossOutput, StepInfo
+from d2v_plugin.criteria.base import LossOutput, Observation, StepInfo
 from d2v_plugin.criteria.comparison import ComparisonCriterion
 from d2v_plugin.criteria.pixels import normalise_patches
 from d2v_plugin.data.batch import Batch, Modality
@@ -97,7 +97,9 @@ class MaeCriterion(ComparisonCriterion):
         # Mean over the pixels of a patch, sum over patches.
         loss = F.mse_loss(predictions.float(), pixels, reduction="sum") / pixels.size(-1)
 
-        return LossOutput(loss, masked.numel(), {"masked_fraction": torch.tensor(masked.size(1) / local.x.size(1))})
+        metrics = {"masked_fraction": torch.tensor(masked.size(1) / local.x.size(1))}
+
+        return LossOutput(loss, masked.numel(), metrics, Observation(local.x.detach(), predictions=predictions.detach()))
 
 
 class MaeDecoder(nn.Module):

@@ -11,7 +11,7 @@ from fairseq2.models.wav2vec2.vector_quantizer import GumbelWav2Vec2VectorQuanti
 from torch import Tensor, nn
 from typing_extensions import override
 
-from d2v_plugin.criteria.base import LossOutput, StepInfo
+from d2v_plugin.criteria.base import LossOutput, Observation, StepInfo
 from d2v_plugin.criteria.comparison import ComparisonCriterion
 from d2v_plugin.data.batch import Batch, Modality
 from d2v_plugin.masking import MaskSampler, MaskSection, uniform
@@ -189,7 +189,10 @@ class Wav2Vec2Criterion(ComparisonCriterion):
         metrics["temperature"] = torch.tensor(self.temperature_at(step.number))
         metrics["masked_fraction"] = torch.tensor(masked.size(1) / length)
 
-        return LossOutput(torch.stack(list(terms.values())).sum(), num_targets, metrics)
+        # Targets are codes, whose perplexity is a metric.
+        observation = Observation(local.x.detach(), predictions=predictions.detach(), padding_mask=padding_mask)
+
+        return LossOutput(torch.stack(list(terms.values())).sum(), num_targets, metrics, observation)
 
     def temperature_at(self, step_nr: int) -> float:
         """The temperature of update ``step_nr``, from 1; a function of the step alone."""

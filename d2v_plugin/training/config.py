@@ -22,7 +22,9 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from d2v_plugin.criteria.base import CriterionSection
+from d2v_plugin.monitoring.pictures.album import PicturesSection
 from d2v_plugin.tasks.base import TaskSection
+from d2v_plugin.training.guard import GuardSection
 from d2v_plugin.training.optimizer import DATA2VEC_ADAMW
 from d2v_plugin.training.probing import ProbingSection
 
@@ -59,6 +61,22 @@ class InitSection:
 
 
 @dataclass(kw_only=True)
+class ValidationSection:
+    """What fine-tuned models are scored on; the regime's ``validate_every_n_steps`` says how often."""
+
+    splits: list[str] = field(default_factory=lambda: ["valid"])
+    """The labelled splits."""
+
+
+@dataclass(kw_only=True)
+class KeepingRegimeSection(RegimeSection):
+    """fairseq2's section, and one more rule by which checkpoints are kept: what any rule keeps is kept."""
+
+    keep_checkpoints_for_hours: float | None = None
+    """Checkpoints younger than this are kept; None = age does not matter."""
+
+
+@dataclass(kw_only=True)
 class TrainConfig(Validatable):
     """The sections of a training recipe; a YAML names what differs from these defaults."""
 
@@ -88,11 +106,20 @@ class TrainConfig(Validatable):
     )
     """Precision, parallelism, gradient clipping. Without ``mixed_precision`` everything is computed in ``model.dtype``."""
 
-    regime: RegimeSection = field(default_factory=RegimeSection)
+    regime: KeepingRegimeSection = field(default_factory=KeepingRegimeSection)
     """How long to train (``num_steps``, required) and how often to log, validate (run the probes) and save."""
+
+    guard: GuardSection = field(default_factory=GuardSection)
+    """What is watched for while training."""
 
     probing: ProbingSection = field(default_factory=ProbingSection)
     """The probes that measure the features during training."""
+
+    pictures: PicturesSection = field(default_factory=PicturesSection)
+    """What is drawn during training."""
+
+    validation: ValidationSection = field(default_factory=ValidationSection)
+    """The splits that a fine-tuned model is scored on during training."""
 
     gang: GangSection = field(default_factory=GangSection)
     """How processes are grouped."""
@@ -106,8 +133,15 @@ class TrainConfig(Validatable):
 
         if self.regime.num_steps is None:
             result.add_error("`regime.num_steps` must be set: the number of updates to train for.")
+        elif getattr(self.lr_scheduler.config, "num_warmup_steps", 0) == self.regime.num_steps:
+            # A cosine of no length; a run that ends before its warm-up does is a common way to try a recipe.
+            result.add_error(
+                f"`lr_scheduler.config.num_warmup_steps` must not equal `regime.num_steps` ({self.regime.num_steps})."
+            )
         if self.regime.num_data_epochs is not None:
             result.add_error("`regime.num_data_epochs` must not be set, because such runs cannot resume; set `regime.num_steps`.")
+        if self.trainer.fsdp.version != "v2":
+            result.add_error("`trainer.fsdp.version` must stay v2: checkpoints hold plain tensors, which FSDP1 does not have.")
         if self.trainer.grad_accumulation.num_batches != 1:
             result.add_error(
                 "`trainer.grad_accumulation.num_batches` must stay 1, because the task divides an update into batches; "

@@ -11,6 +11,8 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from d2v_plugin.training.layer_groups import Layer, find_layers
+
 DATA2VEC_ADAMW = "data2vec_adamw"
 
 
@@ -33,11 +35,24 @@ class Data2VecAdamWConfig(Validatable):
     decay_all: bool = False
     """Decay every parameter. This is what the original did: its exception for biases and norms was never applied."""
 
+    layer_decay: float = 1.0
+    """How much smaller the learning rate of each layer is than that of the layer above it, for fine-tuning: the last block has
+    this times ``lr``, the one below the square of it, and so on down to the frontend (BEiT, MAE). 1 = all have the same."""
+
+    layer_decay_frontend: bool = True
+    """Whether the frontend counts as the lowest layer; data2vec 2.0 trained it with the full rate."""
+
+    head_lr: float | None = None
+    """The learning rate of what fine-tuning puts on top; None = ``lr``."""
+
+    head_weight_decay: float | None = None
+    """The weight decay of what fine-tuning puts on top; None = ``weight_decay``."""
+
     fairseq_eps: bool = False
     """Add ``eps`` before the bias correction of the second moment, as fairseq's Adam does, instead of after it."""
 
     impl: Literal["auto", "foreach", "fused", "naive"] = "auto"
-    """The implementation, see :class:`torch.optim.AdamW`; ``auto`` lets PyTorch choose."""
+    """The implementation, see :class:`torch.optim.AdamW`; ``auto`` is ``fused`` on CPUs and CUDA devices."""
 
     def validate(self) -> ValidationResult:
         result = ValidationResult()
@@ -50,6 +65,12 @@ class Data2VecAdamWConfig(Validatable):
             result.add_error(f"`eps` must be greater than 0, but is {self.eps}.")
         if self.weight_decay < 0.0:
             result.add_error(f"`weight_decay` must be at least 0, but is {self.weight_decay}.")
+        if not 0.0 < self.layer_decay <= 1.0:
+            result.add_error(f"`layer_decay` must be greater than 0 and at most 1, but is {self.layer_decay}.")
+        for name in ("head_lr", "head_weight_decay"):
+            value = getattr(self, name)
+            if value is not None and value < 0.0:
+                result.add_error(f"`{name}` must be at least 0, but is {value}.")
 
         return result
 
@@ -66,9 +87,11 @@ def build_adamw(model: nn.Module, config: Data2VecAdamWConfig) -> AdamW:
         options["foreach"] = False  # also disables `fused`
     elif config.impl != "auto":
         options[config.impl] = True
+    elif all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters()):
+        options["fused"] = True
 
     optimizer = AdamW(
-        group_parameters(model, config.weight_decay, decay_all=config.decay_all),
+        group_parameters(model, config),
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
@@ -87,31 +110,62 @@ def build_adamw(model: nn.Module, config: Data2VecAdamWConfig) -> AdamW:
     return optimizer
 
 
-def group_parameters(model: nn.Module, weight_decay: float, *, decay_all: bool = False) -> list[dict[str, Any]]:
-    """Split the trainable parameters into those that are decayed and those that are not.
+def group_parameters(model: nn.Module, config: Data2VecAdamWConfig) -> list[dict[str, Any]]:
+    """Split the trainable parameters by learning rate and weight decay.
 
     Biases and everything that is a vector in disguise (norms, the class token, the ALiBi scale of shape (1, 1, H, 1, 1))
     are not decayed. The rule looks at shapes and at the last part of a name, so wrappers that prefix names do not matter.
 
-    :returns: one or two groups for :class:`torch.optim.Optimizer`; empty ones are omitted.
+    :returns: groups for :class:`torch.optim.Optimizer`, from the input to the head; empty ones are omitted.
     """
-    decayed, kept = [], []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        is_vector = sum(size > 1 for size in parameter.shape) <= 1
-        if decay_all or not (is_vector or name.endswith("bias")):
-            decayed.append(parameter)
-        else:
-            kept.append(parameter)
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    for layer in find_layers(model):
+        lr, decay = _rates(layer, config)
+        # Decayed ones first.
+        for wants_decay in (True, False):
+            # The head has groups of its own: what is trained alone at first counts its own updates.
+            found = groups.setdefault((layer.is_head, lr, decay if wants_decay else 0.0), [])
+            for name, parameter in layer.parameters.items():
+                if parameter.requires_grad and (config.decay_all or _is_matrix(name, parameter)) == wants_decay:
+                    found.append(parameter)
 
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [
+        {"params": parameters, "lr": lr, "weight_decay": decay} for (_, lr, decay), parameters in groups.items() if parameters
+    ]
 
-    return [group for group in groups if group["params"]]
+
+def _rates(layer: Layer, config: Data2VecAdamWConfig) -> tuple[float, float]:
+    """Learning rate and weight decay of a layer."""
+    if layer.is_head:
+        lr = config.lr if config.head_lr is None else config.head_lr
+
+        return lr, config.weight_decay if config.head_weight_decay is None else config.head_weight_decay
+    if layer.name == "frontend" and not config.layer_decay_frontend:
+        return config.lr, config.weight_decay
+
+    return config.lr * config.layer_decay**layer.below_head, config.weight_decay
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return sum(size > 1 for size in parameter.shape) > 1 and not name.endswith("bias")
 
 
 def _uncorrect_eps(optimizer: Optimizer, args: object, kwargs: object) -> None:
     # PyTorch divides by sqrt(v)/sqrt(1 - β2^t) + eps, fairseq by (sqrt(v) + eps)/sqrt(1 - β2^t).
     for group in optimizer.param_groups:
+        if not _has_gradients(group):
+            continue
         group["num_updates"] += 1
         group["eps"] = group["fairseq_eps"] / math.sqrt(1.0 - group["betas"][1] ** group["num_updates"])
+
+
+def forget_update(optimizer: Optimizer) -> None:
+    """Called for a step that is left out: fairseq's count of updates, which was raised at its beginning, goes back by one."""
+    for group in optimizer.param_groups:
+        if "num_updates" in group and _has_gradients(group):
+            group["num_updates"] -= 1
+
+
+def _has_gradients(group: dict[str, Any]) -> bool:
+    """Whether an update concerns the group: what is frozen for a while has none."""
+    return any(parameter.grad is not None for parameter in group["params"])

@@ -15,19 +15,19 @@ from fairseq2.runtime.dependency import DependencyResolver
 from torch import Tensor
 
 from d2v_plugin.data.batch import Batch
-from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.models.base import EncoderModel, Features
+from d2v_plugin.models.pooling import Layers, Pooling, resolve_layers
 from d2v_plugin.monitoring.probes import (
-    Pooling,
+    FeatureCollection,
     ProbeReader,
     ProbeSection,
     ProbeUnit,
     create_probes,
-    pool_features,
     probe_scores,
 )
 
-Extract = Callable[[Batch], Tensor]
-"""Maps a batch to one vector per sample, (N, D)."""
+Extract = Callable[[Batch], Features]
+"""Computes the features of a batch."""
 
 OpenSplit = Callable[[Gangs, str], DataReader[Batch]]
 """Opens a labelled split of the dataset."""
@@ -46,14 +46,16 @@ class ProbingSection:
     valid_split: str = "valid"
     """The labelled split that they are measured on."""
 
-    layer: int = -1
-    """The block whose output is pooled over tokens: from 0, or from the last one, -1."""
+    layers: Layers = field(default_factory=lambda: [-1])
+    """The blocks whose output is probed: from 0, or from the last one, -1; or ``all``. The metric ``probe_linear`` is that of the
+    best of them; if they are several, there is also one for each, such as ``probe_linear_layer3``."""
 
     pooling: Pooling = "mean"
-    """``mean`` of the tokens, or ``statistics``: mean and standard deviation, for speech."""
+    """What k-NN and the linear probe see of a sample: the ``mean`` of its tokens; ``statistics``: mean and standard deviation,
+    for speech; or ``cls``: the class token. The attentive probe sees all tokens."""
 
     baselines: bool = True
-    """Whether the end of a run also measures a randomly initialised model of the same arch and, for images, raw pixels."""
+    """Whether to measure a randomly initialised model of the same arch, too; at the end of a run on images also raw pixels."""
 
 
 @final
@@ -76,37 +78,52 @@ class Probing:
 
         return ProbeReader(train_reader, valid_reader)
 
-    def create_unit(self, model: EncoderModel, gangs: Gangs) -> ProbeUnit:
-        """What fairseq2's validator runs during training."""
-        return ProbeUnit(model, self.probes, gangs, layer=self.section.layer, pooling=self.section.pooling)
+    def create_unit(self, model: EncoderModel, gangs: Gangs, *, name: str = "probe") -> ProbeUnit:
+        """What fairseq2's validator runs during training, and its evaluator afterwards.
+
+        :param name: what is measured, for logs.
+        :raises RecipeError: the model has no such layers.
+        """
+        try:
+            return ProbeUnit(
+                model, self.probes, gangs, layers=self.section.layers, pooling=self.section.pooling, name=name
+            )
+        except ValueError as ex:
+            raise RecipeError(f"`probing`: {ex}") from ex
 
     def measure_model(self, model: EncoderModel, device: Device) -> dict[str, float]:
-        """Run the probes on the features of a model; see :meth:`measure`."""
+        """Run the probes on the features of a model, on this process alone.
 
-        def extract(batch: Batch) -> Tensor:
-            features = model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality)
+        :returns: accuracies from 0 to 1 by metric; see :func:`d2v_plugin.monitoring.probes.probe_scores`.
+        """
 
-            return pool_features(features, self.section.layer, self.section.pooling)
+        def extract(batch: Batch) -> Features:
+            return model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality)
 
         model.eval()
 
-        return self.measure(extract, device)
+        return self._measure(extract, device, resolve_layers(self.section.layers, model.num_layers), self.section.pooling)
+
+    def measure_inputs(self, device: Device) -> dict[str, float]:
+        """As :meth:`measure_model`, for the inputs themselves, which must all have one shape: each is one token."""
+
+        def extract(batch: Batch) -> Features:
+            x: Tensor = batch.inputs.flatten(1).unsqueeze(1)
+
+            return Features(x, None, [x], None)
+
+        return self._measure(extract, device, [0], "mean")
 
     @torch.no_grad()
-    def measure(self, extract: Extract, device: Device) -> dict[str, float]:
-        """Run the probes on any features, on this process alone.
-
-        :returns: the accuracy of each probe, from 0 to 1.
-        """
-        xs: dict[bool, list[Tensor]] = {True: [], False: []}
-        labels: dict[bool, list[Tensor]] = {True: [], False: []}
-        for batches in self.create_reader(create_fake_gangs(device)):
+    def _measure(self, extract: Extract, device: Device, layers: list[int], pooling: Pooling) -> dict[str, float]:
+        gangs = create_fake_gangs(device)
+        with_tokens = any(probe.needs_tokens for probe in self.probes.values())
+        collection = FeatureCollection(layers, pooling, with_tokens=with_tokens)
+        for batches in self.create_reader(gangs):
             for batch in batches:
                 batch.to(device)
-                assert batch.batch.labels is not None
-                xs[batch.is_train].append(extract(batch.batch))
-                labels[batch.is_train].append(batch.batch.labels)
+                inner = batch.batch
+                assert inner.labels is not None
+                collection.add(extract(inner), inner.ids, inner.labels, is_train=batch.is_train)
 
-        train, valid = ((torch.cat(xs[is_train]), torch.cat(labels[is_train])) for is_train in (True, False))
-
-        return probe_scores(self.probes, *train, *valid)
+        return probe_scores(self.probes, collection.gather(gangs.dp))

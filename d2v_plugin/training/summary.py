@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import final
 
 import torch
+from fairseq2.checkpoint import CheckpointDir
 from fairseq2.gang import create_fake_gangs
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.internal.model import _ModelHolder
@@ -16,7 +17,12 @@ from fairseq2.task import Task as Runnable
 from typing_extensions import override
 
 from d2v_plugin.data.batch import Modality
+from d2v_plugin.evaluation.history import Scores
+from d2v_plugin.evaluation.table import format_scores
+from d2v_plugin.loading import load_weights
 from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.monitoring.pictures.album import Album
+from d2v_plugin.monitoring.probes import format_accuracies
 from d2v_plugin.training.probing import Probing
 
 # The baseline's weights are those of this seed in every run of an arch.
@@ -33,6 +39,9 @@ class Summary:
     accuracies: Mapping[str, Mapping[str, float]]
     """Accuracy of every probe, from 0 to 1, on: ``pre-trained``, ``random init``, ``raw pixels`` (what was measured)."""
 
+    scores: Mapping[str, Mapping[str, float]]
+    """In fine-tuning: scores by split and checkpoint, for the last and the best one."""
+
     paths: Mapping[str, str]
     """Where the results are."""
 
@@ -41,30 +50,48 @@ class Summary:
 class Summarizer:
     """Measures what a finished run reached."""
 
-    def __init__(self, context: RecipeContext, probing: Probing, modality: Modality) -> None:
+    def __init__(
+        self, context: RecipeContext, probing: Probing, modality: Modality, compare: Callable[[], dict[str, Scores]] | None = None
+    ) -> None:
+        """
+        :param compare: reads the scores of fine-tuning; None = there are none.
+        """
         self._context = context
         self._probing = probing
         self._modality = modality
+        self._compare = compare
         self.output_dir = context.output_dir
 
     def __call__(self, num_updates: int) -> Summary:
         """Called on rank 0 after the process group was closed: everything here happens on one process."""
-        return Summary(num_updates, self._measure() if self._probing.probes else {}, locate_results(self.output_dir))
+        accuracies = self._measure() if self._probing.probes else {}
+        scores = {} if self._compare is None else self._compare()
+        paths = locate_results(self.output_dir)
+        if self._compare is not None:
+            paths["predictions"] = str(self.output_dir / "predictions")
+
+        return Summary(num_updates, accuracies, scores, paths)
 
     def _measure(self) -> dict[str, Mapping[str, float]]:
         context, probing, device = self._context, self._probing, self._context.device
         accuracies: dict[str, Mapping[str, float]] = {}
 
-        # One process cannot gather the parameters of a sharded model; what validation measured stands in the log.
-        if context.gangs.sdp.size == 1:
-            accuracies["pre-trained"] = probing.measure_model(context.get_model_as(EncoderModel), device)
-
+        accuracies["pre-trained"] = probing.measure_model(self._find_model(), device)
         if probing.section.baselines:
             accuracies["random init"] = probing.measure_model(create_random_model(context), device)
             if self._modality is Modality.IMAGE:
-                accuracies["raw pixels"] = probing.measure(lambda batch: batch.inputs.flatten(1), device)
+                accuracies["raw pixels"] = probing.measure_inputs(device)
 
         return accuracies
+
+    def _find_model(self) -> EncoderModel:
+        """The trained model. A sharded one is read from the run's last checkpoint: its parts are spread over processes."""
+        if self._context.gangs.sdp.size == 1:
+            return self._context.get_model_as(EncoderModel)
+        model = create_random_model(self._context)
+        load_weights(model, self._context.resolver.resolve(CheckpointDir).path or self.output_dir)
+
+        return model
 
 
 def create_random_model(context: RecipeContext) -> EncoderModel:
@@ -85,10 +112,14 @@ def create_random_model(context: RecipeContext) -> EncoderModel:
 class SummarizedTask(Runnable):
     """Runs a task and then says what it reached, on rank 0."""
 
-    def __init__(self, task: Runnable, summarize: Summarizer, *, rank: int) -> None:
+    def __init__(self, task: Runnable, summarize: Summarizer, *, rank: int, album: Album | None = None) -> None:
+        """
+        :param album: draws the pictures of the end; None = there are none.
+        """
         self._task = task
         self._summarize = summarize
         self._rank = rank
+        self._album = album
 
     @override
     def run(self) -> None:
@@ -96,6 +127,8 @@ class SummarizedTask(Runnable):
         if self._rank != 0:
             return
 
+        if self._album is not None:
+            self._album.draw(self.step_nr)
         summary = self._summarize(self.step_nr)
         self._summarize.output_dir.joinpath("summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
         # Not through the log, which breaks lines at the width of the terminal.
@@ -121,6 +154,7 @@ def locate_results(output_dir: Path) -> dict[str, str]:
         "checkpoints": str(output_dir / "checkpoints"),
         "metrics": str(output_dir / "metrics"),
         "tensorboard": str(output_dir / "tb"),
+        "pictures": str(output_dir / "pictures"),
         "summary": str(output_dir / "summary.json"),
     }
 
@@ -130,13 +164,15 @@ def format_summary(summary: Summary) -> str:
     lines = ["", f"Finished after {summary.num_updates:,} updates."]
 
     if summary.accuracies:
-        probes = list(next(iter(summary.accuracies.values())))
-        width = max(len(name) for name in ("accuracy", *summary.accuracies))
-        lines += ["", f"{'accuracy':<{width}}" + "".join(f"  {probe:>12}" for probe in probes)]
-        for name, accuracies in summary.accuracies.items():
-            lines.append(f"{name:<{width}}" + "".join(f"  {accuracies[probe]:>12.3f}" for probe in probes))
+        lines += ["", *format_accuracies(summary.accuracies)]
+    if summary.scores:
+        lines += ["", format_scores(summary.scores)]
 
     lines += ["", *(f"{name + ':':<13} {path}" for name, path in summary.paths.items())]
     lines.append(f"Watch it with: tensorboard --logdir {summary.paths['tensorboard']}")
+    if "predictions" in summary.paths:
+        run = Path(summary.paths["checkpoints"]).parent
+        best = " checkpoint.best=true" if any(", best (" in name for name in summary.scores) else ""
+        lines.append(f"Score it with: fairseq2 recipe evaluate {run}/scores --config checkpoint.path={run}{best}")
 
     return "\n".join(lines)

@@ -32,7 +32,7 @@ def test_a_conversion_says_what_it_wrote(tmp_path: Path, fairseq_checkpoint: Fai
 
     assert result.returncode == 0
     assert result.stdout.splitlines() == [
-        *(str(tmp_path / "out" / name) for name in ("config.json", "model.safetensors", "teacher.safetensors")),
+        *(str(tmp_path / "out" / name) for name in ("complete.json", "config.json", "model.safetensors", "teacher.safetensors")),
         "82,520 parameters, audio",
     ]
     assert result.stderr == ""
