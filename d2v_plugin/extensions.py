@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fairseq2.models import ModelFamily
+from fairseq2.recipe.base import Recipe
 from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import DependencyContainer
+from typing_extensions import override
 
 from d2v_plugin import setup_fairseq2_extension
 from d2v_plugin.models.factory import FAMILY
@@ -27,6 +29,20 @@ def register_all(container: DependencyContainer, extensions: Sequence[Extension]
 
     for extension in extensions:
         extension(container)
+
+
+class ExtensibleRecipe(Recipe):
+    """A recipe that knows everything this package and its user's extension files register."""
+
+    def __init__(self, extensions: Sequence[Extension] = ()) -> None:
+        """
+        :param extensions: functions that register more, such as an extension file's ``setup_fairseq2_extension``.
+        """
+        self._extensions = extensions
+
+    @override
+    def register(self, container: DependencyContainer) -> None:
+        register_all(container, self._extensions)
 
 
 def load_extension(path: Path) -> Extension:

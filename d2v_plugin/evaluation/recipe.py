@@ -11,9 +11,9 @@ from typing import Any, Protocol, final
 import torch
 from fairseq2.datasets import DataReader
 from fairseq2.evaluator import Evaluator
-from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.error import RecipeError
-from fairseq2.runtime.dependency import DependencyContainer, wire_object
+from fairseq2.runtime.dependency import wire_object
 from fairseq2.task import Task as Runnable
 from typing_extensions import override
 
@@ -24,7 +24,7 @@ from d2v_plugin.evaluation.config import EvaluateConfig
 from d2v_plugin.evaluation.origin import find_origin
 from d2v_plugin.evaluation.table import Scores, format_scores
 from d2v_plugin.evaluation.unit import EvaluationUnit
-from d2v_plugin.extensions import Extension, register_all
+from d2v_plugin.extensions import ExtensibleRecipe
 from d2v_plugin.loading import load
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.config import Data2VecConfig
@@ -49,23 +49,13 @@ class ScoredUnit(Protocol):
 
 
 @final
-class EvaluateRecipe(Recipe):
+class EvaluateRecipe(ExtensibleRecipe):
     """Evaluates a checkpoint; the scores do not depend on the number of processes."""
-
-    def __init__(self, extensions: Sequence[Extension] = ()) -> None:
-        """
-        :param extensions: functions that register more, as for :class:`d2v_plugin.training.recipe.TrainRecipe`.
-        """
-        self._extensions = extensions
 
     @property
     @override
     def config_kls(self) -> type[object]:
         return EvaluateConfig
-
-    @override
-    def register(self, container: DependencyContainer) -> None:
-        register_all(container, self._extensions)
 
     @override
     def create_task(self, context: RecipeContext) -> Runnable:

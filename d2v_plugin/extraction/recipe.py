@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from fairseq2.gang import Gangs
 from fairseq2.logging import log
-from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.error import RecipeError
-from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task as Runnable
 from fairseq2.task import TaskStopException
 from fairseq2.utils.structured import StandardValueConverter
@@ -22,7 +21,7 @@ from typing_extensions import override
 from d2v_plugin.data.batch import Modality
 from d2v_plugin.data.rows import RowReader
 from d2v_plugin.evaluation.recipe import choose_checkpoint
-from d2v_plugin.extensions import Extension, register_all
+from d2v_plugin.extensions import ExtensibleRecipe
 from d2v_plugin.extraction.config import ExtractConfig
 from d2v_plugin.extraction.features import Extractor, name_arrays
 from d2v_plugin.extraction.shards import INDEX_FILE, STORES, ShardStore, begin_index, cut_shards, finish_index
@@ -33,23 +32,13 @@ from d2v_plugin.tasks.base import Task
 
 
 @final
-class ExtractRecipe(Recipe):
+class ExtractRecipe(ExtensibleRecipe):
     """Writes the features of a split; any number of processes writes the same shards."""
-
-    def __init__(self, extensions: Sequence[Extension] = ()) -> None:
-        """
-        :param extensions: functions that register more, as for :class:`d2v_plugin.training.recipe.TrainRecipe`.
-        """
-        self._extensions = extensions
 
     @property
     @override
     def config_kls(self) -> type[object]:
         return ExtractConfig
-
-    @override
-    def register(self, container: DependencyContainer) -> None:
-        register_all(container, self._extensions)
 
     @override
     def create_task(self, context: RecipeContext) -> Runnable:

@@ -11,7 +11,7 @@ from fairseq2.checkpoint import CheckpointDir
 from fairseq2.datasets import DataReader
 from fairseq2.evaluator import EvalUnit
 from fairseq2.metrics.recorders import MetricDescriptor
-from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.error import ModelTypeNotValidError, RecipeError
 from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task as Runnable
@@ -24,7 +24,7 @@ from d2v_plugin.data.reader import name_sample
 from d2v_plugin.evaluation.history import Scores, compare_checkpoints
 from d2v_plugin.evaluation.origin import check_labels, describe_origin, write_origin
 from d2v_plugin.evaluation.unit import EvaluationUnit
-from d2v_plugin.extensions import Extension, register_all
+from d2v_plugin.extensions import ExtensibleRecipe, Extension
 from d2v_plugin.loading import load_weights
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.monitoring.pictures.album import Album
@@ -45,15 +45,15 @@ from d2v_plugin.training.unit import CriterionUnit
 
 
 @final
-class TrainRecipe(Recipe):
+class TrainRecipe(ExtensibleRecipe):
     """Trains a model on a task with a criterion, all three named by the configuration."""
 
     def __init__(self, extensions: Sequence[Extension] = (), resume: Resume | None = None) -> None:
         """
-        :param extensions: functions that register more, such as an extension file's ``setup_fairseq2_extension``.
+        :param extensions: as for :class:`ExtensibleRecipe`.
         :param resume: where to go on; None = the last complete checkpoint, if there is one.
         """
-        self._extensions = extensions
+        super().__init__(extensions)
         self._resume = resume or Resume()
 
     @property
@@ -63,7 +63,7 @@ class TrainRecipe(Recipe):
 
     @override
     def register(self, container: DependencyContainer) -> None:
-        register_all(container, self._extensions)
+        super().register(container)
         register_checkpoints(container, self._resume)
 
     @override

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import final
 
 import torch
-from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.config import CommonSection, DatasetSection, GangSection
-from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.task import Task as Runnable
 from fairseq2.utils.validation import Validatable, ValidationResult
 from PIL import Image
@@ -26,7 +26,7 @@ from d2v_plugin.data.rows import RowReader
 from d2v_plugin.evaluation.checkpoint import load_trained
 from d2v_plugin.evaluation.config import CheckpointSection
 from d2v_plugin.evaluation.recipe import choose_checkpoint
-from d2v_plugin.extensions import Extension, register_all
+from d2v_plugin.extensions import ExtensibleRecipe
 from d2v_plugin.loading import load
 from d2v_plugin.masking import MaskSampler, MaskSection
 from d2v_plugin.models.base import EncoderModel
@@ -88,23 +88,13 @@ class InspectConfig(Validatable):
 
 
 @final
-class InspectRecipe(Recipe):
+class InspectRecipe(ExtensibleRecipe):
     """Draws pictures of a checkpoint, on one process."""
-
-    def __init__(self, extensions: Sequence[Extension] = ()) -> None:
-        """
-        :param extensions: functions that register more, as for :class:`d2v_plugin.training.recipe.TrainRecipe`.
-        """
-        self._extensions = extensions
 
     @property
     @override
     def config_kls(self) -> type[object]:
         return InspectConfig
-
-    @override
-    def register(self, container: DependencyContainer) -> None:
-        register_all(container, self._extensions)
 
     @override
     def create_task(self, context: RecipeContext) -> Runnable:
