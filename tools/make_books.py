@@ -52,12 +52,12 @@ def read_books(folder: Path) -> tuple[list[Document], list[Document]]:
     return documents[NUM_VALID:], documents[:NUM_VALID]
 
 
-def write_books(train: Sequence[Document], valid: Sequence[Document], out: Path) -> None:
-    """Train on all entries but the held-out ones; probes are fitted on labelled entries of the former."""
+def write_books(train: Sequence[Document], probe: Sequence[Document], valid: Sequence[Document], out: Path) -> None:
+    """Train, without labels, on all entries but the held-out ones; probes are fitted on labelled entries of the former."""
     pieces = train_tokenizer(train, out, VOCABULARY_SIZE)
     pieces.vocabulary.save(out)
     unlabelled = [Document(document.name, document.lines) for document in train]
-    for split, found in (("train", unlabelled), ("probe", train[:NUM_PROBE]), ("valid", valid)):
+    for split, found in (("train", unlabelled), ("probe", probe), ("valid", valid)):
         print(split, write_tokens(found, out, split, pieces, SHARD_SIZE, num_documents=len(found)))
 
 
@@ -95,6 +95,6 @@ if __name__ == "__main__":
     for target in (books, pairs):
         target.mkdir(parents=True, exist_ok=True)
     train, valid = read_books(Path(sys.argv[1]))
-    write_books(train, valid, books)
+    write_books(train, train[:NUM_PROBE], valid, books)
     write_pairs(train, pairs / "train.tsv", NUM_TRAIN_PAIRS)
     write_pairs(valid, pairs / "valid.tsv", NUM_VALID_PAIRS)

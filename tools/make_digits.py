@@ -6,10 +6,12 @@ python tools/make_digits.py [OUT]
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torchvision.io import encode_png
 
@@ -22,19 +24,26 @@ SEED = 0
 
 
 def write_digits(out: Path) -> None:
-    """Write the shard and the splits: 1,200 to train on, 200 of those to fit probes on, 597 to measure with."""
+    """Write 1,200 digits to train on and 597 to measure with."""
     digits = load_digits()
     # 16 levels of grey -> 0 … 255
-    images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
-    order = draw_permutation(SEED, 0, Purpose.SPLIT, len(images)).tolist()
+    write_splits(out, np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target, NUM_TRAIN)
 
-    with ShardWriter(out / "digits.zip") as shard:
+
+def write_splits(out: Path, images: NDArray[np.uint8], labels: Sequence[int], num_train: int) -> None:
+    """Write the shard and the splits: one to train on, 20 of each digit of it to fit probes on, the rest to measure with.
+
+    :param images: (N, H, W), grey.
+    """
+    order = draw_permutation(SEED, 0, Purpose.SPLIT, len(images)).tolist()
+    with ShardWriter(out / f"{out.name}.zip") as shard:
         rows = [
-            f"{shard.add(f'{index:04}.png', encode_png(images[index]).numpy().tobytes())}\t{digits.target[index]}"
+            f"{shard.add(f'{index:04}.png', encode_png(torch.from_numpy(images[index : index + 1])).numpy().tobytes())}"
+            f"\t{labels[index]}"
             for index in order
         ]
 
-    train, valid = rows[:NUM_TRAIN], rows[NUM_TRAIN:]
+    train, valid = rows[:num_train], rows[num_train:]
     probe = [row for digit in range(10) for row in [row for row in train if row.endswith(f"\t{digit}")][:NUM_PROBE_PER_CLASS]]
     header = [".", "\t".join(["#classes", *"0123456789"])]
     for name, split in (("train", train), ("probe", probe), ("valid", valid)):

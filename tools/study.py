@@ -5,7 +5,7 @@
 The file names, for each part (images, speech, text), the recipes of the methods, a small grid of settings that each method is
 tuned on, and a recipe for fine-tuning. For each method the command
 
-1. times an update on the otherwise idle machine, and counts its FLOPs;
+1. times an update while nothing else of the study runs, and counts its FLOPs;
 2. runs every setting of the grid for a share of the time, and keeps the one with the best probe;
 3. runs that setting for the whole time with each seed, and fine-tunes what came out;
 4. writes OUTPUT/report.md, report.json and a plot for each part.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,6 +65,7 @@ class Part:
     methods: Sequence[Method]
     fine_tuning: Path
     fine_tuned_score: str
+    fine_tuned_title: str
     published: Mapping[str, float]
     """How many times faster data2vec 2.0 reaches the quality of a method, as published."""
 
@@ -84,6 +86,9 @@ class Outcome:
 
     fine_tuned: dict[int, float] = field(default_factory=dict)
     """Seed -> score."""
+
+    command: str = ""
+    """What trains the first seed anew."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,15 @@ def read_parts(content: Mapping[str, Any], folder: Path) -> Iterator[Part]:
             for title, method in part["methods"].items()
         ]
         fine_tuning = part["fine_tuning"]
-        yield Part(name, part["title"], methods, folder / fine_tuning["recipe"], fine_tuning["score"], part.get("published", {}))
+        yield Part(
+            name,
+            part["title"],
+            methods,
+            folder / fine_tuning["recipe"],
+            fine_tuning["score"],
+            fine_tuning["title"],
+            part["published"],
+        )
 
 
 def time_updates(method: Method, plan: Plan) -> tuple[float, float]:
@@ -192,6 +205,8 @@ def compare(part: Part, outcomes: Sequence[Outcome], plan: Plan) -> None:
                 tuned.append((outcome, seed, pool.submit(fine_tune, part, folder, folder / "fine_tuned", seed)))
         for outcome, seed, score in tuned:
             outcome.fine_tuned[seed] = score.result()
+    for method, outcome in zip(part.methods, outcomes, strict=True):
+        outcome.command = format_command(method, outcome)
 
 
 def run(method: Method, outcome: Outcome, setting: Sequence[str], seed: int, share: float, plan: Plan) -> Path:
@@ -200,19 +215,37 @@ def run(method: Method, outcome: Outcome, setting: Sequence[str], seed: int, sha
     :returns: the folder of the run.
     """
     num_steps = max(1, round(share * plan.seconds / outcome.seconds_per_update / STEP_MULTIPLE)) * STEP_MULTIPLE
-    every = max(1, num_steps // STEP_MULTIPLE // NUM_PROBES) * STEP_MULTIPLE
     name = slug("_".join(setting)) or "default"
     folder = plan.output / method.part / slug(method.name) / f"{name}_{num_steps}_seed_{seed}"
-    regime = [
-        f"regime.num_steps={num_steps}",
-        f"regime.publish_metrics_every_n_steps={STEP_MULTIPLE}",
-        f"regime.validate_every_n_steps={every}",
-        f"regime.checkpoint_every_n_steps={num_steps}",
-        f"lr_scheduler.config.num_warmup_steps={num_steps // 10}",
-    ]
-    train(method.recipe, folder, [*regime, f"common.seed={seed}", *setting])
+    train(method.recipe, folder, configure(setting, seed, num_steps))
 
     return folder
+
+
+def configure(setting: Sequence[str], seed: int, num_steps: int) -> list[str]:
+    """What a run changes in its recipe: how long it is, and how often it is probed."""
+    every = max(1, num_steps // STEP_MULTIPLE // NUM_PROBES) * STEP_MULTIPLE
+
+    return [
+        *setting,
+        f"common.seed={seed}",
+        f"regime.num_steps={num_steps}",
+        f"lr_scheduler.config.num_warmup_steps={num_steps // 10}",
+        f"regime.publish_metrics_every_n_steps={STEP_MULTIPLE}",
+        "regime.validate_at_start=true",
+        f"regime.validate_every_n_steps={every}",
+        f"regime.checkpoint_every_n_steps={num_steps}",
+    ]
+
+
+def format_command(method: Method, outcome: Outcome) -> str:
+    """What trains a method's first seed anew, from the folder of this repository."""
+    seed = min(outcome.curves)
+    num_steps = outcome.curves[seed]["linear"][-1][0]
+    recipe = os.path.relpath(method.recipe, Path(__file__).parent.parent)
+    words = ["fairseq2", "recipe", "train", "--config-file", recipe, f"out/{slug(method.name)}"]
+
+    return shlex.join([*words, "--config", *configure(outcome.setting, seed, num_steps)])
 
 
 def fine_tune(part: Part, checkpoint: Path | None, folder: Path, seed: int) -> float:
@@ -266,11 +299,19 @@ def write_part(part: Part, outcomes: Sequence[Outcome], floor: Mapping[int, floa
     content = {
         "title": part.title,
         "published": dict(part.published),
-        "fine_tuned_score": part.fine_tuned_score,
+        "hours": count_hours(plan.output / part.name),
+        "fine_tuned_title": part.fine_tuned_title,
         "from_scratch": floor,
         "methods": [vars(outcome) for outcome in outcomes],
     }
     plan.output.joinpath(part.name, "numbers.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def count_hours(folder: Path) -> float:
+    """The time that all runs below a folder took, starting up aside."""
+    seconds = [read_lines(path)[-1]["Wall Time"] for path in folder.rglob("metrics/train.jsonl")]
+
+    return float(sum(seconds)) / 3600
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -16,36 +17,40 @@ OURS = "data2vec 2.0"
 # Two-sided 95 % quantiles of Student's t distribution, by degrees of freedom.
 STUDENT_T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 
+UNITS = {"time": "seconds_per_update", "flops": "gflops_per_update"}
+
 Curve = Sequence[tuple[float, float]]
-"""(seconds or GFLOPs, accuracy)"""
+"""(seconds or GFLOPs, accuracy), beginning with the model before training"""
 
 
 def write_report(output: Path, *, command: str, machine: str, seconds: float) -> None:
     """Write ``report.md``, ``report.json`` and ``PART.png`` from the ``numbers.json`` of all parts in ``output``."""
     parts = {path.parent.name: json.loads(path.read_text()) for path in sorted(output.glob("*/numbers.json"))}
+    hours = sum(part["hours"] for part in parts.values())
     lines = [
         "# What features are worth as time passes",
         "",
         f"Command: `{command}`",
         "",
-        f"Machine: {machine}. Each run trains for {seconds:g} seconds of one core; accuracies in percent, mean and 95 % "
-        "confidence interval over seeds (Student's t).",
+        f"Machine: {machine}. Cost: {hours:.1f} hours of one core. Each run trains for as many updates as one idle core makes "
+        f"in {seconds:g} seconds. Accuracies and error rates in percent: mean and 95 % confidence interval over seeds "
+        "(Student's t). How much sooner: lowest to highest over the seeds.",
     ]
-    report: dict[str, Any] = {"command": command, "machine": machine, "seconds": seconds, "parts": {}}
+    report: dict[str, Any] = {"command": command, "machine": machine, "hours": hours, "seconds": seconds, "parts": {}}
     for name, part in parts.items():
-        ratios = compare_times(part)
+        ratios = {unit: compare_costs(part, key) for unit, key in UNITS.items()}
         report["parts"][name] = {**part, "ratios": ratios}
         lines += ["", f"## {name.capitalize()}: {part['title']}", "", *format_methods(part), "", *format_ratios(part, ratios)]
-        lines += ["", f"![{name}]({name}.png)"]
+        lines += ["", f"![{name}]({name}.png)", "", "Repeat a row (seeds are `common.seed`):", "", *format_commands(part)]
         draw_curves(part, output / f"{name}.png")
     output.joinpath("report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     output.joinpath("report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def format_methods(part: Mapping[str, Any]) -> list[str]:
-    """One row per method."""
+    """One row per method, and one for what nobody trained."""
     lines = [
-        "| | chosen setting | updates | ms per update | GFLOP per update | linear probe | k-NN | fine-tuned |",
+        f"| | chosen setting | updates | ms per update | GFLOP per update | linear probe | k-NN | {part['fine_tuned_title']} |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for method in part["methods"]:
@@ -61,52 +66,79 @@ def format_methods(part: Mapping[str, Any]) -> list[str]:
             format_interval(list(method["fine_tuned"].values())),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    lines.append(f"| from scratch | | | | | | | {format_interval(list(part['from_scratch'].values()))} |")
+    untrained = part["methods"][0]["curves"].values()
+    cells = [format_interval([curve[probe][0][1] for curve in untrained]) for probe in ("linear", "knn")]
+    cells.append(format_interval(list(part["from_scratch"].values())))
+    lines.append(f"| random initialisation | | 0 | | | {' | '.join(cells)} |")
 
     return lines
 
 
-def compare_times(part: Mapping[str, Any]) -> dict[str, Any]:
-    """How much sooner data2vec 2.0 reaches the final linear probe of every other method, seed by seed; None = it does not."""
-    curves = {method["method"]: as_curves(method, method["seconds_per_update"]) for method in part["methods"]}
+def compare_costs(part: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """How many times less data2vec 2.0 needs to reach the mean final linear probe of every other method, and the other way round.
+
+    :param key: what is counted, ``seconds_per_update`` or ``gflops_per_update``.
+    :returns: by method; ``ours`` and ``theirs`` have a ratio for each seed, None = it does not get there.
+    """
+    curves = {method["method"]: as_curves(method, method[key]) for method in part["methods"]}
     if OURS not in curves:
         return {}
+    own = curves.pop(OURS)
+    floor = mean(curve[0][1] for curve in own)
+
     ratios: dict[str, Any] = {}
     for name, others in curves.items():
-        if name == OURS:
-            continue
         goal = mean(curve[-1][1] for curve in others)
-        total = mean(curve[-1][0] for curve in others)
-        times = [time_to(curve, goal) for curve in curves[OURS]]
-        own_goal = mean(curve[-1][1] for curve in curves[OURS])
         ratios[name] = {
             "goal": goal,
-            "ours": [None if time is None else total / time for time in times],
-            "theirs": [None if time is None else total / time for time in (time_to(curve, own_goal) for curve in others)],
+            "above_floor": goal > floor,
+            "ours": [divide(others[0][-1][0], cost_of(curve, goal)) for curve in own],
+            "theirs": [divide(own[0][-1][0], cost_of(curve, mean(c[-1][1] for c in own))) for curve in others],
             "published": part["published"].get(name),
         }
 
     return ratios
 
 
+def divide(total: float, cost: float | None) -> float | None:
+    return None if cost is None else total / cost
+
+
 def format_ratios(part: Mapping[str, Any], ratios: Mapping[str, Any]) -> list[str]:
-    """The claim in words, whichever way it goes."""
-    lines = []
-    for name, ratio in ratios.items():
-        reached = [value for value in ratio["ours"] if value is not None]
-        text = f"- {OURS} reaches the final linear probe of {name} ({100 * ratio['goal']:.1f} %) "
-        if reached:
-            text += f"in {len(reached)} of {len(ratio['ours'])} runs, {min(reached):.1f} to {max(reached):.1f} times sooner"
-        else:
-            text += "in none of its runs"
-            behind = [value for value in ratio["theirs"] if value is not None]
-            if behind:
-                text += f"; {name} reaches that of {OURS} {min(behind):.1f} to {max(behind):.1f} times sooner"
-        if ratio["published"] is not None:
-            text += f" (published, at full size: {ratio['published']:g})"
-        lines.append(text + ".")
+    """The claim as a table, whichever way it goes."""
+    lines = [
+        f"| | its final linear probe | {OURS} gets there | in less time | with fewer FLOPs | it gets to that of {OURS} "
+        "| in less time | published, in time |",
+        "|---|---:|---|---:|---:|---|---:|---:|",
+    ]
+    for name, time in ratios["time"].items():
+        reached = [value for value in time["ours"] if value is not None]
+        behind = [value for value in time["theirs"] if value is not None]
+        goal = f"{100 * time['goal']:.1f}" + ("" if time["above_floor"] else " (no better than random initialisation)")
+        cells = [
+            name,
+            goal,
+            f"{len(reached)} of {len(time['ours'])} runs",
+            format_range(time["ours"]) if time["above_floor"] else "-",
+            format_range(ratios["flops"][name]["ours"]) if time["above_floor"] else "-",
+            f"{len(behind)} of {len(time['theirs'])} runs",
+            format_range(time["theirs"]),
+            "-" if time["published"] is None else f"{time['published']:g} times",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
 
     return lines
+
+
+def format_range(ratios: Sequence[float | None]) -> str:
+    reached = [ratio for ratio in ratios if ratio is not None]
+
+    return f"{min(reached):.1f} to {max(reached):.1f} times" if reached else "-"
+
+
+def format_commands(part: Mapping[str, Any]) -> list[str]:
+    """What trains the row of each method anew."""
+    return [f"    {method['command']}" for method in part["methods"]]
 
 
 def as_curves(method: Mapping[str, Any], unit: float) -> list[list[tuple[float, float]]]:
@@ -114,14 +146,11 @@ def as_curves(method: Mapping[str, Any], unit: float) -> list[list[tuple[float, 
     return [[(step * unit, score) for step, score in curve["linear"]] for curve in method["curves"].values()]
 
 
-def time_to(curve: Curve, goal: float) -> float | None:
-    """When a curve first reaches a quality, linearly between its points; None = never."""
-    for i, (x, y) in enumerate(curve):
+def cost_of(curve: Curve, goal: float) -> float | None:
+    """Where a curve first reaches a quality after its beginning, linearly between its points; None = never."""
+    for (x0, y0), (x, y) in pairwise(curve):
         if y >= goal:
-            if i == 0 or y == curve[i - 1][1]:
-                return x
-            x0, y0 = curve[i - 1]
-            return x0 + (x - x0) * (goal - y0) / (y - y0)
+            return x if y0 >= goal else x0 + (x - x0) * (goal - y0) / (y - y0)
 
     return None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,25 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import study  # noqa: E402
 from study_flops import count_update_gflops  # noqa: E402
-from study_report import compare_times, format_interval, format_ratios, time_to, write_report  # noqa: E402
+from study_report import compare_costs, cost_of, format_interval, format_ratios, write_report  # noqa: E402
+
+from d2v_plugin.cli import main  # noqa: E402
+
+FLOOR = 0.3
 
 
 def make_method(name: str, seconds: float, scores: list[list[float]]) -> dict[str, Any]:
     curves = {}
     for seed, ys in enumerate(scores):
-        curve = [(100 * (i + 1), y) for i, y in enumerate(ys)]
+        curve = [(100 * i, y) for i, y in enumerate([FLOOR, *ys])]
         curves[str(seed)] = {"linear": curve, "knn": curve}
-    fixed = {"setting": ["lr=1"], "search": {"lr=1": 0.5}, "fine_tuned": {"0": 0.9, "1": 0.8}, "gflops_per_update": 2.0}
+    fixed = {
+        "setting": ["lr=1"],
+        "search": {"lr=1": 0.5},
+        "fine_tuned": {"0": 0.9, "1": 0.8},
+        "gflops_per_update": 2.0,
+        "command": "fairseq2 recipe train",
+    }
 
     return {"method": name, "seconds_per_update": seconds, "curves": curves, **fixed}
 
@@ -30,31 +42,41 @@ def make_method(name: str, seconds: float, scores: list[list[float]]) -> dict[st
 PART = {
     "title": "toys",
     "published": {"MAE": 16.4},
-    "fine_tuned_score": "accuracy",
+    "fine_tuned_title": "top-1",
+    "hours": 0.5,
     "from_scratch": {"0": 0.5, "1": 0.6},
     "methods": [
         make_method("data2vec 2.0", 0.5, [[0.6, 0.8, 0.9], [0.6, 0.8, 0.9]]),
         make_method("MAE", 0.2, [[0.2, 0.4, 0.7], [0.2, 0.4, 0.7]]),
+        make_method("noise", 0.2, [[0.3, 0.3, 0.2], [0.3, 0.3, 0.2]]),
     ],
 }
 
 
-def test_time_to_a_quality_lies_between_two_probes() -> None:
-    curve = [(10.0, 0.5), (20.0, 0.7), (30.0, 0.6)]
+def test_the_cost_of_a_quality_lies_between_two_probes() -> None:
+    curve = [(0.0, 0.4), (10.0, 0.5), (20.0, 0.7), (30.0, 0.6)]
 
-    assert time_to(curve, 0.6) == pytest.approx(15.0)
-    assert time_to(curve, 0.4) == 10.0
-    assert time_to(curve, 0.8) is None
+    assert cost_of(curve, 0.6) == pytest.approx(15.0)
+    assert cost_of(curve, 0.45) == pytest.approx(5.0)
+    assert cost_of(curve, 0.8) is None
 
 
 def test_ratios_say_how_much_sooner_and_which_way() -> None:
-    ratios = compare_times(PART)
+    time, flops = (compare_costs(PART, key)["MAE"] for key in ("seconds_per_update", "gflops_per_update"))
 
     # MAE ends with 0.7 after 300 updates of 0.2 s; ours has it after 150 updates of 0.5 s.
-    assert ratios["MAE"]["ours"] == pytest.approx([60 / 75] * 2)
-    assert ratios["MAE"]["theirs"] == [None, None]
-    (line,) = format_ratios(PART, ratios)
-    assert "70.0 %" in line and "in 2 of 2 runs, 0.8 to 0.8 times sooner" in line and "16.4" in line
+    assert time["ours"] == pytest.approx([60 / 75] * 2) and flops["ours"] == pytest.approx([2.0] * 2)
+    assert time["theirs"] == [None, None]
+    (line,) = format_ratios(PART, {"time": {"MAE": time}, "flops": {"MAE": flops}})[2:]
+    assert "| MAE | 70.0 | 2 of 2 runs | 0.8 to 0.8 times | 2.0 to 2.0 times | 0 of 2 runs | - | 16.4 times |" in line
+
+
+def test_nobody_is_sooner_than_no_training() -> None:
+    noise = compare_costs(PART, "seconds_per_update")["noise"]
+
+    assert not noise["above_floor"]
+    (line,) = format_ratios(PART, {"time": {"noise": noise}, "flops": {"noise": noise}})[2:]
+    assert "no better than random initialisation" in line and "times" not in line
 
 
 def test_intervals_are_students() -> None:
@@ -69,9 +91,11 @@ def test_the_report_has_tables_and_plots(tmp_path: Path) -> None:
     write_report(tmp_path, command="c", machine="m", seconds=60)
 
     text = (tmp_path / "report.md").read_text()
-    assert "| data2vec 2.0 | `lr=1` | 300 | 500 | 2.00 | 90.0 ± 0.0 |" in text and "from scratch" in text
+    assert "| data2vec 2.0 | `lr=1` | 300 | 500 | 2.00 | 90.0 ± 0.0 |" in text
+    assert "| random initialisation | | 0 | | | 30.0 ± 0.0 | 30.0 ± 0.0 | 55.0 ± 63.5 |" in text
+    assert "Cost: 0.5 hours" in text and "    fairseq2 recipe train" in text
     assert (tmp_path / "images.png").stat().st_size > 1000
-    assert json.loads((tmp_path / "report.json").read_text())["parts"]["images"]["ratios"]["MAE"]["published"] == 16.4
+    assert json.loads((tmp_path / "report.json").read_text())["parts"]["images"]["ratios"]["time"]["MAE"]["published"] == 16.4
 
 
 def test_the_study_names_recipes_that_exist() -> None:
@@ -91,3 +115,89 @@ def test_flops_of_an_update_grow_with_the_batch(tiny_recipe: Path, tiny_recipe_t
     tiny_recipe.write_text(tiny_recipe_text.replace("batch_size: 8", "batch_size: 16"))
 
     assert small > 0 and count_update_gflops(tiny_recipe) == pytest.approx(2 * small, rel=1e-6)
+
+
+STUDY = """
+seconds: 0.1
+seeds: [1]
+search: {share: 0.5, seed: 101}
+parts:
+  images:
+    title: digits
+    published: {MAE: 16.4}
+    methods:
+      data2vec 2.0: {recipe: tiny.yaml, grid: [optimizer.config.lr=1.0e-3, optimizer.config.lr=2.0e-3]}
+      MAE: {recipe: mae.yaml, grid: [optimizer.config.lr=1.0e-3, optimizer.config.lr=2.0e-3]}
+    fine_tuning: {recipe: fine_tuning.yaml, score: accuracy, title: top-1}
+"""
+MAE = """
+base: tiny.yaml
+criterion: {_del_: [config], name: mae, config: {decoder_dim: 32, decoder_depth: 1, decoder_num_heads: 2}}
+"""
+FINE_TUNING = f"""
+base: {ROOT}/recipes/demo/finetune_digits.yaml
+model: {{config_overrides: {{dim: 32, depth: 2, num_heads: 2}}}}
+regime: {{num_steps: 2, publish_metrics_every_n_steps: 1, validate_every_n_steps: 2, checkpoint_every_n_steps: 2}}
+lr_scheduler: {{config: {{num_warmup_steps: 0}}}}
+pictures: {{enabled: false}}
+common: {{torch: {{num_threads: 1}}}}
+"""
+
+
+class OneByOne:
+    """An executor for recipes that run in this process: they want its main thread."""
+
+    def __init__(self, jobs: int) -> None: ...
+
+    def __enter__(self) -> OneByOne:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*args))
+
+        return future
+
+
+def test_a_small_study_runs_and_repeating_it_runs_nothing(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probing = "probing: {probes: [{name: linear}, {name: knn}], train_split: probe, baselines: false}\n"
+    tiny_recipe.write_text(tiny_recipe.read_text() + probing + "lr_scheduler: {config: {num_warmup_steps: 1}}\n")
+    for name, content in (("study", STUDY), ("mae", MAE), ("fine_tuning", FINE_TUNING)):
+        (tmp_path / f"{name}.yaml").write_text(content)
+    runs: list[str] = []
+
+    def run_here(words: list[str], log_path: Path) -> None:
+        runs.append(str(log_path.parent))
+        main(words)
+
+    monkeypatch.setattr(study, "run_command", run_here)
+    monkeypatch.setattr(study, "ThreadPoolExecutor", OneByOne)
+    words = [str(tmp_path / "study.yaml"), "--output", str(tmp_path / "out")]
+    study.main(words)
+
+    # Each method is timed, tried with two settings, run with one seed, fine-tuned; then comes what is trained from scratch.
+    assert len(runs) == 2 * (1 + 2 + 1 + 1) + 1
+    part = json.loads((tmp_path / "out" / "report.json").read_text())["parts"]["images"]
+    assert [method["method"] for method in part["methods"]] == ["data2vec 2.0", "MAE"]
+    for method in part["methods"]:
+        best = max(method["search"], key=lambda setting: method["search"][setting])
+        assert method["search"][" ".join(method["setting"])] == method["search"][best]
+        assert set(method["curves"]) == set(method["fine_tuned"]) == {"1"}
+        # The floor and the end.
+        assert [step for step, _ in method["curves"]["1"]["linear"]][:2] == [0, 20]
+        assert f"--config {' '.join(method['setting'])} common.seed=1" in method["command"]
+
+    study.main(words)
+    assert len(runs) == 11
+
+
+def test_only_known_parts_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "study.yaml").write_text(STUDY)
+    with pytest.raises(SystemExit):
+        study.main([str(tmp_path / "study.yaml"), "--output", str(tmp_path), "--only", "smells"])
+
+    assert "the parts of" in capsys.readouterr().err
