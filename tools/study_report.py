@@ -41,7 +41,8 @@ def write_report(output: Path, *, command: str, machine: str, seconds: float) ->
         ratios = {unit: compare_costs(part, key) for unit, key in UNITS.items()}
         report["parts"][name] = {**part, "ratios": ratios}
         lines += ["", f"## {name.capitalize()}: {part['title']}", "", *format_methods(part), "", *format_ratios(part, ratios)]
-        lines += ["", f"![{name}]({name}.png)", "", "Repeat a row (seeds are `common.seed`):", "", *format_commands(part)]
+        lines += ["", f"![{name}]({name}.png)", "", *format_searches(part)]
+        lines += ["", "Repeat a row (seeds are `common.seed`):", "", *format_commands(part)]
         draw_curves(part, output / f"{name}.png")
     output.joinpath("report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     output.joinpath("report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -134,6 +135,16 @@ def format_range(ratios: Sequence[float | None]) -> str:
     reached = [ratio for ratio in ratios if ratio is not None]
 
     return f"{min(reached):.1f} to {max(reached):.1f} times" if reached else "-"
+
+
+def format_searches(part: Mapping[str, Any]) -> list[str]:
+    """What every method was tuned on."""
+    lines = ["| tried | | linear probe |", "|---|---|---:|"]
+    for method in part["methods"]:
+        for setting, score in method["search"].items():
+            lines.append(f"| {method['method']} | `{setting}` | {100 * score:.1f} |")
+
+    return lines
 
 
 def format_commands(part: Mapping[str, Any]) -> list[str]:
