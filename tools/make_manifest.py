@@ -40,6 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
         made.add_argument("--shard-size", help="pack into archives of this many bytes, such as 1G")
         made.add_argument("--workers", type=int, help="threads (default: one per processor)")
         if kind != "text":
+            made.add_argument("--reread", action="store_true", help="also read files that have not changed since the last run")
             made.add_argument("--labels", help="`folders` (the first folder below SRC is the class), or a file of path<TAB>label")
     audio, text = kinds.choices["audio"], kinds.choices["text"]
     audio.add_argument("--sample-rate", type=int, default=16_000, help="rate of the model; others are noted in a column")
@@ -74,7 +75,7 @@ def make(arguments: argparse.Namespace) -> object:
             vocabulary_size=arguments.vocabulary_size,
             **common,
         )
-    common |= {"labels": arguments.labels, "shard_size": shard_size}
+    common |= {"labels": arguments.labels, "shard_size": shard_size, "reread": arguments.reread}
     if arguments.kind == "image":
         return prepare_images(arguments.sources, arguments.out, **common)
     if arguments.fairseq and (arguments.labels or arguments.transcripts or arguments.segment_seconds or shard_size):

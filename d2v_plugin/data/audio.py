@@ -13,6 +13,7 @@ import soxr
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.files import Location, copy_range, read_bytes
@@ -137,14 +138,22 @@ def _decode(recording: Recording, config: AudioConfig, first: int, count: int, o
     return waveform if waveform.ndim == 1 else waveform.mean(axis=1)
 
 
+class _ReadOnce(soundfile.SoundFile):  # type: ignore[misc]  # has no types
+    """A file of which one part is read. After a read soundfile searches the place it has reached: in FLAC, by decoding."""
+
+    @override
+    def seekable(self) -> bool:
+        return False
+
+
 def _open(location: Location) -> soundfile.SoundFile:
     """Open a file, or a range of an archive, from which libsndfile would read by calling Python for every few kilobytes."""
     if location.size is None:
-        return soundfile.SoundFile(location.path)
+        return _ReadOnce(location.path)
     if sys.platform == "linux":
-        return soundfile.SoundFile(copy_range(location), closefd=False)
+        return _ReadOnce(copy_range(location), closefd=False)
 
-    return soundfile.SoundFile(io.BytesIO(read_bytes(location)))
+    return _ReadOnce(io.BytesIO(read_bytes(location)))
 
 
 def _check(recording: Recording, config: AudioConfig, rate: int, frames: int) -> None:

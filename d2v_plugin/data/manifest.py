@@ -15,18 +15,13 @@ from pathlib import Path
 
 import numpy as np
 from fairseq2.recipe.error import RecipeError
-from numpy.typing import NDArray
 
 from d2v_plugin.data.files import Location
-
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
+from d2v_plugin.data.scan import BoolArray, IntArray, find_byte, map_file, parse_numbers
 
 _CHUNK = 1 << 16
-_CACHED = 1 << 13
-_MAX_DIGITS = 18
 _NUM_LISTED = 100
-_NEWLINE, _TAB, _COLON, _RETURN, _SLASH, _ZERO = b"\n\t:\r/0"
+_NEWLINE, _TAB, _COLON, _RETURN, _SLASH = b"\n\t:\r/"
 
 
 class ManifestError(RecipeError):
@@ -86,7 +81,7 @@ class Manifest:
         self._names = list(columns.names)
         self._required = len(columns.required)
         self._problems = problems
-        self._data: mmap.mmap | bytes = _map_file(path)
+        self._data: mmap.mmap | bytes = map_file(path)
         self._buffer = np.frombuffer(self._data, dtype=np.uint8)
         self._first_line = 1
 
@@ -153,7 +148,7 @@ class Manifest:
     def _find_lines(self) -> None:
         """Find where each line starts and ends; a byte order mark and carriage returns are not part of it."""
         buffer = self._buffer
-        breaks = _positions(buffer, _NEWLINE)
+        breaks = find_byte(buffer, _NEWLINE)
         if len(buffer) and buffer[-1] != _NEWLINE:
             breaks = np.append(breaks, len(buffer))
         starts = np.empty_like(breaks)
@@ -201,7 +196,7 @@ class Manifest:
 
     def _find_fields(self) -> None:
         """Find the tabs of each row, and drop rows that have too few or too many."""
-        self._tabs = _positions(self._buffer, _TAB)
+        self._tabs = find_byte(self._buffer, _TAB)
         self._first_tabs = np.searchsorted(self._tabs, self._starts)
         self._num_tabs = np.searchsorted(self._tabs, self._ends) - self._first_tabs
         names = self._names
@@ -230,14 +225,14 @@ class Manifest:
         self._path_ends = ends
         self._offsets = np.zeros(len(starts), dtype=np.int64)
         self._sizes = np.full(len(starts), -1, dtype=np.int64)
-        colons = _positions(self._buffer, _COLON)
+        colons = find_byte(self._buffer, _COLON)
         if len(colons) < 2:
             return
         last = np.maximum(np.searchsorted(colons, ends) - 1, 1)
         first_colons, second_colons = colons[last - 1], colons[last]
         inside = (first_colons > starts) & (second_colons < ends)
-        offsets = _parse_numbers(self._buffer, first_colons + 1, second_colons, inside)
-        sizes = _parse_numbers(self._buffer, second_colons + 1, ends, inside)
+        offsets = parse_numbers(self._buffer, first_colons + 1, second_colons, inside)
+        sizes = parse_numbers(self._buffer, second_colons + 1, ends, inside)
         ranged = inside & (offsets >= 0) & (sizes >= 0)
         self._path_ends = np.where(ranged, first_colons, ends)
         self._offsets = np.where(ranged, offsets, 0)
@@ -246,7 +241,7 @@ class Manifest:
     def _parse_column(self, name: str) -> IntArray:
         starts, ends = self._bounds(name)
         filled = ends > starts
-        values = _parse_numbers(self._buffer, starts, ends, filled)
+        values = parse_numbers(self._buffer, starts, ends, filled)
         required = self._names.index(name) < self._required
         wrong = (values < 0) & (filled | required)
         self._report(wrong, lambda row: f"`{name}` must be a number, but is `{self.text(name, row) or ''}`")
@@ -348,46 +343,12 @@ class Manifest:
         return os.path.join(self.roots[0], os.fsdecode(name)) if self.roots else os.fsdecode(name)
 
 
-def _map_file(path: Path) -> mmap.mmap | bytes:
-    with path.open("rb") as file:
-        # An empty file cannot be mapped.
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
-
-
 def _decode(text: bytes) -> str:
     return text.decode("utf-8", errors="surrogateescape")
 
 
 def _encode(text: str) -> bytes:
     return text.encode("utf-8", errors="surrogateescape")
-
-
-def _positions(buffer: NDArray[np.uint8], byte: int) -> IntArray:
-    """Where a byte occurs; by chunks, since comparing costs as much memory as the file has bytes."""
-    step = 1 << 24
-    found = [np.flatnonzero(buffer[at : at + step] == byte) + at for at in range(0, len(buffer), step)]
-
-    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
-
-
-def _parse_numbers(buffer: NDArray[np.uint8], starts: IntArray, ends: IntArray, where: BoolArray) -> IntArray:
-    """Parse decimal numbers in [start, end); -1 where there is none."""
-    # By chunks that fit the processor's cache.
-    chunks = [slice(first, first + _CACHED) for first in range(0, len(starts), _CACHED)]
-    found = [_parse_chunk(buffer, starts[chunk], ends[chunk], where[chunk]) for chunk in chunks]
-
-    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
-
-
-def _parse_chunk(buffer: NDArray[np.uint8], starts: IntArray, ends: IntArray, where: BoolArray) -> IntArray:
-    values = np.where(where & (ends > starts) & (ends - starts <= _MAX_DIGITS), 0, -1)
-    longest = int((ends - starts)[values == 0].max(initial=0))
-    for digit in range(longest):
-        active = np.flatnonzero((starts + digit < ends) & (values >= 0))
-        digits = buffer[starts[active] + digit].astype(np.int64) - _ZERO
-        values[active] = np.where((digits >= 0) & (digits <= 9), values[active] * 10 + digits, -1)
-
-    return values
 
 
 def _lies_inside(path: str, roots: list[str]) -> bool:

@@ -31,6 +31,7 @@ def prepare_audio(
     sample_rate: int,
     segment_seconds: float | None,
     fairseq: bool,
+    reread: bool = False,
 ) -> Report:
     """Write an audio dataset.
 
@@ -38,6 +39,7 @@ def prepare_audio(
     :param sample_rate: the rate that need not be mentioned.
     :param segment_seconds: cut longer recordings into equal segments of at most this; None = do not.
     :param fairseq: write path and number of samples only.
+    :param reread: also read what the last run into the same folder has read, and what has not changed since.
     """
     report = Report()
 
@@ -68,12 +70,14 @@ def prepare_audio(
         out,
         inspect,
         report,
+        settings={"kind": "audio", "sample_rate": sample_rate, "segment_seconds": segment_seconds, "fairseq": fairseq},
         columns=_COLUMNS,
         plain=_COLUMNS,
         valid_percent=valid_percent,
         seed=seed,
         shard_size=shard_size,
         workers=workers,
+        reread=reread,
         declare_classes=transcripts is None,
     )
 

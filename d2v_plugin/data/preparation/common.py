@@ -36,6 +36,9 @@ class Report:
     dropped: list[tuple[str, str]] = field(default_factory=list)
     """Name and reason."""
 
+    num_kept: int = 0
+    """Files that have not changed since the last run, and were not read again; said on the screen only."""
+
     def save(self, folder: Path) -> None:
         reasons = dict(Counter(reason for _, reason in self.dropped).most_common())
         content = {"splits": self.splits, "facts": self.facts, "num_dropped": len(self.dropped), "reasons": reasons}
@@ -50,6 +53,8 @@ class Report:
             lines.append(f"{name}: {listed}")
         lines += [f"{name}: {value}" for name, value in self.facts.items()]
         lines += [f"dropped: {len(self.dropped)}", *(f"  {name}: {reason}" for name, reason in self.dropped[:20])]
+        if self.num_kept:
+            lines.insert(0, f"not read again, since the last run read them: {self.num_kept:,} files")
         if len(self.dropped) > 20:
             lines.append(f"  … and {len(self.dropped) - 20:,} more, see {_REPORT}")
 

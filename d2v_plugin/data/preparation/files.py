@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fairseq2.recipe.error import RecipeError
@@ -20,7 +20,8 @@ from d2v_plugin.data.preparation.common import (
     work_in_parallel,
     write_manifest,
 )
-from d2v_plugin.data.shards import ShardWriter
+from d2v_plugin.data.preparation.known import Known, read_stamp
+from d2v_plugin.data.preparation.packing import pack
 
 FOLDERS = "folders"
 
@@ -42,11 +43,14 @@ class Source:
         return self.root / self.name
 
 
+Rows = list[dict[str, object]]
+
+
 @dataclass
 class Inspected:
-    """A file that can be used: what its rows say besides path and label, and what the report counts."""
+    """A file that can be used: what its rows say besides path and label, and what the report counts. All of it fits into JSON."""
 
-    rows: list[dict[str, object]]
+    rows: Rows
     """The fields of each row it gives; several if it is cut into segments."""
 
     facts: dict[str, object] = field(default_factory=dict)
@@ -54,6 +58,9 @@ class Inspected:
 
     totals: dict[str, float] = field(default_factory=dict)
     """Values to add up for each split: hours, pixels, …"""
+
+    sums: dict[str, int] = field(default_factory=dict)
+    """Whole numbers to add up over all files, exactly."""
 
 
 Inspect = Callable[[Source], Inspected]
@@ -115,94 +122,104 @@ def prepare_files(
     inspect: Inspect,
     report: Report,
     *,
+    settings: Mapping[str, object],
     columns: Sequence[str],
     plain: Sequence[str],
     valid_percent: float,
     seed: int,
     shard_size: int | None,
     workers: int | None,
+    reread: bool,
     declare_classes: bool = True,
-) -> None:
+) -> Mapping[str, int]:
     """Inspect all files and write manifests, perhaps shards, and the report.
 
+    :param inspect: a function of the file and of ``settings``; not called for files that were usable in the last run and have
+        not changed. What was broken then is tried again: it costs little, and the reason may have been a disk or a right.
     :param columns: all columns rows may have, in the order to write them; those that no row fills are left out.
     :param plain: the columns a manifest has when it declares none.
+    :param reread: inspect all files.
     :param declare_classes: labels are names of classes, not transcripts.
+    :returns: the sums of what was inspected.
     :raises RecipeError: a split would be empty; nothing is written then.
     """
-    splits: dict[str, list[tuple[Source, Inspected]]] = {TRAIN: [], VALID: []}
-    counts: dict[str, Counter[object]] = {}
-    results = work_in_parallel(lambda source: _try(inspect, source), sources, workers=workers, title="Inspecting")
-    for source, result in zip(sources, results, strict=True):
-        if isinstance(result, str):
-            report.dropped.append((source.name, result))
-            continue
-        split = choose_split(source.name, valid_percent, seed)
-        splits[split].append((source, result))
-        totals = report.splits.setdefault(split, {"files": 0, "rows": 0})
-        for name, value in {"files": 1, "rows": len(result.rows), **result.totals}.items():
-            totals[name] = totals.get(name, 0) + value
-        for name, fact in result.facts.items():
-            counts.setdefault(name, Counter())[fact] += 1
+    known = Known(out, settings, reread=reread)
+    results = work_in_parallel(lambda source: _try(inspect, source, known), sources, workers=workers, title="Inspecting")
+    splits, sums = _sort(sources, results, report, valid_percent, seed)
+    report.num_kept = known.count_kept()
     refuse_empty_splits({split: len(found) for split, found in splits.items()}, report, valid_percent)
     report.splits = {split: report.splits[split] for split in splits if splits[split]}
-    report.facts |= {name: dict(counter.most_common()) for name, counter in counts.items()}
 
     out.mkdir(parents=True, exist_ok=True)
     labels = {source.label for found in splits.values() for source, _ in found if source.label is not None}
     classes = sorted(labels) if declare_classes else []
     for split, found in splits.items():
         if found:
-            _write_split(split, found, out, columns=columns, plain=plain, shard_size=shard_size, classes=classes)
+            places = None
+            if shard_size is not None:
+                places = pack(split, [(source.name, source.path) for source, _ in found], out, shard_size, known)
+            _write_split(out / f"{split}.tsv", found, places, columns=columns, plain=plain, classes=classes)
+    known.save()
     report.save(out)
 
+    return sums
 
-def _try(inspect: Inspect, source: Source) -> Inspected | str:
+
+def _sort(
+    sources: Sequence[Source], results: Iterable[Inspected | str], report: Report, valid_percent: float, seed: int
+) -> tuple[dict[str, list[tuple[Source, Rows]]], Counter[str]]:
+    """Sort files into splits, and count in the report what they are; returns the splits and the sums."""
+    splits: dict[str, list[tuple[Source, Rows]]] = {TRAIN: [], VALID: []}
+    counts: dict[str, Counter[object]] = {}
+    sums: Counter[str] = Counter()
+    for source, result in zip(sources, results, strict=True):
+        if isinstance(result, str):
+            report.dropped.append((source.name, result))
+            continue
+        split = choose_split(source.name, valid_percent, seed)
+        splits[split].append((source, result.rows))
+        totals = report.splits.setdefault(split, {"files": 0, "rows": 0})
+        for name, value in {"files": 1, "rows": len(result.rows), **result.totals}.items():
+            totals[name] = totals.get(name, 0) + value
+        for name, fact in result.facts.items():
+            counts.setdefault(name, Counter())[fact] += 1
+        sums.update(result.sums)
+    report.facts |= {name: dict(counter.most_common()) for name, counter in counts.items()}
+
+    return splits, sums
+
+
+def _try(inspect: Inspect, source: Source, known: Known) -> Inspected | str:
     """What was found, or why the file cannot be used."""
     try:
-        return inspect(source)
+        stamp = read_stamp(source.path)
+        facts = known.find(source.path, stamp)
+        inspected = inspect(source) if facts is None else Inspected(**facts)
     except (SampleError, OSError, RuntimeError, ValueError) as error:
         return " ".join(str(error).split()) or type(error).__name__
+    known.remember(source.path, stamp, asdict(inspected))
+
+    return inspected
 
 
 def _write_split(
-    split: str,
-    found: Sequence[tuple[Source, Inspected]],
-    out: Path,
+    path: Path,
+    found: Sequence[tuple[Source, Rows]],
+    places: Sequence[str] | None,
     *,
     columns: Sequence[str],
     plain: Sequence[str],
-    shard_size: int | None,
     classes: Sequence[str],
 ) -> None:
+    """:param places: (found,) where each file lies in shards; None = where it was found."""
     roots = list(dict.fromkeys(str(source.root) for source, _ in found))
-    if shard_size is None:
+    names = places
+    if names is None:
         names = [source.name if str(source.root) == roots[0] else str(source.path) for source, _ in found]
-    else:
-        roots, names = ["."], _pack(split, [source for source, _ in found], out, shard_size)
-    rows: list[dict[str, object]] = [
-        {"path": name, "label": source.label, **row}
-        for name, (source, inspected) in zip(names, found, strict=True)
-        for row in inspected.rows
+    table: Rows = [
+        {"path": name, "label": source.label, **row} for name, (source, rows) in zip(names, found, strict=True) for row in rows
     ]
-    filled = [column for column in columns if any(row.get(column) is not None for row in rows)]
+    filled = [column for column in columns if any(row.get(column) is not None for row in table)]
     is_plain = filled == list(plain[: len(filled)])
-    table = [["" if row.get(column) is None else row[column] for column in filled] for row in rows]
-    write_manifest(out / f"{split}.tsv", roots, None if is_plain else filled, table, classes=classes)
-
-
-def _pack(split: str, sources: Sequence[Source], out: Path, shard_size: int) -> list[str]:
-    """Copy files into shards of about ``shard_size`` bytes; returns where each lies."""
-    for old in out.glob(f"{split}-*.zip"):
-        old.unlink()
-    names: list[str] = []
-    shard = 0
-    while len(names) < len(sources):
-        with ShardWriter(out / f"{split}-{shard:05}.zip") as writer:
-            for source in sources[len(names) :]:
-                names.append(writer.add(source.name, source.path.read_bytes()))
-                if writer.size >= shard_size:
-                    break
-        shard += 1
-
-    return names
+    fields = [["" if row.get(column) is None else row[column] for column in filled] for row in table]
+    write_manifest(path, roots if places is None else ["."], None if is_plain else filled, fields, classes=classes)

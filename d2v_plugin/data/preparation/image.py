@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 import torch
@@ -16,6 +15,8 @@ from d2v_plugin.data.preparation.files import Inspected, Source, find_files, pre
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"})
 _COLUMNS = ("path", "label")
+# (power, colour): number of pixels, sum and sum of squares.
+_MOMENTS = [f"{name} {color}" for name in ("number", "sum", "squares") for color in ("red", "green", "blue")]
 
 
 def prepare_images(
@@ -27,20 +28,19 @@ def prepare_images(
     seed: int,
     shard_size: int | None,
     workers: int | None,
+    reread: bool = False,
 ) -> Report:
-    """Write an image dataset; the report has the values for ``task.config.image.mean`` and ``std``."""
+    """Write an image dataset; the report has the values for ``task.config.image.mean`` and ``std``.
+
+    :param reread: also read what the last run into the same folder has read, and what has not changed since.
+    """
     report = Report()
-    # Number of pixels, sum and sum of squares of each colour: whole numbers, so that their order does not matter.
-    sums = np.zeros((3, 3), dtype=object)
-    lock = Lock()
 
     def inspect(source: Source) -> Inspected:
         image = decode(Location(str(source.path)))
         height, width = image.shape[-2:]
         pixels = image.flatten(1).long()
-        moments = [torch.full((3,), height * width), pixels.sum(1), pixels.square().sum(1)]
-        with lock:
-            sums[:] += np.array([moment.tolist() for moment in moments], dtype=object)
+        moments = torch.stack([torch.full((3,), height * width), pixels.sum(1), pixels.square().sum(1)])
         size = min(height, width)
         power = 1 << (size.bit_length() - 1)
 
@@ -48,22 +48,27 @@ def prepare_images(
             [{}],
             facts={"kinds": source.path.suffix.lower(), "shorter side": f"{power} to {2 * power - 1}"},
             totals={"megapixels": height * width / 1e6},
+            sums=dict(zip(_MOMENTS, moments.flatten().tolist(), strict=True)),
         )
 
     sources = find_files(roots, SUFFIXES, labels, report)
-    prepare_files(
+    sums = prepare_files(
         sources,
         out,
         inspect,
         report,
+        settings={"kind": "image"},
         columns=_COLUMNS,
         plain=_COLUMNS,
         valid_percent=valid_percent,
         seed=seed,
         shard_size=shard_size,
         workers=workers,
+        reread=reread,
     )
-    mean, square = ((sums[power] / sums[0]).astype(np.float64) / 255**power for power in (1, 2))
+    # Of any size: whole numbers.
+    moments = np.array([sums[name] for name in _MOMENTS], dtype=object).reshape(3, 3)
+    mean, square = ((moments[power] / moments[0]).astype(np.float64) / 255**power for power in (1, 2))
     report.facts |= {"mean": mean.round(4).tolist(), "std": np.sqrt(square - mean**2).round(4).tolist()}
     report.save(out)
 
