@@ -6,8 +6,8 @@ The file names, for each part (images, speech, text), the recipes of the methods
 tuned on, and a recipe for fine-tuning. For each method the command
 
 1. times an update while nothing else of the study runs, and counts its FLOPs;
-2. runs every setting of the grid for a share of the time, and keeps the one with the best probe;
-3. runs that setting for the whole time with each seed, and fine-tunes what came out;
+2. runs every setting of the grid with the first seed, and keeps the one with the best linear probe at the end;
+3. runs that setting with the other seeds, and fine-tunes what came out;
 4. writes OUTPUT/report.md, report.json and a plot for each part.
 
 Repeating a command skips what is finished. `--seconds 5 --seeds 1 2` is a reduced form that ends in minutes.
@@ -98,8 +98,6 @@ class Plan:
     output: Path
     seconds: float
     seeds: Sequence[int]
-    search_share: float
-    search_seed: int
     jobs: int
     fine_tune: bool
 
@@ -123,8 +121,6 @@ def main(words: Sequence[str] | None = None) -> int:
         output=args.output,
         seconds=args.seconds or content["seconds"],
         seeds=args.seeds or content["seeds"],
-        search_share=content["search"]["share"],
-        search_seed=content["search"]["seed"],
         jobs=args.jobs,
         fine_tune=not args.no_fine_tuning,
     )
@@ -185,7 +181,7 @@ def compare(part: Part, outcomes: Sequence[Outcome], plan: Plan) -> None:
     """Tune every method on its grid, then run it with every seed."""
     with ThreadPoolExecutor(plan.jobs) as pool:
         searches = [
-            (outcome, setting, pool.submit(run, method, outcome, setting, plan.search_seed, plan.search_share, plan))
+            (outcome, setting, pool.submit(run, method, outcome, setting, plan.seeds[0], plan))
             for method, outcome in zip(part.methods, outcomes, strict=True)
             for setting in method.grid
         ]
@@ -196,7 +192,7 @@ def compare(part: Part, outcomes: Sequence[Outcome], plan: Plan) -> None:
             best = max(outcome.search, key=lambda setting: (outcome.search[setting], setting))
             outcome.setting = shlex.split(best)
             for seed in plan.seeds:
-                finals.append((outcome, seed, pool.submit(run, method, outcome, outcome.setting, seed, 1.0, plan)))
+                finals.append((outcome, seed, pool.submit(run, method, outcome, outcome.setting, seed, plan)))
         tuned = []
         for outcome, seed, done in finals:
             folder = done.result()
@@ -209,12 +205,12 @@ def compare(part: Part, outcomes: Sequence[Outcome], plan: Plan) -> None:
         outcome.command = format_command(method, outcome)
 
 
-def run(method: Method, outcome: Outcome, setting: Sequence[str], seed: int, share: float, plan: Plan) -> Path:
-    """Pre-train for a share of the time.
+def run(method: Method, outcome: Outcome, setting: Sequence[str], seed: int, plan: Plan) -> Path:
+    """Pre-train.
 
     :returns: the folder of the run.
     """
-    num_steps = max(1, round(share * plan.seconds / outcome.seconds_per_update / STEP_MULTIPLE)) * STEP_MULTIPLE
+    num_steps = max(1, round(plan.seconds / outcome.seconds_per_update / STEP_MULTIPLE)) * STEP_MULTIPLE
     name = slug("_".join(setting)) or "default"
     folder = plan.output / method.part / slug(method.name) / f"{name}_{num_steps}_seed_{seed}"
     train(method.recipe, folder, configure(setting, seed, num_steps))

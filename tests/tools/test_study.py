@@ -120,7 +120,6 @@ def test_flops_of_an_update_grow_with_the_batch(tiny_recipe: Path, tiny_recipe_t
 STUDY = """
 seconds: 0.1
 seeds: [1]
-search: {share: 0.5, seed: 101}
 parts:
   images:
     title: digits
@@ -179,8 +178,8 @@ def test_a_small_study_runs_and_repeating_it_runs_nothing(
     words = [str(tmp_path / "study.yaml"), "--output", str(tmp_path / "out")]
     study.main(words)
 
-    # Each method is timed, tried with two settings, run with one seed, fine-tuned; then comes what is trained from scratch.
-    assert len(runs) == 2 * (1 + 2 + 1 + 1) + 1
+    # Each method is timed, run with two settings, one of which is fine-tuned; then comes what is trained from scratch.
+    assert len(runs) == 2 * (1 + 2 + 1) + 1
     part = json.loads((tmp_path / "out" / "report.json").read_text())["parts"]["images"]
     assert [method["method"] for method in part["methods"]] == ["data2vec 2.0", "MAE"]
     for method in part["methods"]:
@@ -188,11 +187,11 @@ def test_a_small_study_runs_and_repeating_it_runs_nothing(
         assert method["search"][" ".join(method["setting"])] == method["search"][best]
         assert set(method["curves"]) == set(method["fine_tuned"]) == {"1"}
         # The floor and the end.
-        assert [step for step, _ in method["curves"]["1"]["linear"]][:2] == [0, 20]
+        assert [step for step, _ in method["curves"]["1"]["linear"]] == [0, 20]
         assert f"--config {' '.join(method['setting'])} common.seed=1" in method["command"]
 
     study.main(words)
-    assert len(runs) == 11
+    assert len(runs) == 9
 
 
 def test_only_known_parts_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
