@@ -55,6 +55,9 @@ class Method:
     grid: Sequence[Sequence[str]]
     """Settings to try, each a list of ``key=value``."""
 
+    fine_tuning: Path
+    """The recipe for what it pre-trained: the part's, unless the method has a model of its own."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -131,7 +134,8 @@ def main(words: Sequence[str] | None = None) -> int:
     for part in parts:
         outcomes = [Outcome(method.name, *timings[method]) for method in part.methods]
         compare(part, outcomes, plan)
-        floor = {seed: fine_tune(part, None, plan.output / part.name / "scratch", seed) for seed in plan.seeds if plan.fine_tune}
+        scratch = plan.output / part.name / "scratch"
+        floor = {seed: fine_tune(part, part.fine_tuning, None, scratch, seed) for seed in plan.seeds if plan.fine_tune}
         write_part(part, outcomes, floor, plan)
     write_report(plan.output, command=command, machine=describe_machine(), seconds=plan.seconds)
     print(f"Read {plan.output / 'report.md'}.")
@@ -142,11 +146,17 @@ def main(words: Sequence[str] | None = None) -> int:
 def read_parts(content: Mapping[str, Any], folder: Path) -> Iterator[Part]:
     """The parts of a study; recipes are named relative to its file."""
     for name, part in content.items():
+        fine_tuning = part["fine_tuning"]
         methods = [
-            Method(name, title, folder / method["recipe"], tuple(tuple(shlex.split(setting)) for setting in method["grid"]))
+            Method(
+                name,
+                title,
+                folder / method["recipe"],
+                tuple(tuple(shlex.split(setting)) for setting in method["grid"]),
+                folder / method.get("fine_tuning", fine_tuning["recipe"]),
+            )
             for title, method in part["methods"].items()
         ]
-        fine_tuning = part["fine_tuning"]
         yield Part(
             name,
             part["title"],
@@ -192,13 +202,14 @@ def compare(part: Part, outcomes: Sequence[Outcome], plan: Plan) -> None:
             best = max(outcome.search, key=lambda setting: (outcome.search[setting], setting))
             outcome.setting = shlex.split(best)
             for seed in plan.seeds:
-                finals.append((outcome, seed, pool.submit(run, method, outcome, outcome.setting, seed, plan)))
+                finals.append((method, outcome, seed, pool.submit(run, method, outcome, outcome.setting, seed, plan)))
         tuned = []
-        for outcome, seed, done in finals:
+        for method, outcome, seed, done in finals:
             folder = done.result()
             outcome.curves[seed] = read_curve(folder)
             if plan.fine_tune:
-                tuned.append((outcome, seed, pool.submit(fine_tune, part, folder, folder / "fine_tuned", seed)))
+                score = pool.submit(fine_tune, part, method.fine_tuning, folder, folder / "fine_tuned", seed)
+                tuned.append((outcome, seed, score))
         for outcome, seed, score in tuned:
             outcome.fine_tuned[seed] = score.result()
     for method, outcome in zip(part.methods, outcomes, strict=True):
@@ -244,14 +255,14 @@ def format_command(method: Method, outcome: Outcome) -> str:
     return shlex.join([*words, "--config", *configure(outcome.setting, seed, num_steps)])
 
 
-def fine_tune(part: Part, checkpoint: Path | None, folder: Path, seed: int) -> float:
+def fine_tune(part: Part, recipe: Path, checkpoint: Path | None, folder: Path, seed: int) -> float:
     """Fine-tune what a run left, or nothing at all.
 
     :returns: the score of the end.
     """
     folder = folder if checkpoint is not None else folder / f"seed_{seed}"
     start = [f"init.path={checkpoint}"] if checkpoint is not None else ["init.path=null"]
-    train(part.fine_tuning, folder, [f"common.seed={seed}", *start])
+    train(recipe, folder, [f"common.seed={seed}", *start])
     scores = json.loads((folder / "summary.json").read_text())["scores"]
     last: Mapping[str, float] = next(iter(scores.values()))
 
