@@ -10,7 +10,7 @@ from d2v_plugin.models.attention import attend
 from d2v_plugin.models.config import Data2VecConfig
 from d2v_plugin.models.dropout import Dropout
 from d2v_plugin.models.layer_drop import LayerDrop
-from d2v_plugin.models.recomputation import gelu_linear
+from d2v_plugin.models.recomputation import norm_feed_forward
 
 
 class Attention(nn.Module):
@@ -44,7 +44,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with GELU between them."""
+    """Two linear layers with GELU between them, after the norm that comes before them."""
 
     def __init__(self, config: Data2VecConfig) -> None:
         super().__init__()
@@ -53,12 +53,16 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, config.dim)
         self.dropout = Dropout(config.activation_dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.fc1(x)
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """
+        :param x: (R, K, D)
+        :returns: the output of the norm and that of the layers, both (R, K, D).
+        """
         if self.dropout.p > 0.0:
-            return self.dropout(self.fc2(self.dropout(F.gelu(hidden))))  # type: ignore[no-any-return]
+            x = norm(x)
+            return x, self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
 
-        return gelu_linear(hidden, self.fc2)
+        return norm_feed_forward(x, norm, self.fc1, self.fc2)
 
 
 class Block(nn.Module):
@@ -88,11 +92,10 @@ class Block(nn.Module):
 
         if self.norm_first:
             x = x + self._drop_path(self.attn(self.norm1(x), bias))
-            tap = self.mlp(self.norm2(x))
+            _, tap = self.mlp(x, self.norm2)
             x = x + self._drop_path(self.post_mlp_dropout(tap))
         else:
-            x = self.norm1(x + self._drop_path(self.attn(x, bias)))
-            tap = self.mlp(x)
+            x, tap = self.mlp(x + self._drop_path(self.attn(x, bias)), self.norm1)
             x = self.norm2(x + self._drop_path(self.post_mlp_dropout(tap)))
 
         return self.layer_drop(x, skipped), tap
