@@ -56,10 +56,15 @@ def norm_gelu(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = Non
     return _NormGelu.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def compute_norm_gelu(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """:func:`norm_gelu` on a CPU, for functions that compute it again."""
+    return F.gelu(_normalise(x, weight, bias)[0])
+
+
 def differentiate_norm_gelu(
     grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The gradients of :func:`norm_gelu`."""
+    """The gradients of :func:`norm_gelu` for the same arguments."""
     normed, mean, rstd = _normalise(x, weight, bias)
     grad = torch.ops.aten.gelu_backward(grad, normed)
     has_weight = weight is not None
@@ -155,7 +160,7 @@ class _NormGelu(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
 
-        return F.gelu(_normalise(x, weight, bias)[0])
+        return compute_norm_gelu(x, weight, bias)
 
     @staticmethod
     @once_differentiable
