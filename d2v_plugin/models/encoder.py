@@ -8,7 +8,7 @@ from torchvision.ops import stochastic_depth
 
 from d2v_plugin.models.attention import attend
 from d2v_plugin.models.config import Data2VecConfig
-from d2v_plugin.models.dropout import Dropout
+from d2v_plugin.models.dropout import Dropout, add_dropped
 from d2v_plugin.models.layer_drop import LayerDrop
 from d2v_plugin.models.recomputation import norm_feed_forward
 
@@ -29,6 +29,7 @@ class Attention(nn.Module):
         :param x: (R, K, D)
         :param bias: added to the attention logits if floating, selects the keys to attend to if boolean; broadcasts
             to (R, H, K, K).
+        :returns: (R, K, D), before :attr:`dropout`, which goes with the residual connection.
         """
         rows, length, dim = x.shape
 
@@ -40,7 +41,7 @@ class Attention(nn.Module):
         # (R, H, K, D/H) -> (R, K, D)
         x = x.transpose(1, 2).reshape(rows, length, dim)
 
-        return self.dropout(self.proj(x))  # type: ignore[no-any-return]
+        return self.proj(x)  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
@@ -91,19 +92,21 @@ class Block(nn.Module):
         skipped = x
 
         if self.norm_first:
-            x = x + self._drop_path(self.attn(self.norm1(x), bias))
+            x = self._add(x, self.attn(self.norm1(x), bias), self.attn.dropout)
             _, tap = self.mlp(x, self.norm2)
-            x = x + self._drop_path(self.post_mlp_dropout(tap))
+            x = self._add(x, tap, self.post_mlp_dropout)
         else:
-            x, tap = self.mlp(x + self._drop_path(self.attn(x, bias)), self.norm1)
-            x = self.norm2(x + self._drop_path(self.post_mlp_dropout(tap)))
+            x, tap = self.mlp(self._add(x, self.attn(x, bias), self.attn.dropout), self.norm1)
+            x = self.norm2(self._add(x, tap, self.post_mlp_dropout))
 
         return self.layer_drop(x, skipped), tap
 
-    def _drop_path(self, x: Tensor) -> Tensor:
-        dropped: Tensor = stochastic_depth(x, self.drop_path, mode="row", training=self.training)
+    def _add(self, x: Tensor, branch: Tensor, dropout: Dropout) -> Tensor:
+        """The residual connection, with dropout and stochastic depth of what is added."""
+        if self.drop_path == 0.0:
+            return add_dropped(x, branch, dropout)
 
-        return dropped
+        return x + stochastic_depth(dropout(branch), self.drop_path, mode="row", training=self.training)  # type: ignore[no-any-return]
 
 
 class BlockList(nn.ModuleList):
