@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from d2v_plugin.models.recomputation import norm_gelu
+from d2v_plugin.models.recomputation import compute_dtype, compute_norm_gelu, differentiate_norm_gelu, norm_gelu, recomputes
 
 
 def convolve(x: Tensor, conv: nn.Conv1d | nn.Conv2d) -> Tensor:
@@ -34,6 +34,22 @@ def convolve(x: Tensor, conv: nn.Conv1d | nn.Conv2d) -> Tensor:
     return x.squeeze(2).movedim(1, -1)
 
 
+def norm_gelu_convolve(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, conv: nn.Conv1d) -> Tensor:
+    """``convolve(norm_gelu(x, norm_weight, norm_bias), conv)``, which keeps ``x`` only.
+
+    :param x: (R, S, C)
+    """
+    if not (recomputes(x) and _wants_products(x, conv)):
+        return convolve(norm_gelu(x, norm_weight, norm_bias), conv)
+
+    stride, padding = (1, conv.stride[0]), (0, int(conv.padding[0]))
+    x = _DenseConvolution.apply(  # type: ignore[no-untyped-call]
+        x.movedim(-1, 1).unsqueeze(2), conv.weight.unsqueeze(2), conv.bias, stride, padding, norm_weight, norm_bias
+    )
+
+    return x.squeeze(2).movedim(1, -1)
+
+
 def _wants_products(x: Tensor, conv: nn.Conv1d) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and conv.groups == 1 and conv.in_channels > 1
 
@@ -47,34 +63,54 @@ class _DenseConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        norm_weight: Tensor | None = None,
+        norm_bias: Tensor | None = None,
     ) -> Tensor:
         """
         :param x: (N, C, 1, S), channels last.
         :param weight: (E, C, 1, K)
+        :param norm_weight, norm_bias: (C), of a norm and GELU before the convolution; None = there is neither.
         """
         # Autocast does not reach the backward pass.
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-            x, weight = x.to(dtype), weight.to(dtype)
+        dtype = compute_dtype(x)
+        weight = weight.to(dtype)
+        if norm_weight is None:
+            x = x.to(dtype)
         ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, norm_weight, norm_bias)
 
-        return F.conv2d(x, weight, bias, stride, padding)
+        return F.conv2d(_activate(x, norm_weight, norm_bias).to(dtype), weight, bias, stride, padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        grad_x, grad_weight, grad_bias = None, None, None
-        if ctx.needs_input_grad[0]:
-            grad_x = _differentiate_input(grad, x, weight, ctx.stride, ctx.padding)
+        x, weight, norm_weight, norm_bias = ctx.saved_tensors
+        grad_x, grad_weight, grad_bias, grad_norm_weight, grad_norm_bias = None, None, None, None, None
+        activated = _activate(x, norm_weight, norm_bias).to(weight.dtype)
         if ctx.needs_input_grad[1]:
-            grad_weight = _differentiate_weight(grad, x, weight, ctx.stride[1], ctx.padding[1])
+            grad_weight = _differentiate_weight(grad, activated, weight, ctx.stride[1], ctx.padding[1])
         if ctx.has_bias:
             grad_bias = grad.sum(dim=(0, 2, 3))
+        if ctx.needs_input_grad[0]:
+            grad_x = _differentiate_input(grad, activated, weight, ctx.stride, ctx.padding)
+            del activated
+            if norm_weight is not None:
+                grad_x, grad_norm_weight, grad_norm_bias = differentiate_norm_gelu(
+                    grad_x.movedim(1, -1).to(x.dtype), x.movedim(1, -1), norm_weight, norm_bias
+                )
+                grad_x = grad_x.movedim(-1, 1)
 
-        return grad_x, grad_weight, grad_bias, None, None
+        return grad_x, grad_weight, grad_bias, None, None, grad_norm_weight, grad_norm_bias
+
+
+def _activate(x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None) -> Tensor:
+    return x if norm_weight is None else compute_norm_gelu(x.movedim(1, -1), norm_weight, norm_bias).movedim(-1, 1)
 
 
 def _differentiate_input(

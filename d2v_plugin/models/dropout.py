@@ -35,6 +35,17 @@ class Dropout(nn.Dropout):
         return _HashedDropout.apply(x, self.p, draw_seed())  # type: ignore[no-any-return, no-untyped-call]
 
 
+def add_dropped(x: Tensor, y: Tensor, dropout: nn.Dropout) -> Tensor:
+    """``x + dropout(y)``, on a CPU without a tensor for what is added.
+
+    :param x, y: of the same shape.
+    """
+    if not dropout.training or dropout.p == 0.0 or y.device.type != "cpu" or torch.compiler.is_compiling():
+        return x + dropout(y)  # type: ignore[no-any-return]
+
+    return _AddedDropout.apply(x, y, dropout.p, draw_seed())  # type: ignore[no-any-return, no-untyped-call]
+
+
 def draw_seed() -> Tensor:
     """What the masks of one call are made of; a scalar tensor."""
     return torch.randint(2**62, ())
@@ -83,12 +94,33 @@ class _HashedDropout(torch.autograd.Function):
         return _drop(grad, ctx.rate, seed), None, None
 
 
-def _drop(x: Tensor, rate: float, seed: Tensor) -> Tensor:
+class _AddedDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, rate: float, seed: Tensor) -> Tensor:
+        ctx.rate, ctx.dtype = rate, y.dtype
+        ctx.save_for_backward(seed)
+
+        return _drop(y, rate, seed, added_to=x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (seed,) = ctx.saved_tensors
+
+        return grad, _drop(grad.to(ctx.dtype), ctx.rate, seed), None, None
+
+
+def _drop(x: Tensor, rate: float, seed: Tensor, added_to: Tensor | None = None) -> Tensor:
     x = x.contiguous()
-    output = torch.empty_like(x)
+    dtype = x.dtype if added_to is None else torch.promote_types(x.dtype, added_to.dtype)
+    output = torch.empty_like(x, dtype=dtype)
     pieces, outputs = x.view(-1).split(PIECE_SIZE), output.view(-1).split(PIECE_SIZE)
+    addends = [None] * len(pieces) if added_to is None else added_to.reshape(-1).split(PIECE_SIZE)
     factors = DropoutFactors(seed, rate, len(pieces), len(pieces[0]))
-    for i, (piece, dropped) in enumerate(zip(pieces, outputs, strict=True)):
-        torch.mul(piece, factors.draw(i, len(piece)), out=dropped)
+    for i, (piece, addend, dropped) in enumerate(zip(pieces, addends, outputs, strict=True)):
+        if addend is None:
+            torch.mul(piece, factors.draw(i, len(piece)), out=dropped)
+        else:
+            torch.addcmul(addend, piece, factors.draw(i, len(piece)), out=dropped)
 
     return output

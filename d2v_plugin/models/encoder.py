@@ -8,9 +8,9 @@ from torchvision.ops import stochastic_depth
 
 from d2v_plugin.models.attention import attend
 from d2v_plugin.models.config import Data2VecConfig
-from d2v_plugin.models.dropout import Dropout
+from d2v_plugin.models.dropout import Dropout, add_dropped
 from d2v_plugin.models.layer_drop import LayerDrop
-from d2v_plugin.models.recomputation import gelu_linear
+from d2v_plugin.models.recomputation import norm_feed_forward
 
 
 class Attention(nn.Module):
@@ -29,6 +29,7 @@ class Attention(nn.Module):
         :param x: (R, K, D)
         :param bias: added to the attention logits if floating, selects the keys to attend to if boolean; broadcasts
             to (R, H, K, K).
+        :returns: (R, K, D), before :attr:`dropout`, which goes with the residual connection.
         """
         rows, length, dim = x.shape
 
@@ -40,11 +41,11 @@ class Attention(nn.Module):
         # (R, H, K, D/H) -> (R, K, D)
         x = x.transpose(1, 2).reshape(rows, length, dim)
 
-        return self.dropout(self.proj(x))  # type: ignore[no-any-return]
+        return self.proj(x)  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with GELU between them."""
+    """Two linear layers with GELU between them, after the norm that comes before them."""
 
     def __init__(self, config: Data2VecConfig) -> None:
         super().__init__()
@@ -53,12 +54,16 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, config.dim)
         self.dropout = Dropout(config.activation_dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.fc1(x)
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """
+        :param x: (R, K, D)
+        :returns: the output of the norm and that of the layers, both (R, K, D).
+        """
         if self.dropout.p > 0.0:
-            return self.dropout(self.fc2(self.dropout(F.gelu(hidden))))  # type: ignore[no-any-return]
+            x = norm(x)
+            return x, self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
 
-        return gelu_linear(hidden, self.fc2)
+        return norm_feed_forward(x, norm, self.fc1, self.fc2)
 
 
 class Block(nn.Module):
@@ -87,20 +92,21 @@ class Block(nn.Module):
         skipped = x
 
         if self.norm_first:
-            x = x + self._drop_path(self.attn(self.norm1(x), bias))
-            tap = self.mlp(self.norm2(x))
-            x = x + self._drop_path(self.post_mlp_dropout(tap))
+            x = self._add(x, self.attn(self.norm1(x), bias), self.attn.dropout)
+            _, tap = self.mlp(x, self.norm2)
+            x = self._add(x, tap, self.post_mlp_dropout)
         else:
-            x = self.norm1(x + self._drop_path(self.attn(x, bias)))
-            tap = self.mlp(x)
-            x = self.norm2(x + self._drop_path(self.post_mlp_dropout(tap)))
+            x, tap = self.mlp(self._add(x, self.attn(x, bias), self.attn.dropout), self.norm1)
+            x = self.norm2(self._add(x, tap, self.post_mlp_dropout))
 
         return self.layer_drop(x, skipped), tap
 
-    def _drop_path(self, x: Tensor) -> Tensor:
-        dropped: Tensor = stochastic_depth(x, self.drop_path, mode="row", training=self.training)
+    def _add(self, x: Tensor, branch: Tensor, dropout: Dropout) -> Tensor:
+        """The residual connection, with dropout and stochastic depth of what is added."""
+        if self.drop_path == 0.0:
+            return add_dropped(x, branch, dropout)
 
-        return dropped
+        return x + stochastic_depth(dropout(branch), self.drop_path, mode="row", training=self.training)  # type: ignore[no-any-return]
 
 
 class BlockList(nn.ModuleList):

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import nn
@@ -106,8 +107,24 @@ def build_adamw(model: nn.Module, config: Data2VecAdamWConfig) -> AdamW:
             group["num_updates"] = 0
 
         optimizer.register_step_pre_hook(_uncorrect_eps)
+    _create_moments(optimizer)
 
     return optimizer
+
+
+def _create_moments(optimizer: AdamW) -> None:
+    """On a CPU, make room for the moments before the first update: as AdamW does in it, then amid activations and gradients.
+
+    Those are freed in every update, and what stays between them would leave holes that are too small for the next (text base:
+    a peak of 6.2 GiB instead of 5.2).
+    """
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        if parameter.device.type == "cpu":
+            optimizer.state[parameter] = {
+                "step": torch.zeros(()),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
 
 def group_parameters(model: nn.Module, config: Data2VecAdamWConfig) -> list[dict[str, Any]]:

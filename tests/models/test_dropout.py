@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from d2v_plugin.models.dropout import Dropout
+from d2v_plugin.models.dropout import Dropout, add_dropped
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
@@ -38,3 +38,20 @@ def test_the_generator_of_pytorch_decides() -> None:
     assert torch.equal(dropout(x), first)
     assert not torch.equal(first, second)
     assert dropout.eval()(x) is x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sum_with_dropout_equals_dropout_and_then_the_sum(dtype: torch.dtype) -> None:
+    dropout = Dropout(0.3)
+    torch.manual_seed(0)
+    x, y = torch.randn(700, 801, requires_grad=True), torch.randn(700, 801).to(dtype).requires_grad_(True)
+    outcomes = []
+    for add in (lambda: add_dropped(x, y, dropout), lambda: x + dropout(y.float())):
+        torch.manual_seed(1)
+        total = add()
+        outcomes.append((total, *torch.autograd.grad(total.sin().sum(), (x, y))))
+
+    for ours, theirs in zip(*outcomes, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.allclose(ours, theirs, rtol=1e-6 if dtype is torch.float32 else 1e-2, atol=1e-5)
+    assert torch.equal(add_dropped(x, y, dropout.eval()), x + y)

@@ -111,3 +111,24 @@ def test_impossible_settings_are_named(field: dict[str, object]) -> None:
     (name,) = field
 
     assert f"`{name}`" in str(Data2VecAdamWConfig(**field).validate())  # type: ignore[arg-type]
+
+
+def test_moments_have_their_memory_before_the_first_update_and_change_nothing() -> None:
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(5, 4), nn.Linear(5, 4)
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = build_adamw(ours, Data2VecAdamWConfig(lr=1e-2))
+    lazy = torch.optim.AdamW(group_parameters(theirs, Data2VecAdamWConfig(lr=1e-2)), betas=(0.9, 0.98), eps=1e-6, fused=True)
+    addresses = [moments["exp_avg"].data_ptr() for moments in optimizer.state.values()]
+
+    for _ in range(3):
+        x = torch.randn(6, 5)
+        for model, adamw in ((ours, optimizer), (theirs, lazy)):
+            model.zero_grad()
+            model(x).square().sum().backward()
+            adamw.step()
+
+    assert len(addresses) == 2
+    assert addresses == [moments["exp_avg"].data_ptr() for moments in optimizer.state.values()]
+    assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
+    assert [moments.keys() for moments in optimizer.state.values()] == [moments.keys() for moments in lazy.state.values()]

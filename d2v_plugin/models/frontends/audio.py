@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.models.config import AudioConfig, Data2VecConfig
-from d2v_plugin.models.convolution import ConvBlock, convolve
+from d2v_plugin.models.convolution import ConvBlock, convolve, norm_gelu_convolve
 from d2v_plugin.models.frontends.base import Frontend, LocalFeatures, select_tokens
+from d2v_plugin.models.recomputation import norm_gelu
 
 LengthT = TypeVar("LengthT", int, Tensor)
 
@@ -104,11 +106,27 @@ class WaveformEncoder(nn.Module):
         self.conv_layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.unsqueeze(-1)
-        for layer in self.conv_layers:
-            x = layer(x)
+        first, last = self.conv_layers[0]["0"], self.conv_layers[-1]["2"]  # type: ignore[index]
+        x = convolve(x.unsqueeze(-1).to(first.weight.dtype), first)
+        # In pairs, because the input of the next convolution need not be kept: the largest tensors of the whole model.
+        for layer, following in pairwise(self.conv_layers):
+            norm, conv = layer["2"], following["0"]  # type: ignore[index]
+            if isinstance(norm, ChannelNorm):
+                x = norm_gelu_convolve(x, norm.weight, norm.bias, conv)
+            else:
+                x = convolve(_activate(x, norm), conv)
 
-        return x
+        return _activate(x, last)
+
+
+def _activate(x: Tensor, norm: nn.Module) -> Tensor:
+    """Norm and GELU: (N, S, C) -> (N, S, C)."""
+    if isinstance(norm, ChannelNorm):
+        return norm_gelu(x, norm.weight, norm.bias)
+    if isinstance(norm, nn.GroupNorm):
+        x = norm(x.transpose(1, 2)).transpose(1, 2)
+
+    return F.gelu(x)
 
 
 def _build_norm(kind: str, channels: int, *, first: bool) -> nn.Module:
@@ -119,18 +137,10 @@ def _build_norm(kind: str, channels: int, *, first: bool) -> nn.Module:
 
 
 class WaveformLayer(nn.ModuleDict):
-    """Convolution, norm, GELU; numbered as in the original, where number 1 is a dropout of rate 0."""
+    """Convolution and norm, before GELU; numbered as in the original, where number 1 is a dropout of rate 0."""
 
     def __init__(self, conv: nn.Conv1d, norm: nn.Module) -> None:
         super().__init__({"0": conv, "2": norm})
-
-    def forward(self, x: Tensor) -> Tensor:
-        conv, norm = self["0"], self["2"]
-        # (N, S, C)
-        x = convolve(x.to(conv.weight.dtype), conv)  # type: ignore[arg-type]
-        x = norm(x.transpose(1, 2)).transpose(1, 2) if isinstance(norm, nn.GroupNorm) else norm(x)
-
-        return F.gelu(x)
 
 
 class ChannelNorm(nn.ModuleDict):
@@ -139,10 +149,13 @@ class ChannelNorm(nn.ModuleDict):
     def __init__(self, channels: int) -> None:
         super().__init__({"1": nn.LayerNorm(channels)})
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self["1"].get_parameter("weight"), self["1"].get_parameter("bias")
+    @property
+    def weight(self) -> Tensor:
+        return self["1"].get_parameter("weight")
 
-        return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float()).type_as(x)
+    @property
+    def bias(self) -> Tensor:
+        return self["1"].get_parameter("bias")
 
 
 class ConvPositions(nn.Module):

@@ -16,7 +16,7 @@ from d2v_plugin.models.attention import attend
 from d2v_plugin.models.dropout import Dropout
 from d2v_plugin.models.encoder import BlockList
 from d2v_plugin.models.layer_drop import LayerDrop
-from d2v_plugin.models.recomputation import gelu_linear
+from d2v_plugin.models.recomputation import norm_feed_forward
 from d2v_plugin.models.v1.config import Data2Vec1ModelConfig, Image1Config
 
 BlockFeature = Literal["ffn", "ffn_residual", "block", "attention"]
@@ -82,12 +82,12 @@ class PostNormBlock(nn.Module):
         """
         skipped = x
         attention = self.self_attn(x, bias)
-        x = self.self_attn_layer_norm(x + self.dropout(attention))
-        hidden = self.fc1(x)
+        x = x + self.dropout(attention)
         if self.activation_dropout.p > 0.0:
-            ffn = self.fc2(self.activation_dropout(F.gelu(hidden)))
+            x = self.self_attn_layer_norm(x)
+            ffn = self.fc2(self.activation_dropout(F.gelu(self.fc1(x))))
         else:
-            ffn = gelu_linear(hidden, self.fc2)
+            x, ffn = norm_feed_forward(x, self.self_attn_layer_norm, self.fc1, self.fc2)
         ffn_residual = x + self.dropout(ffn)
         x = self.final_layer_norm(ffn_residual)
 
