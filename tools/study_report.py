@@ -32,9 +32,10 @@ def write_report(output: Path, *, command: str, machine: str, seconds: float) ->
         "",
         f"Command: `{command}`",
         "",
-        f"Machine: {machine}. Cost: {hours:.1f} hours of one core. Each run trains for as many updates as one idle core makes "
-        f"in {seconds:g} seconds. Accuracies and error rates in percent: mean and 95 % confidence interval over seeds "
-        "(Student's t). How much sooner: lowest to highest over the seeds.",
+        f"Machine: {machine}. Cost: {hours:.1f} hours, the clocks of all runs added up.",
+        "",
+        f"Each run trains for as many updates as one idle core makes in {seconds:g} seconds. Accuracies and error rates are in "
+        "percent: mean and 95 % confidence interval over seeds (Student's t). How much sooner: lowest to highest over the seeds.",
     ]
     report: dict[str, Any] = {"command": command, "machine": machine, "hours": hours, "seconds": seconds, "parts": {}}
     for name, part in parts.items():
