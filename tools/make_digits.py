@@ -27,16 +27,16 @@ def write_digits(out: Path) -> None:
     """Write 1,200 digits to train on and 597 to measure with."""
     digits = load_digits()
     # 16 levels of grey -> 0 … 255
-    write_splits(out, np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target, NUM_TRAIN)
+    write_splits(out, np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target, NUM_TRAIN, "digits.zip")
 
 
-def write_splits(out: Path, images: NDArray[np.uint8], labels: Sequence[int], num_train: int) -> None:
+def write_splits(out: Path, images: NDArray[np.uint8], labels: Sequence[int], num_train: int, shard_name: str) -> None:
     """Write the shard and the splits: one to train on, 20 of each digit of it to fit probes on, the rest to measure with.
 
     :param images: (N, H, W), grey.
     """
     order = draw_permutation(SEED, 0, Purpose.SPLIT, len(images)).tolist()
-    with ShardWriter(out / f"{out.name}.zip") as shard:
+    with ShardWriter(out / shard_name) as shard:
         rows = [
             f"{shard.add(f'{index:04}.png', encode_png(torch.from_numpy(images[index : index + 1])).numpy().tobytes())}"
             f"\t{labels[index]}"

@@ -25,7 +25,8 @@ def write_handwriting(picture: Path, out: Path) -> None:
     page = decode_image(str(picture), ImageReadMode.GRAY)[0].numpy()
     height, width = page.shape
     images = page.reshape(height // SIDE, SIDE, width // SIDE, SIDE).swapaxes(1, 2).reshape(-1, SIDE, SIDE)
-    write_splits(out, np.ascontiguousarray(images), [index // PER_DIGIT for index in range(len(images))], NUM_TRAIN)
+    labels = [index // PER_DIGIT for index in range(len(images))]
+    write_splits(out, np.ascontiguousarray(images), labels, NUM_TRAIN, "handwriting.zip")
 
 
 if __name__ == "__main__":

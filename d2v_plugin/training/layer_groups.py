@@ -118,11 +118,18 @@ def format_layers(model: nn.Module, optimizer: Optimizer) -> str:
         f"{first:<{widths[0]}}  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
         for first, *rest in zip(*columns, strict=True)
     ]
-    criterion = next((module for module in model.modules() if isinstance(module, SupervisedCriterion)), None)
-    if criterion is not None and criterion.supervised.freeze_updates > 0:
-        lines.append(f"Updates 1 to {criterion.supervised.freeze_updates:,} train the head alone.")
+    num_frozen = count_frozen_updates(model)
+    if num_frozen > 0:
+        lines.append(f"Updates 1 to {num_frozen:,} train the head alone.")
 
     return "\n".join(lines)
+
+
+def count_frozen_updates(model: nn.Module) -> int:
+    """How many updates, from the first, train the head alone."""
+    criterion = next((module for module in model.modules() if isinstance(module, SupervisedCriterion)), None)
+
+    return 0 if criterion is None else criterion.supervised.freeze_updates
 
 
 def _describe(layers: Sequence[Layer], optimizer: Optimizer) -> Iterator[Row]:
