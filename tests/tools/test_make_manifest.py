@@ -262,6 +262,14 @@ def test_a_given_tokenizer_is_renumbered_not_retrained(books: Path, tmp_path: Pa
     assert "The 0 cats sat on 0 mats." in Tokenizer(tmp_path / "out" / "sentencepiece.model").decode(tokens[:100].tolist())
 
 
+def test_a_trained_tokenizer_does_not_name_the_folder_it_was_made_in(books: Path, tmp_path: Path) -> None:
+    for folder in ("here", "there"):
+        run("text", books, tmp_path / folder, "--valid-percent", 0, "--vocabulary-size", 400)
+    here, there = ((tmp_path / folder / "sentencepiece.model").read_bytes() for folder in ("here", "there"))
+
+    assert here == there and b"here" not in here
+
+
 def test_a_vocabulary_larger_than_the_text_allows_is_refused(books: Path, tmp_path: Path) -> None:
     message = run("text", books, tmp_path / "out", "--valid-percent", 0, "--vocabulary-size", 30_000, status=2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import shutil
 from collections import Counter
@@ -100,10 +101,11 @@ def train_tokenizer(documents: Iterable[Document], out: Path, vocabulary_size: i
     """
     out.mkdir(parents=True, exist_ok=True)
     lines = (line for document in documents for line in document.lines)
+    model = io.BytesIO()  # a model that the trainer writes itself names its folder inside
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=lines,
-            model_prefix=str(out / Path(SENTENCEPIECE_FILE).stem),
+            model_writer=model,
             model_type="bpe",
             vocab_size=vocabulary_size - 1,
             byte_fallback=True,
@@ -117,7 +119,7 @@ def train_tokenizer(documents: Iterable[Document], out: Path, vocabulary_size: i
         )
     except RuntimeError as error:
         raise RecipeError(f"No vocabulary of {vocabulary_size} could be trained; try a smaller one. {error}") from None
-    (out / SENTENCEPIECE_FILE).with_suffix(".vocab").unlink(missing_ok=True)
+    (out / SENTENCEPIECE_FILE).write_bytes(model.getvalue())
 
     return Tokenizer(out / SENTENCEPIECE_FILE)
 
