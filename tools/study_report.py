@@ -192,6 +192,6 @@ def draw_curves(part: Mapping[str, Any], path: Path) -> None:
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("linear probe, %")
-    panels[0].legend(loc="lower right")
+    panels[0].legend()
     figure.suptitle(part["title"], fontsize="medium")
     figure.savefig(path, dpi=110)
