@@ -135,7 +135,8 @@ def main(words: Sequence[str] | None = None) -> int:
         outcomes = [Outcome(method.name, *timings[method]) for method in part.methods]
         compare(part, outcomes, plan)
         scratch = plan.output / part.name / "scratch"
-        floor = {seed: fine_tune(part, part.fine_tuning, None, scratch, seed) for seed in plan.seeds if plan.fine_tune}
+        seeds = plan.seeds if plan.fine_tune else []
+        floor = {seed: fine_tune(part, part.fine_tuning, None, scratch / f"seed_{seed}", seed) for seed in seeds}
         write_part(part, outcomes, floor, plan)
     write_report(plan.output, command=command, machine=describe_machine(), seconds=plan.seconds)
     print(f"Read {plan.output / 'report.md'}.")
@@ -260,9 +261,7 @@ def fine_tune(part: Part, recipe: Path, checkpoint: Path | None, folder: Path, s
 
     :returns: the score of the end.
     """
-    folder = folder if checkpoint is not None else folder / f"seed_{seed}"
-    start = [f"init.path={checkpoint}"] if checkpoint is not None else ["init.path=null"]
-    train(recipe, folder, [f"common.seed={seed}", *start])
+    train(recipe, folder, [f"common.seed={seed}", f"init.path={'null' if checkpoint is None else checkpoint}"])
     scores = json.loads((folder / "summary.json").read_text())["scores"]
     last: Mapping[str, float] = next(iter(scores.values()))
 

@@ -86,7 +86,7 @@ def compare_costs(part: Mapping[str, Any], key: str) -> dict[str, Any]:
     if OURS not in curves:
         return {}
     own = curves.pop(OURS)
-    floor = mean(curve[0][1] for curve in own)
+    floor, own_goal = (mean(curve[i][1] for curve in own) for i in (0, -1))
 
     ratios: dict[str, Any] = {}
     for name, others in curves.items():
@@ -94,16 +94,12 @@ def compare_costs(part: Mapping[str, Any], key: str) -> dict[str, Any]:
         ratios[name] = {
             "goal": goal,
             "above_floor": goal > floor,
-            "ours": [divide(others[0][-1][0], cost_of(curve, goal)) for curve in own],
-            "theirs": [divide(own[0][-1][0], cost_of(curve, mean(c[-1][1] for c in own))) for curve in others],
+            "ours": [gain_of(curve, goal, others[0][-1][0]) for curve in own],
+            "theirs": [gain_of(curve, own_goal, own[0][-1][0]) for curve in others],
             "published": part["published"].get(name),
         }
 
     return ratios
-
-
-def divide(total: float, cost: float | None) -> float | None:
-    return None if cost is None else total / cost
 
 
 def format_ratios(part: Mapping[str, Any], ratios: Mapping[str, Any]) -> list[str]:
@@ -114,22 +110,24 @@ def format_ratios(part: Mapping[str, Any], ratios: Mapping[str, Any]) -> list[st
         "|---|---:|---|---:|---:|---|---:|---:|",
     ]
     for name, time in ratios["time"].items():
-        reached = [value for value in time["ours"] if value is not None]
-        behind = [value for value in time["theirs"] if value is not None]
         goal = f"{100 * time['goal']:.1f}" + ("" if time["above_floor"] else " (no better than random initialisation)")
         cells = [
             name,
             goal,
-            f"{len(reached)} of {len(time['ours'])} runs",
+            format_reached(time["ours"]),
             format_range(time["ours"]) if time["above_floor"] else "-",
             format_range(ratios["flops"][name]["ours"]) if time["above_floor"] else "-",
-            f"{len(behind)} of {len(time['theirs'])} runs",
+            format_reached(time["theirs"]),
             format_range(time["theirs"]),
             "-" if time["published"] is None else f"{time['published']:g} times",
         ]
         lines.append("| " + " | ".join(cells) + " |")
 
     return lines
+
+
+def format_reached(ratios: Sequence[float | None]) -> str:
+    return f"{sum(ratio is not None for ratio in ratios)} of {len(ratios)} runs"
 
 
 def format_range(ratios: Sequence[float | None]) -> str:
@@ -156,6 +154,13 @@ def format_commands(part: Mapping[str, Any]) -> list[str]:
 def as_curves(method: Mapping[str, Any], unit: float) -> list[list[tuple[float, float]]]:
     """The linear probe of each seed over what ``unit`` counts per update."""
     return [[(step * unit, score) for step, score in curve["linear"]] for curve in method["curves"].values()]
+
+
+def gain_of(curve: Curve, goal: float, total: float) -> float | None:
+    """How many times less than ``total`` a curve needs to reach a quality; None = it does not."""
+    cost = cost_of(curve, goal)
+
+    return None if cost is None else total / cost
 
 
 def cost_of(curve: Curve, goal: float) -> float | None:

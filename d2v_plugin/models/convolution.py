@@ -20,18 +20,11 @@ def convolve(x: Tensor, conv: nn.Conv1d | nn.Conv2d) -> Tensor:
     :param x: (R, S, C) or (R, H, W, C)
     :returns: the same with the convolution's output channels (and length), contiguous.
     """
-    x = x.movedim(-1, 1)
     if isinstance(conv, nn.Conv2d):
+        x = x.movedim(-1, 1)
         return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups).movedim(1, -1)
 
-    weight = conv.weight.unsqueeze(2)
-    stride, padding = (1, conv.stride[0]), (0, int(conv.padding[0]))
-    if _wants_products(x, conv):
-        x = _DenseConvolution.apply(x.unsqueeze(2), weight, conv.bias, stride, padding)  # type: ignore[no-untyped-call]
-    else:
-        x = F.conv2d(x.unsqueeze(2), weight, conv.bias, stride, padding, groups=conv.groups)
-
-    return x.squeeze(2).movedim(1, -1)
+    return _convolve_sequence(x, conv)
 
 
 def norm_gelu_convolve(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, conv: nn.Conv1d) -> Tensor:
@@ -42,10 +35,25 @@ def norm_gelu_convolve(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, conv: 
     if not (recomputes(x) and _wants_products(x, conv)):
         return convolve(norm_gelu(x, norm_weight, norm_bias), conv)
 
+    return _convolve_sequence(x, conv, norm_weight, norm_bias)
+
+
+def _convolve_sequence(
+    x: Tensor, conv: nn.Conv1d, norm_weight: Tensor | None = None, norm_bias: Tensor | None = None
+) -> Tensor:
+    """
+    :param x: (R, S, C)
+    :param norm_weight, norm_bias: (C), of a norm and GELU before the convolution, only where products are wanted.
+    """
+    # (R, S, C) -> (R, C, 1, S)
+    x, weight = x.movedim(-1, 1).unsqueeze(2), conv.weight.unsqueeze(2)
     stride, padding = (1, conv.stride[0]), (0, int(conv.padding[0]))
-    x = _DenseConvolution.apply(  # type: ignore[no-untyped-call]
-        x.movedim(-1, 1).unsqueeze(2), conv.weight.unsqueeze(2), conv.bias, stride, padding, norm_weight, norm_bias
-    )
+    if _wants_products(x, conv):
+        x = _DenseConvolution.apply(  # type: ignore[no-untyped-call]
+            x, weight, conv.bias, stride, padding, norm_weight, norm_bias
+        )
+    else:
+        x = F.conv2d(x, weight, conv.bias, stride, padding, groups=conv.groups)
 
     return x.squeeze(2).movedim(1, -1)
 
@@ -69,8 +77,8 @@ class _DenseConvolution(torch.autograd.Function):
         bias: Tensor | None,
         stride: tuple[int, int],
         padding: tuple[int, int],
-        norm_weight: Tensor | None = None,
-        norm_bias: Tensor | None = None,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
     ) -> Tensor:
         """
         :param x: (N, C, 1, S), channels last.
