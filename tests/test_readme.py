@@ -77,7 +77,7 @@ def place_train(line: str, out: Path, short_run: Any) -> list[str]:
 
 
 def place(text: str, short_run: Any) -> str:
-    return re.sub(r"out/(digits|words_conv|words|books)\b(?!_)", lambda found: str(short_run(found[1])), text)
+    return re.sub(r"out/(digits|words|books)\b(?!_)", lambda found: str(short_run(found[1])), text)
 
 
 def run_tool(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:

@@ -266,10 +266,10 @@ def format_table(results: Sequence[Result]) -> str:
 
 
 def list_probes(results: Sequence[Result]) -> list[str]:
-    """The probes of all runs, in the order in which they appear."""
+    """The probes of all runs, in the order in which they appear; of several layers the best, which has no layer in its name."""
     names = (probe for result in results for accuracies in result.accuracies.values() for probe in accuracies)
 
-    return list(dict.fromkeys(names))
+    return [name for name in dict.fromkeys(names) if "_layer" not in name]
 
 
 def name_probe(metric: str) -> str:

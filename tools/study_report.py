@@ -94,6 +94,7 @@ def compare_costs(part: Mapping[str, Any], key: str) -> dict[str, Any]:
         ratios[name] = {
             "goal": goal,
             "above_floor": goal > floor,
+            "own_above_floor": own_goal > floor,
             "ours": [gain_of(curve, goal, others[0][-1][0]) for curve in own],
             "theirs": [gain_of(curve, own_goal, own[0][-1][0]) for curve in others],
             "published": part["published"].get(name),
@@ -118,7 +119,7 @@ def format_ratios(part: Mapping[str, Any], ratios: Mapping[str, Any]) -> list[st
             format_range(time["ours"]) if time["above_floor"] else "-",
             format_range(ratios["flops"][name]["ours"]) if time["above_floor"] else "-",
             format_reached(time["theirs"]),
-            format_range(time["theirs"]),
+            format_range(time["theirs"]) if time["own_above_floor"] else "-",
             "-" if time["published"] is None else f"{time['published']:g} times",
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -184,7 +185,7 @@ def format_interval(scores: Sequence[float]) -> str:
 
 
 def draw_curves(part: Mapping[str, Any], path: Path) -> None:
-    """Quality against time and against FLOPs: the mean of the seeds, and the range of the single runs."""
+    """Quality against time and against FLOPs: the mean of the seeds, and thinly the single runs."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     units = (("seconds_per_update", "seconds of one core"), ("gflops_per_update", "GFLOP"))
@@ -193,10 +194,10 @@ def draw_curves(part: Mapping[str, Any], path: Path) -> None:
             curves = np.array(as_curves(method, method[unit]))
             x, y = curves[0, :, 0], 100 * curves[:, :, 1]
             panel.plot(x, y.mean(axis=0), "o-", color=f"C{i}", markersize=3, label=method["method"])
-            panel.fill_between(x, y.min(axis=0), y.max(axis=0), color=f"C{i}", alpha=0.2, linewidth=0)
+            panel.plot(x, y.T, color=f"C{i}", linewidth=0.8, alpha=0.4)
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("linear probe, %")
-    panels[0].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(part["methods"]))
     figure.suptitle(part["title"], fontsize="medium")
     figure.savefig(path, dpi=110)

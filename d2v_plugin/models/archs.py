@@ -41,6 +41,7 @@ def audio_tiny() -> Data2VecConfig:
     return Data2VecConfig(
         audio=AudioConfig(
             conv_layers=[(32, 10, 5), *[(32, 3, 2)] * 4, *[(32, 2, 2)] * 2],
+            position_width=15,  # in a second's 50 frames the usual 95 say where each frame is, and nothing else is learned
             position_groups=8,
             alibi=AlibiConfig(),
             decoder=DecoderConfig(dim=64, num_groups=8, kernel_size=7, num_layers=3, input_dropout=0.0),

@@ -20,7 +20,7 @@ SMALLER = {
         "criterion.config.num_views=4",
         "criterion.config.ema.start=0.9",
     ],
-    "words": ["regime.num_steps=60"],
+    "words": ["regime.num_steps=100"],
     "books": ["lr_scheduler.config.num_warmup_steps=20"],
 }
 COMMON = [

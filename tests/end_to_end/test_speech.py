@@ -69,7 +69,7 @@ def transcriber(pretrained_audio: Path, manifests: Path, tmp_path_factory: pytes
     output = tmp_path_factory.mktemp("speech") / "ctc"
     settings = [f"init.path={pretrained_audio}", f"dataset.config_overrides.path={manifests}", "optimizer.config.lr=3.0e-3"]
     command = ["recipe", "train", "--config-file", str(RECIPE), str(output), "--config"]
-    main([*command, *FAST, *steps(220), *settings, "task.config.max_num_elements=64000"])
+    main([*command, *FAST, *steps(300), *settings, "task.config.max_num_elements=64000"])
 
     return Run(output, manifests)
 

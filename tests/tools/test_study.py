@@ -78,6 +78,12 @@ def test_nobody_is_sooner_than_no_training() -> None:
     (line,) = format_ratios(PART, {"time": {"noise": noise}, "flops": {"noise": noise}})[2:]
     assert "no better than random initialisation" in line and "times" not in line
 
+    forgetful = {**PART, "methods": [make_method("data2vec 2.0", 0.5, [[0.6, 0.2], [0.6, 0.2]]), *PART["methods"][1:2]]}
+    mae = compare_costs(forgetful, "seconds_per_update")["MAE"]
+
+    (line,) = format_ratios(forgetful, {"time": {"MAE": mae}, "flops": {"MAE": mae}})[2:]
+    assert line.endswith("| 2 of 2 runs | - | 16.4 times |")
+
 
 def test_intervals_are_students() -> None:
     # n = 3, standard deviation 0.1: 4.30 * 0.1 / sqrt(3)

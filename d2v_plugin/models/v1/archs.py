@@ -21,7 +21,8 @@ def audio_large() -> Data2Vec1ModelConfig:
 
 
 def audio_tiny() -> Data2Vec1ModelConfig:
-    audio = Audio1Config(conv_layers=[(64, 10, 5), *[(64, 3, 2)] * 4, *[(64, 2, 2)] * 2], position_groups=8)
+    conv_layers = [(32, 10, 5), *[(32, 3, 2)] * 4, *[(32, 2, 2)] * 2]
+    audio = Audio1Config(conv_layers=conv_layers, position_width=15, position_groups=8)
 
     return Data2Vec1ModelConfig(audio=audio, dim=96, ffn_dim=384, depth=4, num_heads=4, dropout=0.0, attention_dropout=0.0)
 
