@@ -37,6 +37,7 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.utils.config import StandardConfigMerger
 from ruamel.yaml import YAML
 
+from d2v_plugin.monitoring.probes import overall_metrics
 from d2v_plugin.recipe_files import BASE, read_chain
 
 
@@ -266,10 +267,8 @@ def format_table(results: Sequence[Result]) -> str:
 
 
 def list_probes(results: Sequence[Result]) -> list[str]:
-    """The probes of all runs, in the order in which they appear; of several layers the best, which has no layer in its name."""
-    names = (probe for result in results for accuracies in result.accuracies.values() for probe in accuracies)
-
-    return [name for name in dict.fromkeys(names) if "_layer" not in name]
+    """The probes of all runs, in the order in which they appear; of several layers the best alone."""
+    return overall_metrics(probe for result in results for accuracies in result.accuracies.values() for probe in accuracies)
 
 
 def name_probe(metric: str) -> str:

@@ -57,7 +57,7 @@ def fake_training(ablate: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[t
         if row.path.stem == "c" and seed == 2:
             return "it broke"
         accuracy = 0.5 + 0.1 * seed + (0.05 if row.path.stem == "c" else 0.0)
-        accuracies = {"pre-trained": {"probe_linear": accuracy, "probe_knn": 0.5}}
+        accuracies = {"pre-trained": {"probe_linear": accuracy, "probe_knn": 0.5, "probe_knn_layer0": 0.4}}
         (folder / "summary.json").write_text(json.dumps({"accuracies": accuracies}))
         (folder / "metrics").mkdir()
         (folder / "metrics" / "train.jsonl").write_text('{"Wall Time": 1.0}\n{"Wall Time": 12.0}\n')

@@ -17,6 +17,7 @@ from d2v_plugin.monitoring.probes.base import (
     VectorProbe,
     create_probes,
     metric_name,
+    overall_metrics,
     probe_scores,
     register_probe,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "create_probes",
     "format_accuracies",
     "metric_name",
+    "overall_metrics",
     "probe_scores",
     "register_probe",
     "register_probes",

@@ -136,3 +136,10 @@ def probe_scores(probes: Mapping[str, Probe], data: Mapping[int, tuple[ProbeData
             scores |= {metric_name(name, layer): score for layer, score in by_layer.items()}
 
     return scores
+
+
+def overall_metrics(metrics: Iterable[str]) -> list[str]:
+    """The metrics that are not those of one of several layers, each once, in the order in which they appear."""
+    names = dict.fromkeys(metrics)
+
+    return [name for name in names if not any(name.startswith(f"{other}_layer") for other in names)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from d2v_plugin.monitoring.probes.base import metric_name
+from d2v_plugin.monitoring.probes.base import metric_name, overall_metrics
 
 
 def format_accuracies(accuracies: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -16,8 +16,7 @@ def format_accuracies(accuracies: Mapping[str, Mapping[str, float]]) -> list[str
     if not accuracies:
         return []
 
-    metrics = dict.fromkeys(metric for scores in accuracies.values() for metric in scores)
-    probes = [metric for metric in metrics if not any(metric.startswith(f"{other}_layer") for other in metrics)]
+    probes = overall_metrics(metric for scores in accuracies.values() for metric in scores)
 
     lines: dict[str, list[float | None]] = {}
     for name, scores in accuracies.items():
