@@ -17,10 +17,10 @@ def draw_inputs(*shape: int) -> list[Tensor]:
     return [torch.randn(shape, generator=generator, requires_grad=True) for _ in range(3)]
 
 
-@pytest.fixture(autouse=True)
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two rows at a time, and one in the last piece."""
-    monkeypatch.setattr(attention, "PIECE_SIZE", 2 * 4 * 11 * 11)
+@pytest.fixture(autouse=True, params=[2 * 4 * 11 * 11, 2 * 11 * 11, 11 * 11])
+def small_pieces(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Two rows at a time, and one in the last piece; two heads of one row; one head."""
+    monkeypatch.setattr(attention, "PIECE_SIZE", request.param)
 
 
 @pytest.mark.parametrize("shape", [(5, 4, 11, 11), (1, 4, 11, 11), (5, 1, 1, 11), (4, 11, 11)])
