@@ -3,6 +3,7 @@
     python tools/benchmark.py step --arch image_base --batch 2 --views 16 --precision fp32 [--json FILE]
     python tools/benchmark.py step --arch audio_base --seconds 10 --precision bf16 --device cuda --compile
     python tools/benchmark.py step --arch image_base --sweep views --plot views.png
+    python tools/benchmark.py step --arch audio_base --checkpoint-every 1
     python tools/benchmark.py step --table
 
 Every row is measured in a process of its own, after two updates to warm up. FLOPs are those of the model (benchmark_flops.py);
@@ -31,6 +32,8 @@ SWEEPS: dict[str, tuple[Any, ...]] = {
     "tokens": (64, 128, 256, 512),
 }
 
+LABELS = {"views": "views of each sample", "batch": "samples", "seconds": "seconds of audio", "tokens": "tokens"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -40,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast, as in the recipes")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compile", action="store_true", help="compile every Transformer block")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=int,
+        metavar="N",
+        help="compute every N-th block again in the backward pass (trainer.activation_checkpointing)",
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="length of audio samples (default: 10)")
     parser.add_argument("--tokens", type=int, default=512, help="length of text samples (default: 512)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: all)")
@@ -73,6 +82,7 @@ def list_settings(arguments: argparse.Namespace) -> list[Setting]:
         precision=arguments.precision,
         device=arguments.device,
         compiled=arguments.compile,
+        checkpoint_every=arguments.checkpoint_every,
         seconds=arguments.seconds,
         tokens=arguments.tokens,
         threads=arguments.threads,
@@ -116,6 +126,8 @@ def format_row(row: dict[str, Any]) -> str:
     modality = row["arch"].split("_")[0]
     length = {"image": "", "audio": f" x {row['seconds']:g} s", "text": f" x {row['tokens']} tokens"}[modality]
     name = row["arch"] + (", compiled" if row["compiled"] else "")
+    if row["checkpoint_every"] is not None:
+        name += f", 1 block in {row['checkpoint_every']} recomputed"
     memory = f"{row['peak_memory_gib']:.2f}"
 
     return (
@@ -151,8 +163,8 @@ def draw(rows: Sequence[dict[str, Any]], parameter: str, path: Path) -> None:
         left.plot(values, [row["seconds_per_update"] / row["views"] for row in rows], "s--", label="update / view")
         left.legend()
     right.plot(values, [row["peak_memory_gib"] for row in rows], "o-")
-    for axes, title in ((left, "seconds"), (right, "peak memory, GiB")):
-        axes.set(xlabel=parameter, ylabel=title)
+    for axes, title in ((left, "seconds per update"), (right, "peak memory, GiB")):
+        axes.set(xlabel=LABELS[parameter], ylabel=title)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     figure.suptitle(f"{rows[0]['arch']}, {rows[0]['precision']}, {rows[0]['device']}")

@@ -37,7 +37,7 @@ from d2v_plugin.data.batch import Batch, Modality
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig, TextManifest
 from d2v_plugin.models.archs import ARCHS
 from d2v_plugin.models.factory import create_model
-from d2v_plugin.models.parallel import compile_blocks
+from d2v_plugin.models.parallel import apply_activation_checkpointing, compile_blocks
 from d2v_plugin.registry import create
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.training.allocation import keep_freed_memory
@@ -62,6 +62,9 @@ class Setting:
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "cpu"
     compiled: bool = False
+    checkpoint_every: int | None = None
+    """Every how many blocks one is computed again in the backward pass; None = none is."""
+
     seconds: float = 10.0
     """Length of the audio samples."""
 
@@ -124,6 +127,8 @@ class Update:
         criterion.build(self.model)
         self.model.criterion = self.criterion = criterion
         self.model.requires_grad_(True).train()
+        if setting.checkpoint_every is not None:
+            apply_activation_checkpointing(self.model, setting.checkpoint_every)
         self.optimizer = build_adamw(self.model, self.config.optimizer.config)
         if self.device.type == "cpu":
             keep_freed_memory()

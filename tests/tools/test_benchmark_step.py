@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.io import decode_png, read_file
@@ -65,6 +66,16 @@ def test_an_update_waits_for_nothing(arch: str) -> None:
 
     assert count_synchronisations(lambda: update.run(batch), torch.device("cpu")) == 0
     assert count_synchronisations(lambda: batch.inputs.max().item(), torch.device("cpu")) == 1  # type: ignore[arg-type, return-value]
+
+
+def test_every_nth_block_of_the_student_is_computed_again() -> None:
+    setting = Setting("image_tiny", views=2, checkpoint_every=2)
+    update = Update(setting)
+    update.run(draw_batch(setting))
+
+    checkpointed = [isinstance(block, CheckpointWrapper) for block in update.model.blocks]
+    assert checkpointed == [i % 2 == 0 for i in range(len(checkpointed))] and len(checkpointed) > 2
+    assert not any(isinstance(module, CheckpointWrapper) for module in update.criterion.teacher.modules())
 
 
 def test_a_row_has_its_numbers_and_the_table_its_parts() -> None:
