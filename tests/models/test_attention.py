@@ -38,6 +38,29 @@ def test_gradients_equal_those_of_pytorch(shape: tuple[int, ...]) -> None:
         assert torch.allclose(a, b, atol=1e-5)
 
 
+def test_bf16_is_as_near_to_fp32_as_pytorchs() -> None:
+    torch.manual_seed(0)
+    halves = [x.detach().bfloat16().requires_grad_(True) for x in draw_inputs(5, 4, 11, 8)]
+    bias, grad = torch.randn(5, 4, 11, 11).bfloat16(), torch.randn(5, 4, 11, 8).bfloat16()
+    exact = [x.detach().float().requires_grad_(True) for x in halves]
+    expected = F.scaled_dot_product_attention(*exact, attn_mask=bias.float())
+    expected_gradients = torch.autograd.grad(expected, exact, grad.float())
+
+    def errors(output: Tensor) -> list[float]:
+        """Root mean squares of the differences to fp32: of the output, and of the gradients of q, k and v."""
+        assert output.dtype == torch.bfloat16
+        pairs = [(output, expected), *zip(torch.autograd.grad(output, halves, grad), expected_gradients, strict=True)]
+        return [float((a - b).detach().square().mean().sqrt()) for a, b in pairs]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        output = attend(*halves, bias, 0.0)
+    ours = errors(output)
+    theirs = errors(F.scaled_dot_product_attention(*halves, attn_mask=bias))
+
+    for a, b in zip(ours, theirs, strict=True):
+        assert a < 1.3 * b
+
+
 def test_padding_gets_no_attention_under_dropout() -> None:
     q, k, v = draw_inputs(5, 4, 11, 8)
     keep = torch.ones(5, 1, 1, 11, dtype=torch.bool)
