@@ -1,4 +1,4 @@
-"""Attention: PyTorch's fused kernels, and for CPUs one of our own for what those lack."""
+"""Attention: PyTorch's fused kernels, and for CPUs one of our own for what those lack or do slowly."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float)
 
 
 class _PiecewiseAttention(torch.autograd.Function):
-    """Attention with dropout and a differentiable bias on a CPU, whose fused kernel has neither, and in bf16.
+    """Attention on a CPU where the fused kernel has no dropout and no differentiable bias, or is slow: in bf16.
 
     A few rows, or heads of a long row, at a time, so that the weights stay in the caches; they are computed again in the
     backward pass. The fallback of PyTorch keeps five matrices of all rows instead and took 2.2 times as long (audio base).
@@ -111,7 +111,7 @@ class _Weights:
         piece = self.pieces[i]
         q, k = self._q[piece], self._k[piece]
         if self._factors is None:
-            # In bf16 logits are as exact as the fused kernel's; rounded ones are faster, and little beside dropout.
+            # Logits in fp32, as in the fused kernel. Under dropout they are rounded, which saves a sixth of the time in bf16.
             q, k = q.float(), k.float()
         logits = torch.matmul(q, k.transpose(-1, -2)).float().mul_(self.scale)
         if self._bias is not None:
