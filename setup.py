@@ -42,7 +42,7 @@ setup(
         "test": ["flashlight-text", "jiwer", "matplotlib", "mypy", "pytest", "pytest-xdist", "ruff", "scikit-learn"],
     },
     entry_points={
-        "console_scripts": ["fairseq2 = d2v_plugin.cli:main"],
+        "console_scripts": ["fairseq2 = d2v_plugin.cli.main:main"],
         "fairseq2.extension": ["d2v_plugin = d2v_plugin:setup_fairseq2_extension"],
     },
 )

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
     from fairseq2.runtime.dependency import DependencyContainer
 
-    from d2v_plugin.models.interop.sources import Weights
-    from d2v_plugin.models.interop.state import AnyModel
+    from d2v_plugin.weights.sources import Weights
+    from d2v_plugin.weights.state import AnyModel
 
 __version__ = "0.1.0"
 
@@ -31,29 +31,29 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> AnyModel:
-    """Load a model for use; see :func:`d2v_plugin.loading.load`."""
-    from d2v_plugin.loading import load
+    """Load a model for use; see :func:`d2v_plugin.weights.loading.load`."""
+    from d2v_plugin.weights.loading import load
 
     return load(path_or_name, weights=weights, device=device, dtype=dtype)
 
 
 def read_audio(path: str | Path, *, normalize: bool = True) -> torch.Tensor:
-    """Read a recording for a model; see :func:`d2v_plugin.inputs.read_audio`."""
-    from d2v_plugin.inputs import read_audio
+    """Read a recording for a model; see :func:`d2v_plugin.data.single.read_audio`."""
+    from d2v_plugin.data.single import read_audio
 
     return read_audio(path, normalize=normalize)
 
 
 def read_image(path: str | Path, *, size: int = 224, eval_resize: float = 256 / 224) -> torch.Tensor:
-    """Read an image for a model; see :func:`d2v_plugin.inputs.read_image`."""
-    from d2v_plugin.inputs import read_image
+    """Read an image for a model; see :func:`d2v_plugin.data.single.read_image`."""
+    from d2v_plugin.data.single import read_image
 
     return read_image(path, size=size, eval_resize=eval_resize)
 
 
 def read_text(path: str | Path, vocabulary: str | Path) -> torch.Tensor:
-    """Read a text for a model; see :func:`d2v_plugin.inputs.read_text`."""
-    from d2v_plugin.inputs import read_text
+    """Read a text for a model; see :func:`d2v_plugin.data.single.read_text`."""
+    from d2v_plugin.data.single import read_text
 
     return read_text(path, vocabulary)
 
@@ -64,9 +64,9 @@ def setup_fairseq2_extension(container: DependencyContainer) -> None:
 
     from d2v_plugin.criteria import register_criteria
     from d2v_plugin.data import register_datasets
-    from d2v_plugin.masking import register_mask_samplers
-    from d2v_plugin.models.factory import register_models
-    from d2v_plugin.monitoring.probes import register_probes
+    from d2v_plugin.masking.base import register_mask_samplers
+    from d2v_plugin.models.data2vec2.factory import register_models
+    from d2v_plugin.probing import register_probes
     from d2v_plugin.tasks import register_tasks
     from d2v_plugin.training import register_training
 

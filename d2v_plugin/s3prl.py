@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v_plugin.data.batch import Modality
-from d2v_plugin.loading import load
-from d2v_plugin.models.data2vec import Data2VecModel
-from d2v_plugin.models.frontends.audio import AudioFrontend, count_frames
-from d2v_plugin.models.interop.sources import Weights
-from d2v_plugin.models.v1.audio import Data2VecAudioModel
+from d2v_plugin.core.batch import Modality
+from d2v_plugin.models.data2vec1.audio import Data2VecAudioModel
+from d2v_plugin.models.data2vec2.frontends.audio import AudioFrontend, count_frames
+from d2v_plugin.models.data2vec2.model import Data2VecModel
+from d2v_plugin.weights.loading import load
+from d2v_plugin.weights.sources import Weights
 
 
 class UpstreamExpert(nn.Module):

@@ -21,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from d2v_plugin.cli import main
+from d2v_plugin.cli.main import main
 
 torch.set_num_threads(1)
 

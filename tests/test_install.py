@@ -77,5 +77,5 @@ def test_command_and_extension_are_installed() -> None:
     commands = {entry.name: entry.value for entry in entry_points(group="console_scripts")}
     extensions = {entry.name: entry.value for entry in entry_points(group="fairseq2.extension")}
 
-    assert commands["fairseq2"] == "d2v_plugin.cli:main"
+    assert commands["fairseq2"] == "d2v_plugin.cli.main:main"
     assert extensions["d2v_plugin"] == "d2v_plugin:setup_fairseq2_extension"

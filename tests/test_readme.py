@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from d2v_plugin.cli import main
+from d2v_plugin.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -37,8 +37,8 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.utils.config import StandardConfigMerger
 from ruamel.yaml import YAML
 
-from d2v_plugin.monitoring.probes import overall_metrics
-from d2v_plugin.recipe_files import BASE, read_chain
+from d2v_plugin.probing import overall_metrics
+from d2v_plugin.verbs.inheritance import BASE, read_chain
 
 
 @dataclass(frozen=True)

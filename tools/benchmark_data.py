@@ -266,4 +266,3 @@ def run(arguments: argparse.Namespace) -> None:
                 f"| {ours[1] / plain[1]:.2f} |",
                 flush=True,
             )
-

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from d2v_plugin.criteria.teacher import TeacherScope
-from d2v_plugin.models.config import AudioConfig, Data2VecConfig, DecoderConfig, ImageConfig
+from d2v_plugin.criteria.data2vec2.teacher import TeacherScope
+from d2v_plugin.models.data2vec2.config import AudioConfig, Data2VecConfig, DecoderConfig, ImageConfig
 
 
 @dataclass(frozen=True)

@@ -31,18 +31,19 @@ from fairseq2.recipe.internal.config import _RecipeConfigHolder
 from fairseq2.runtime.dependency import DependencyContainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from d2v_plugin.criteria.base import Criterion, StepInfo
-from d2v_plugin.criteria.data2vec2 import Data2Vec2Criterion
-from d2v_plugin.data.batch import Batch, Modality
+from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.contracts import StepInfo
+from d2v_plugin.core.registry import create
+from d2v_plugin.criteria.base import Criterion
+from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Criterion
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig, TextManifest
-from d2v_plugin.models.archs import ARCHS
-from d2v_plugin.models.factory import create_model
+from d2v_plugin.models.data2vec2.archs import ARCHS
+from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.models.parallel import apply_activation_checkpointing, compile_blocks
-from d2v_plugin.registry import create
 from d2v_plugin.tasks.base import Task
-from d2v_plugin.training.allocation import keep_freed_memory
+from d2v_plugin.training.malloc import keep_freed_memory
 from d2v_plugin.training.optimizer import build_adamw
-from d2v_plugin.training.recipe import TrainRecipe
+from d2v_plugin.verbs.train.recipe import TrainRecipe
 
 ROOT = Path(__file__).parent.parent
 GEMM_SIZE = (2048, 768, 3072)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from d2v_plugin.models.interop.directory import ModelDirectory
+    from d2v_plugin.weights.directory import ModelDirectory
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     args = _parse(words)
 
-    from d2v_plugin.models.interop.state import CheckpointError  # after parsing: the import takes seconds
+    from d2v_plugin.core.errors import CheckpointError  # after parsing: the import takes seconds
 
     try:
         args.run(args)
@@ -79,9 +79,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     )
     to_hugging_face.add_argument("source", metavar="IN", help="whatever `d2v_plugin.load` reads, such as a run's output")
     to_hugging_face.add_argument("out", type=Path, metavar="OUT")
-    to_hugging_face.add_argument(
-        "--teacher-weights", action="store_true", help="write the averaged weights, where there are any"
-    )
+    to_hugging_face.add_argument("--teacher-weights", action="store_true", help="write the averaged weights, where there are any")
     to_hugging_face.set_defaults(run=_export_hugging_face)
 
     export = formats.add_parser(
@@ -101,7 +99,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _convert_fairseq(args: argparse.Namespace) -> None:
-    from d2v_plugin.models.interop.fairseq import convert_fairseq
+    from d2v_plugin.weights.convert.fairseq import convert_fairseq
 
     model = convert_fairseq(args.source, teacher_weights=args.teacher_weights, original_padding=args.original_padding)
     for note in model.info["source"]["notes"]:
@@ -110,8 +108,8 @@ def _convert_fairseq(args: argparse.Namespace) -> None:
 
 
 def _convert_hugging_face(args: argparse.Namespace) -> None:
-    from d2v_plugin.models.interop.directory import ModelDirectory
-    from d2v_plugin.models.interop.hugging_face import convert_hugging_face
+    from d2v_plugin.weights.convert.hugging_face import convert_hugging_face
+    from d2v_plugin.weights.directory import ModelDirectory
 
     _silence_transformers()
     config, state = convert_hugging_face(args.source)
@@ -122,9 +120,9 @@ def _convert_hugging_face(args: argparse.Namespace) -> None:
 
 def _export_hugging_face(args: argparse.Namespace) -> None:
     import d2v_plugin
-    from d2v_plugin.models.interop.hugging_face import export_hugging_face
-    from d2v_plugin.models.interop.state import CheckpointError
-    from d2v_plugin.models.v1.base import Data2Vec1Model
+    from d2v_plugin.core.errors import CheckpointError
+    from d2v_plugin.models.data2vec1.base import Data2Vec1Model
+    from d2v_plugin.weights.convert.hugging_face import export_hugging_face
 
     _silence_transformers()
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
@@ -138,7 +136,7 @@ def _export_hugging_face(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from d2v_plugin.models.interop.encoder import export_encoder
+    from d2v_plugin.weights.export import export_encoder
 
     _write(args, export_encoder(args.source, args.weights))
 
@@ -151,7 +149,7 @@ def _silence_transformers() -> None:
 
 
 def _write(args: argparse.Namespace, model: ModelDirectory) -> None:
-    from d2v_plugin.models.interop.directory import write_directory
+    from d2v_plugin.weights.directory import write_directory
 
     for file in write_directory(args.out, model, force=args.force):
         print(file)

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from d2v_plugin.data.draws import Purpose, draw_permutation
 from d2v_plugin.data.preparation.text import Document, train_tokenizer, write_tokens
+from d2v_plugin.data.random import Purpose, draw_permutation
 
 BOOKS = ("devil", "jargon")
 CHARACTERS_PER_BOOK = 375_000

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torchvision.io import encode_png
 
-from d2v_plugin.data.draws import Purpose, draw_permutation
+from d2v_plugin.data.random import Purpose, draw_permutation
 from d2v_plugin.data.shards import ShardWriter
 
 NUM_TRAIN = 1200

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from make_books import write_books
 
-from d2v_plugin.data.draws import Purpose, draw_permutation
 from d2v_plugin.data.preparation.text import Document
+from d2v_plugin.data.random import Purpose, draw_permutation
 
 # Lexicographer files of WordNet, by their numbers (lexnames(5WN)); the ten with the most definitions.
 KINDS = {

@@ -17,7 +17,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from d2v_plugin.data.draws import Purpose, draw_permutation, draw_uniform
+from d2v_plugin.data.random import Purpose, draw_permutation, draw_uniform
 from d2v_plugin.data.shards import ShardWriter
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

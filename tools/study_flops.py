@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from d2v_plugin.cli import main
+from d2v_plugin.cli.main import main
 
 
 def count_update_gflops(recipe: Path) -> float:

@@ -8,20 +8,20 @@ from typing import Any, TypeVar
 from fairseq2.recipe.component import ComponentFactory, register_component
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 
+from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.registry import create, register
 from d2v_plugin.criteria.base import Criterion
-from d2v_plugin.criteria.data2vec1 import register_data2vec1
-from d2v_plugin.criteria.data2vec2 import Data2Vec2Config, Data2Vec2Criterion
-from d2v_plugin.criteria.last_layer import LastLayerConfig
-from d2v_plugin.criteria.mae import MaeConfig, MaeCriterion
-from d2v_plugin.criteria.masked_lm import MaskedLMConfig, MaskedLMCriterion
+from d2v_plugin.criteria.baselines.last_layer import LastLayerConfig
+from d2v_plugin.criteria.baselines.mae import MaeConfig, MaeCriterion
+from d2v_plugin.criteria.baselines.masked_lm import MaskedLMConfig, MaskedLMCriterion
+from d2v_plugin.criteria.baselines.wav2vec2 import Wav2Vec2Config, Wav2Vec2Criterion
+from d2v_plugin.criteria.data2vec1.criterion import register_data2vec1
+from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Config, Data2Vec2Criterion
 from d2v_plugin.criteria.supervised.classification import ClassificationConfig, ClassificationCriterion
 from d2v_plugin.criteria.supervised.ctc import CtcConfig, CtcCriterion
 from d2v_plugin.criteria.supervised.tagging import AudioTaggingConfig, AudioTaggingCriterion
-from d2v_plugin.criteria.wav2vec2 import Wav2Vec2Config, Wav2Vec2Criterion
-from d2v_plugin.data.batch import Modality
-from d2v_plugin.masking import MaskSampler
-from d2v_plugin.masking_v1 import register_mask_samplers_v1
-from d2v_plugin.registry import create, register
+from d2v_plugin.masking.base import MaskSampler
+from d2v_plugin.masking.published import register_mask_samplers_v1
 
 
 def register_criteria(container: DependencyContainer) -> None:

@@ -4,62 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
 
-from d2v_plugin.data.batch import Batch
+from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.contracts import LossOutput, StepInfo
+from d2v_plugin.core.registry import ComponentSection
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.registry import ComponentSection
 
 ModelT = TypeVar("ModelT", bound=EncoderModel)
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """Where training stands; with the sample ids it is the only source of randomness of a criterion."""
-
-    number: int
-    """The update being computed, from 1."""
-
-    seed: int
-    """The run's seed, the same on all ranks."""
-
-
-@dataclass
-class Observation:
-    """What shows whether a model still tells positions apart, as it comes up in a forward pass; nothing is copied."""
-
-    local: Tensor | None = None
-    """(N, S, D) the frontend's features of each token by itself."""
-
-    targets: Tensor | None = None
-    """(N, S, D) what the teacher makes of whole samples."""
-
-    predictions: Tensor | None = None
-    """(R, K, D) what the student predicts in each of R masked versions, or (P, D) if they mask differently many positions."""
-
-    padding_mask: Tensor | None = None
-    """(N, S), True = padding."""
-
-
-@dataclass
-class LossOutput:
-    """What a criterion computed from one batch."""
-
-    loss: Tensor
-    """Scalar: the *sum* over targets. fairseq2 divides the gradients by the number of targets on all ranks."""
-
-    num_targets: int
-    """How many targets were summed; at least 1 on every rank (0 would deadlock fairseq2's trainer)."""
-
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-    """Scalars to report, detached: means over this batch. The keys are ``Criterion.metric_names``."""
-
-    observation: Observation | None = None
-    """What the collapse watch looks at; None = nothing."""
 
 
 # FSDP waits for the backward pass at the tensors that the whole model returns, and finds them only in types that are registered.
@@ -68,7 +24,7 @@ register_dataclass(LossOutput)
 
 
 class Criterion(nn.Module, ABC, Generic[ModelT]):
-    """A training objective, registered by name; see :mod:`d2v_plugin.registry`.
+    """A training objective, registered by name; see :mod:`d2v_plugin.core.registry`.
 
     It is a module: it may own others (a teacher, heads), which :meth:`build` creates. The recipe attaches it to the model
     as ``model.criterion``, so that checkpoints, DDP and FSDP see them; they are dropped when the model is loaded for use.

@@ -82,8 +82,3 @@ def _normalise_tokens(x: Tensor, padding_mask: Tensor | None, eps: float = 1e-5)
 
 def _flatten(padding_mask: Tensor | None) -> Tensor | None:
     return None if padding_mask is None else padding_mask.reshape(1, -1)
-
-
-def channel_deviations(x: Tensor) -> Tensor:
-    """Standard deviation of each channel over all tokens: (..., D) -> (D) fp32, near 0 when representations collapse."""
-    return (x.float().flatten(0, -2).var(dim=0) + 1e-6).sqrt()

@@ -13,7 +13,7 @@ from fairseq2.recipe.error import DatasetTypeNotValidError, RecipeError, SplitNo
 from torch import Tensor
 from typing_extensions import Self
 
-from d2v_plugin.data.batch import Modality
+from d2v_plugin.core.batch import Modality
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.manifest import Columns, Manifest, ManifestError, Problems
 from d2v_plugin.data.text import Vocabulary

@@ -17,9 +17,9 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as transforms
 
 from d2v_plugin.data.bad_samples import SampleError
-from d2v_plugin.data.draws import Purpose, draw_uniform
 from d2v_plugin.data.files import Location, read_bytes
 from d2v_plugin.data.headers import check_picture, is_gif
+from d2v_plugin.data.random import Purpose, draw_uniform
 
 _NUM_CROP_TRIES = 10
 
@@ -87,9 +87,7 @@ def decode(location: Location) -> Tensor:
     check_picture(data)
     if is_gif(data):
         return _decode_first(data)
-    image: Tensor = decode_image(
-        torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB, apply_exif_orientation=True
-    )
+    image: Tensor = decode_image(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB, apply_exif_orientation=True)
     if image.dtype == torch.uint16:
         # Shifting is not implemented for this type.
         image = (image.to(torch.int32) >> 8).to(torch.uint8)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from scipy.special import betaincinv, ndtri
 from torch import Tensor
 
-from d2v_plugin.data.draws import Purpose, draw_uniform
+from d2v_plugin.data.random import Purpose, draw_uniform
 
 _NUM_TRIES = 10
 _ERASED_AREA = (0.02, 1 / 3)

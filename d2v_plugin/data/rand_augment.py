@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from d2v_plugin.data.draws import Purpose, draw_uniform
+from d2v_plugin.data.random import Purpose, draw_uniform
 
 _MAX_MAGNITUDE = 10.0
 _DRAWS_PER_OPERATION = 4

@@ -16,8 +16,8 @@ from fairseq2.recipe.error import RecipeError
 from threadpoolctl import ThreadpoolController
 from typing_extensions import Self, override
 
+from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.data.bad_samples import BadSamples, SampleError
-from d2v_plugin.data.batch import Batch, Modality
 from d2v_plugin.data.order import Order, RowBatch, Share
 
 SampleT = TypeVar("SampleT")

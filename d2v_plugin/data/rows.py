@@ -10,8 +10,8 @@ import numpy as np
 from fairseq2.data.data_pipeline import read_sequence
 from numpy.typing import NDArray
 
+from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.bad_samples import BadSamples
-from d2v_plugin.data.batch import Batch
 from d2v_plugin.data.order import RowBatch
 from d2v_plugin.data.reader import ReadBatch, build_pipeline
 

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Self
 
+from d2v_plugin.core.registry import unknown_name
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.manifest import Problems
 from d2v_plugin.data.tables import GLUE, Table, TableLayout, check_labels, read_tables
 from d2v_plugin.data.text import END, Tokens
 from d2v_plugin.data.tokenizers import TextTokenizer, open_tokenizer
-from d2v_plugin.registry import unknown_name
 
 _CHUNK = 10_000
 

@@ -13,10 +13,10 @@ from fairseq2.gang import Gangs
 from fairseq2.metrics import Mean, MetricBag
 from typing_extensions import override
 
+from d2v_plugin.core.batch import Batch
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
-from d2v_plugin.data.batch import Batch
-from d2v_plugin.evaluation.predictions import Prediction, gather_predictions, mean_loss
 from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.scoring.predictions import Prediction, gather_predictions, mean_loss
 
 
 @final

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from d2v_plugin.data.batch import Batch
+from d2v_plugin.core.batch import Batch
 from d2v_plugin.extraction.shards import IDS, LENGTHS
 from d2v_plugin.models.base import EncoderModel, Features
 from d2v_plugin.models.pooling import Layers, Pooling, pool_features, resolve_layers, split_samples

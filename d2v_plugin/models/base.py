@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
-from d2v_plugin.data.batch import Batch, Modality
-from d2v_plugin.models.layer_drop import draw_layers
+from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.layers.layer_drop import draw_layers
 
 if TYPE_CHECKING:
-    from d2v_plugin.criteria.base import Criterion, LossOutput, StepInfo
+    from d2v_plugin.core.contracts import LossOutput, StepInfo
+    from d2v_plugin.criteria.base import Criterion
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from fairseq2.nn.fsdp import FSDPWrapper
 from torch import nn
 
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.models.encoder import BlockList
+from d2v_plugin.models.data2vec2.encoder import BlockList
 
 ModelT = TypeVar("ModelT", bound=EncoderModel)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fairseq2.recipe.component import register_component
 from fairseq2.runtime.dependency import DependencyContainer
 
-from d2v_plugin.registry import register
+from d2v_plugin.core.registry import register
 from d2v_plugin.tasks.audio import AudioPretrainingConfig, AudioPretrainingTask
 from d2v_plugin.tasks.audio_classification import AudioClassificationConfig, AudioClassificationTask
 from d2v_plugin.tasks.base import Task

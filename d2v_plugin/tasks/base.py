@@ -11,16 +11,16 @@ from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
 from fairseq2.recipe.error import RecipeError
 
-from d2v_plugin.data.batch import Batch, Modality
+from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.contracts import Spell
+from d2v_plugin.core.registry import ComponentSection
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.rows import RowReader
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.monitoring.pictures.inputs import Spell
-from d2v_plugin.registry import ComponentSection
 
 
 class Task(ABC):
-    """Reads a dataset for training and for probing. Registered by name; see :mod:`d2v_plugin.registry`."""
+    """Reads a dataset for training and for probing. Registered by name; see :mod:`d2v_plugin.core.registry`."""
 
     modality: Modality
 

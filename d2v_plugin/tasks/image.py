@@ -12,8 +12,8 @@ from fairseq2.gang import Gangs
 from torch import Tensor
 from typing_extensions import override
 
+from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
-from d2v_plugin.data.batch import Batch, Modality
 from d2v_plugin.data.buffers import Buffers
 from d2v_plugin.data.dataset import ImageManifest, expect_dataset
 from d2v_plugin.data.image import ImageConfig, Normalizer, augment, decode, fit

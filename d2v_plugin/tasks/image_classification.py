@@ -11,7 +11,7 @@ from fairseq2.recipe.error import RecipeError
 from torch import Tensor
 from typing_extensions import override
 
-from d2v_plugin.data.batch import Batch
+from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.dataset import ImageManifest, expect_dataset
 from d2v_plugin.data.image import ImageConfig, augment
 from d2v_plugin.data.image_mixing import MixingConfig, erase, mix, one_hot

@@ -12,12 +12,12 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import DependencyResolver
 from typing_extensions import Self, override
 
-from d2v_plugin.data.batch import Batch, Modality
+from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.registry import create
 from d2v_plugin.data.dataset import MultimodalManifests, expect_dataset
-from d2v_plugin.data.draws import Purpose, draw_uniform
+from d2v_plugin.data.random import Purpose, draw_uniform
 from d2v_plugin.data.reader import name_sample
 from d2v_plugin.data.rows import RowReader
-from d2v_plugin.registry import create
 from d2v_plugin.tasks.base import Task, TaskSection
 
 
@@ -54,9 +54,7 @@ class MultimodalPretrainingTask(Task):
         manifests = expect_dataset(dataset, MultimodalManifests)
         for task in self.tasks:
             task.bad_samples_report = self.bad_samples_report
-        readers = {
-            task.modality: task.create_train_reader(manifests.part(task.modality), gangs, seed) for task in self.tasks
-        }
+        readers = {task.modality: task.create_train_reader(manifests.part(task.modality), gangs, seed) for task in self.tasks}
 
         return MultimodalReader(readers, self.config.weights or [1.0] * len(self.tasks), seed)
 

@@ -12,7 +12,7 @@ from fairseq2.gang import Gangs
 from fairseq2.recipe.error import RecipeError
 from typing_extensions import override
 
-from d2v_plugin.data.batch import Batch, Modality
+from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.data.dataset import AudioManifest, expect_dataset
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.manifest import Problems
@@ -28,9 +28,9 @@ from d2v_plugin.data.transcripts import (
     read_transcripts,
 )
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.models.data2vec import Data2VecModel
-from d2v_plugin.models.frontends.audio import AudioFrontend
-from d2v_plugin.models.v1.audio import Data2VecAudioModel
+from d2v_plugin.models.data2vec1.audio import Data2VecAudioModel
+from d2v_plugin.models.data2vec2.frontends.audio import AudioFrontend
+from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.tasks.audio import read_lengths
 from d2v_plugin.tasks.labelled_audio import LabelledAudioConfig, LabelledAudioTask
 

@@ -14,14 +14,14 @@ from fairseq2.recipe.error import RecipeError
 from torch import Tensor
 from typing_extensions import override
 
+from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.contracts import Spell
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
-from d2v_plugin.data.batch import Batch, Modality
 from d2v_plugin.data.dataset import TextManifest, expect_dataset
 from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
 from d2v_plugin.data.reader import LabelledReader, ReadBatch, TrainReader, batch_rows, read_samples
 from d2v_plugin.data.rows import RowReader
 from d2v_plugin.data.text import SENTENCEPIECE_FILE, BreakMode, Tokenizer, Tokens, TokenStream, cut_blocks, pad_tokens
-from d2v_plugin.monitoring.pictures.inputs import Spell
 from d2v_plugin.tasks.base import Task
 
 
@@ -93,7 +93,6 @@ class TextPretrainingTask(Task):
         batch_size = self.config.max_batch_size or max(1, self.config.batch_size // gangs.dp.size)
 
         return LabelledReader(batch_rows(np.arange(len(labels)), batch_size), read, gangs, bad_samples)
-
 
     @override
     def open_rows(self, dataset: object, split: str) -> RowReader:

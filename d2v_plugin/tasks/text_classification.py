@@ -13,15 +13,14 @@ from fairseq2.recipe.error import RecipeError
 from torch import Tensor
 from typing_extensions import override
 
+from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
-from d2v_plugin.data.batch import Batch, Modality
 from d2v_plugin.data.dataset import expect_dataset
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.data.order import RowBatch, share_batch
+from d2v_plugin.data.order import RowBatch, WindowOrder, share_batch
 from d2v_plugin.data.reader import LabelledReader, ReadBatch, TrainReader, batch_rows
 from d2v_plugin.data.sentences import Sentences, TokenRows
 from d2v_plugin.data.text import Vocabulary, pad_tokens
-from d2v_plugin.data.windows import WindowOrder
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.tasks.base import Task
 

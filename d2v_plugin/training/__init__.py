@@ -8,8 +8,8 @@ from fairseq2.recipe.component import register_component
 from fairseq2.runtime.dependency import DependencyContainer
 from torch.optim import Optimizer
 
-from d2v_plugin.monitoring.headline import register_headline
 from d2v_plugin.training.optimizer import DATA2VEC_ADAMW, Data2VecAdamWConfig, create_data2vec_adamw
+from d2v_plugin.training.progress_bar import register_headline
 
 METRICS = [
     MetricDescriptor("regression_loss", "Regression Loss", 91, format_as_float),

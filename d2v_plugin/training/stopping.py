@@ -22,9 +22,9 @@ from fairseq2.task import TaskStopException
 from fairseq2.trainer import Trainer
 from typing_extensions import Self, override
 
-from d2v_plugin.data.batch import Batch
+from d2v_plugin.core.batch import Batch
 from d2v_plugin.training.checkpoints import VerifiedCheckpointManager
-from d2v_plugin.training.checkpoints.changes import set_rates
+from d2v_plugin.training.checkpoints.schedule_changes import set_rates
 from d2v_plugin.training.host_group import HostGroup
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

@@ -12,9 +12,10 @@ from fairseq2.trainer import TrainUnit
 from torch import Tensor, nn
 from typing_extensions import override
 
-from d2v_plugin.criteria.base import Criterion, LossOutput, StepInfo
-from d2v_plugin.data.batch import Batch
-from d2v_plugin.training.guard import UpdateGuard
+from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.contracts import LossOutput, StepInfo
+from d2v_plugin.criteria.base import Criterion
+from d2v_plugin.training.health.update_guard import UpdateGuard
 
 
 @final

@@ -13,9 +13,9 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional
 
 from d2v_plugin.data.bad_samples import SampleError
-from d2v_plugin.data.draws import Purpose, draw_uniform
 from d2v_plugin.data.files import Location
 from d2v_plugin.data.image import ColorJitterConfig, ImageConfig, augment, choose_crop, decode, fit, normalize
+from d2v_plugin.data.random import Purpose, draw_uniform
 
 RAMP = np.linspace(0, 255, 600).reshape(20, 30)
 COLORS = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1).astype(np.uint8)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from fairseq2.recipe.error import RecipeError
 
-from d2v_plugin.data.draws import Purpose, draw_permutation, draw_uniform, draw_words
 from d2v_plugin.data.order import LengthOrder, SampleOrder, share_batch
+from d2v_plugin.data.random import Purpose, draw_permutation, draw_uniform, draw_words
 
 
 def read_updates(

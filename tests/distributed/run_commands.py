@@ -9,7 +9,7 @@ import json
 import os
 import sys
 
-from d2v_plugin.cli import main
+from d2v_plugin.cli.main import main
 
 if __name__ == "__main__":
     for words, port in zip(json.loads(sys.argv[1]), json.loads(sys.argv[2]), strict=True):

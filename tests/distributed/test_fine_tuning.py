@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from d2v_plugin.cli import main
-from d2v_plugin.models.interop.sources import NativeSource, find_source
+from d2v_plugin.cli.main import main
+from d2v_plugin.weights.sources import NativeSource, find_source
 
 FROZEN_UPDATES, UPDATES = 2, 4
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from d2v_plugin.cli import main
+from d2v_plugin.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 # No probes, no pictures, one checkpoint.

@@ -12,14 +12,12 @@ from fairseq2.composition import _register_library
 from fairseq2.runtime.dependency import DependencyContainer
 
 from d2v_plugin import setup_fairseq2_extension
+from d2v_plugin.core.registry import registered_names
 from d2v_plugin.criteria.base import Criterion
-from d2v_plugin.registry import registered_names
 
 ABLATIONS = Path(__file__).parents[2] / "recipes" / "ablations"
 
-SHORT = (
-    "regime.num_steps=4", "regime.publish_metrics_every_n_steps=2", "regime.checkpoint_every_n_steps=4", "probing.probes=[]"
-)
+SHORT = ("regime.num_steps=4", "regime.publish_metrics_every_n_steps=2", "regime.checkpoint_every_n_steps=4", "probing.probes=[]")
 
 # Criterion -> recipes with it; between them all modalities in which it works.
 RECIPES = {

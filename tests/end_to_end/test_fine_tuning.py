@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from d2v_plugin.cli import main
+from d2v_plugin.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from d2v_plugin.cli import main
+from d2v_plugin.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 WORDS = ROOT / "manifests" / "words"
@@ -85,9 +85,7 @@ def test_ctc_learns_a_few_dozen_spoken_words(transcriber: Run) -> None:
     assert 1 - sum(right) / NUM_WORDS == pytest.approx(scores["Word Error Rate (WER)"])
 
 
-def test_a_search_with_a_lexicon_makes_fewer_errors_on_voices_never_heard(
-    command: Any, transcriber: Run, tmp_path: Path
-) -> None:
+def test_a_search_with_a_lexicon_makes_fewer_errors_on_voices_never_heard(command: Any, transcriber: Run, tmp_path: Path) -> None:
     lexicon = tmp_path / "lexicon.txt"
     words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     lexicon.write_text("\n".join(words) + "\n")

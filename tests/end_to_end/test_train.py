@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from d2v_plugin.training.summary import Summary, format_summary
+from d2v_plugin.verbs.train.summary import Summary, format_summary
 
 EXTENSION = Path(__file__).with_name("toy_extension.py")
 

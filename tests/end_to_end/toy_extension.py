@@ -9,10 +9,11 @@ from fairseq2.runtime.dependency import DependencyContainer
 from torch import nn
 from typing_extensions import override
 
-from d2v_plugin.criteria.base import Criterion, LossOutput, StepInfo
-from d2v_plugin.data.batch import Batch
-from d2v_plugin.models.data2vec import Data2VecModel
-from d2v_plugin.registry import register
+from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.contracts import LossOutput, StepInfo
+from d2v_plugin.core.registry import register
+from d2v_plugin.criteria.base import Criterion
+from d2v_plugin.models.data2vec2.model import Data2VecModel
 
 
 @dataclass(kw_only=True)

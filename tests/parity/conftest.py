@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from d2v_plugin.criteria.data2vec2 import Data2Vec2Config, Data2Vec2Criterion
+from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Config, Data2Vec2Criterion
 from d2v_plugin.criteria.ema import EmaConfig
 from d2v_plugin.criteria.targets import TargetConfig
-from d2v_plugin.data.batch import Batch, Modality
-from d2v_plugin.masking import RandomMaskConfig, RandomMaskSampler, split_mask
-from d2v_plugin.models.data2vec import Data2VecModel
-from d2v_plugin.models.factory import create_model
-from d2v_plugin.models.frontends.base import select_tokens
-from d2v_plugin.models.interop.fairseq_config import convert_config
+from d2v_plugin.masking.base import RandomMaskConfig, RandomMaskSampler, split_mask
+from d2v_plugin.models.data2vec2.factory import create_model
+from d2v_plugin.models.data2vec2.frontends.base import select_tokens
+from d2v_plugin.models.data2vec2.model import Data2VecModel
+from d2v_plugin.weights.convert.fairseq_config import convert_config
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SCOPES = {Modality.AUDIO: "context", Modality.IMAGE: "all", Modality.TEXT: "blocks"}
@@ -67,7 +67,8 @@ class Golden:
             ),
             loss_scale=original["loss_scale"],
             cls_weight=original["cls_loss"] * num_samples * original["clone_batch"],
-            ema=ema or EmaConfig(
+            ema=ema
+            or EmaConfig(
                 start=original["ema_decay"], end=original["ema_end_decay"], anneal_steps=original["ema_anneal_end_step"]
             ),
         )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from d2v_plugin.criteria.base import LossOutput, StepInfo
+from d2v_plugin.core.contracts import LossOutput, StepInfo
 from d2v_plugin.criteria.ema import EmaConfig, decay_at
 from d2v_plugin.training.optimizer import Data2VecAdamWConfig, build_adamw
 

@@ -13,13 +13,14 @@ from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from torch import Tensor
 from typing_extensions import override
 
-from d2v_plugin.criteria.base import Criterion, LossOutput, StepInfo
-from d2v_plugin.criteria.data2vec2 import Data2Vec2Config, Data2Vec2Criterion
-from d2v_plugin.data.batch import Batch, Modality
-from d2v_plugin.masking import MaskSampler
-from d2v_plugin.models.data2vec import Data2VecModel
-from d2v_plugin.models.frontends.base import LocalFeatures
-from d2v_plugin.registry import create
+from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.contracts import LossOutput, StepInfo
+from d2v_plugin.core.registry import create
+from d2v_plugin.criteria.base import Criterion
+from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Config, Data2Vec2Criterion
+from d2v_plugin.masking.base import MaskSampler
+from d2v_plugin.models.data2vec2.frontends.base import LocalFeatures
+from d2v_plugin.models.data2vec2.model import Data2VecModel
 
 
 @dataclass(kw_only=True)

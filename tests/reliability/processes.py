@@ -17,7 +17,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["d2v_plugin", "fairseq2.recipe", "d2v_plugin.training.recipe", "d2v_plugin.cli", "processes"])
+_CONTEXT.set_forkserver_preload(
+    ["d2v_plugin", "fairseq2.recipe", "d2v_plugin.verbs.train.recipe", "d2v_plugin.cli.main", "processes"]
+)
 
 
 class Ranks:
@@ -70,7 +72,7 @@ def run_command(words: list[str], environment: dict[str, str], output: Path) -> 
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
 
-    from d2v_plugin.cli import main
+    from d2v_plugin.cli.main import main
 
     main(words)
     sys.stdout.flush()

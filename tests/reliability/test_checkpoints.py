@@ -17,10 +17,10 @@ from processes import call, wait_for
 from saving import KINDS, Part, load, make_manager, save, save_for_ever
 
 import d2v_plugin
-from d2v_plugin.integrity import RECORD_FILE, Record, describe_file, read_record, write_record
-from d2v_plugin.models.interop.directory import ModelDirectory, write_directory
-from d2v_plugin.models.interop.state import CheckpointError
-from d2v_plugin.training.checkpoints.states import to_plain
+from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.storage import RECORD_FILE, Record, describe_file, read_record, write_record
+from d2v_plugin.training.checkpoints.state_files import to_plain
+from d2v_plugin.weights.directory import ModelDirectory, write_directory
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from d2v_plugin.criteria.base import Observation
-from d2v_plugin.monitoring.collapse import CollapseWatch, Signs, describe, sample
+from d2v_plugin.core.contracts import Observation
+from d2v_plugin.models.statistics import Signs, describe
+from d2v_plugin.training.health.collapse import CollapseWatch, sample
 
 FAULTS = Path(__file__).with_name("faults.py")
 

@@ -12,7 +12,7 @@ import torch
 from processes import Ranks
 from states import load_states, read_metrics
 
-from d2v_plugin.monitoring.spikes import MIN_COUNT, QUIET_STEPS, SpikeDetector
+from d2v_plugin.training.health.spikes import MIN_COUNT, QUIET_STEPS, SpikeDetector
 
 FAULTS = Path(__file__).with_name("faults.py")
 

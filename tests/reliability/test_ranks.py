@@ -78,9 +78,7 @@ def test_splits_that_do_not_divide_and_bad_samples_of_one_rank_end_cleanly(
     probing = ["probing.probes=[{name: knn}]", "probing.train_split=probe", "regime.validate_every_n_steps=2"]
     data = f"dataset.config_overrides.path={tmp_path / 'data'}"
 
-    ranks = Ranks(
-        words_of(recipe, tmp_path / "out", data, *probing, f"trainer.data_parallelism={parallelism}"), tmp_path, size=2
-    )
+    ranks = Ranks(words_of(recipe, tmp_path / "out", data, *probing, f"trainer.data_parallelism={parallelism}"), tmp_path, size=2)
 
     assert ranks.wait() == [0, 0], ranks.output()
     bad = (tmp_path / "out" / "bad_samples.tsv").read_text()

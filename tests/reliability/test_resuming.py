@@ -12,7 +12,7 @@ from processes import Ranks
 from states import differences, load_states, read_metrics
 
 from d2v_plugin.training.checkpoints import manager as managers
-from d2v_plugin.training.checkpoints.states import write_state
+from d2v_plugin.training.checkpoints.state_files import write_state
 
 SETTINGS = ["regime.num_steps=6", "regime.checkpoint_every_n_steps=2", "lr_scheduler.config.num_warmup_steps=2"]
 
@@ -60,9 +60,7 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     monkeypatch.setattr(managers, "write_state", write)
 
 
-def test_a_full_disk_does_not_stop_training(
-    command: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_does_not_stop_training(command: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill_disk(monkeypatch, 4)
 
     outcome = command(*words(recipe, tmp_path / "out"))
@@ -73,9 +71,7 @@ def test_a_full_disk_does_not_stop_training(
     assert steps_of(tmp_path / "out") == ["step_2", "step_6"]
 
 
-def test_a_last_save_that_fails_is_an_error(
-    command: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_last_save_that_fails_is_an_error(command: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill_disk(monkeypatch, 4, 6)
     outcome = command(*words(recipe, tmp_path / "out"))
 

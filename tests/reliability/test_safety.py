@@ -18,6 +18,8 @@ from fairseq2.logging import log
 from PIL import Image
 from processes import Ranks
 
+from d2v_plugin.cli.redaction import HIDDEN, SecretFilter, hide_in
+from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.data import headers
 from d2v_plugin.data.audio import AudioConfig, Recording, read_recording
 from d2v_plugin.data.bad_samples import SampleError
@@ -25,9 +27,7 @@ from d2v_plugin.data.dataset import ImageManifest, ManifestConfig
 from d2v_plugin.data.files import Location, read_bytes
 from d2v_plugin.data.image import decode
 from d2v_plugin.data.manifest import ManifestError
-from d2v_plugin.models.interop.directory import read_weights
-from d2v_plugin.models.interop.state import CheckpointError
-from d2v_plugin.secrecy import HIDDEN, SecretFilter, hide_in
+from d2v_plugin.weights.directory import read_weights
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "manifests" / "digits"

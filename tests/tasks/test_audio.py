@@ -11,8 +11,8 @@ from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs, create_fake_gangs
 from fairseq2.recipe.error import RecipeError
 
+from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.audio import AudioConfig
-from d2v_plugin.data.batch import Batch
 from d2v_plugin.data.dataset import AudioManifest, ManifestConfig
 from d2v_plugin.tasks.audio import AudioPretrainingConfig, AudioPretrainingTask
 

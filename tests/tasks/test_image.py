@@ -10,9 +10,9 @@ from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs, create_fake_gangs
 from fairseq2.recipe.error import DatasetTypeNotValidError, RecipeError
 
+from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.data import reader as reading
 from d2v_plugin.data.bad_samples import BadSampleConfig
-from d2v_plugin.data.batch import Batch, Modality
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig
 from d2v_plugin.data.image import ImageConfig
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask

@@ -10,7 +10,7 @@ import torch
 from fairseq2.gang import FakeGang, Gangs, create_fake_gangs
 from fairseq2.recipe.error import RecipeError
 
-from d2v_plugin.data.batch import Batch
+from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.dataset import ImageManifest, ManifestConfig
 from d2v_plugin.data.image import ImageConfig
 from d2v_plugin.data.image_mixing import MixingConfig

@@ -12,13 +12,13 @@ import torch
 from fairseq2.gang import Gangs, create_fake_gangs
 from fairseq2.recipe.error import RecipeError
 
-from d2v_plugin.data.batch import Batch
+from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.dataset import AudioManifest, ManifestConfig
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.manifest import ManifestError
 from d2v_plugin.data.transcripts import BLANK, join_symbols
-from d2v_plugin.models.archs import ARCHS
-from d2v_plugin.models.data2vec import Data2VecModel
+from d2v_plugin.models.data2vec2.archs import ARCHS
+from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.tasks.audio_classification import AudioClassificationConfig, AudioClassificationTask
 from d2v_plugin.tasks.labelled_audio import LabelledAudioTask
 from d2v_plugin.tasks.speech_recognition import SpeechRecognitionConfig, SpeechRecognitionTask

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fairseq2.recipe.error import RecipeError
 
-from d2v_plugin.data.batch import Modality
+from d2v_plugin.core.batch import Modality
 from d2v_plugin.data.dataset import MultimodalConfig, MultimodalManifests
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
 from d2v_plugin.tasks.multimodal import MultimodalPretrainingConfig, MultimodalPretrainingTask, MultimodalReader

@@ -9,7 +9,7 @@ from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs, create_fake_gangs
 from fairseq2.recipe.error import RecipeError
 
-from d2v_plugin.data.batch import Batch
+from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.dataset import ManifestConfig, TextManifest
 from d2v_plugin.data.text import BreakMode, Tokenizer, TokenStream, Vocabulary
 from d2v_plugin.tasks.text import TextPretrainingConfig, TextPretrainingTask

@@ -9,14 +9,14 @@ import torch
 from fairseq2.gang import create_fake_gangs
 from fairseq2.recipe.error import RecipeError
 
-from d2v_plugin.data.batch import Batch
+from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.sentences import Sentences, SentencesConfig
 from d2v_plugin.data.tables import TableLayout
-from d2v_plugin.models.archs import text_tiny
-from d2v_plugin.models.data2vec import Data2VecModel
-from d2v_plugin.models.factory import create_model
-from d2v_plugin.models.v1.archs import text_tiny as text_tiny1
-from d2v_plugin.models.v1.factory import create_model_v1
+from d2v_plugin.models.data2vec1.archs import text_tiny as text_tiny1
+from d2v_plugin.models.data2vec1.factory import create_model_v1
+from d2v_plugin.models.data2vec2.archs import text_tiny
+from d2v_plugin.models.data2vec2.factory import create_model
+from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.tasks.text_classification import TextClassificationConfig, TextClassificationTask
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"

@@ -24,7 +24,7 @@ import benchmark  # noqa: E402
 import benchmark_step  # noqa: E402
 from benchmark_update import Setting, Update, count_synchronisations, draw_batch, measure  # noqa: E402
 
-from d2v_plugin.models import encoder  # noqa: E402
+from d2v_plugin.models.data2vec2 import encoder  # noqa: E402
 
 
 def count_convolution_backward(

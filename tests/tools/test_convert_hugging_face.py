@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModel, Data2VecTextConfig, Data2VecTextModel
 
 import d2v_plugin
-from d2v_plugin.models.archs import text_tiny
-from d2v_plugin.models.factory import create_model
-from d2v_plugin.models.interop.directory import ModelDirectory, write_directory
+from d2v_plugin.models.data2vec2.archs import text_tiny
+from d2v_plugin.models.data2vec2.factory import create_model
+from d2v_plugin.weights.directory import ModelDirectory, write_directory
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 

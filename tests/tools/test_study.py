@@ -18,7 +18,7 @@ import study  # noqa: E402
 from study_flops import count_update_gflops  # noqa: E402
 from study_report import compare_costs, cost_of, format_interval, format_ratios, write_report  # noqa: E402
 
-from d2v_plugin.cli import main  # noqa: E402
+from d2v_plugin.cli.main import main  # noqa: E402
 
 FLOOR = 0.3
 

@@ -10,11 +10,12 @@ from typing import Generic
 import torch
 from typing_extensions import override
 
-from d2v_plugin.criteria.base import Criterion, ModelT, StepInfo
-from d2v_plugin.data.batch import Batch
+from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.contracts import StepInfo
+from d2v_plugin.criteria.base import Criterion, ModelT
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.evaluation.predictions import Prediction, Value
 from d2v_plugin.models.base import Features
+from d2v_plugin.scoring.predictions import Prediction, Value
 
 
 @dataclass(kw_only=True)

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from d2v_plugin.criteria.base import LossOutput, StepInfo
+from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.contracts import LossOutput, StepInfo
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
-from d2v_plugin.data.batch import Batch
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.evaluation import scores
-from d2v_plugin.evaluation.predictions import Prediction, Value
 from d2v_plugin.models.base import EncoderModel, Features
 from d2v_plugin.models.pooling import pool_tokens
+from d2v_plugin.scoring import scores
+from d2v_plugin.scoring.predictions import Prediction, Value
 
 ScoreName = Literal[
     "accuracy", "top5_accuracy", "f1", "accuracy_and_f1", "matthews", "pearson", "spearman", "pearson_and_spearman"
@@ -124,7 +124,7 @@ class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
     def compute_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(N,) the loss of each sample, without label smoothing in evaluation.
 
-        :param labels: as in :attr:`d2v_plugin.data.batch.Batch.labels`.
+        :param labels: as in :attr:`d2v_plugin.core.batch.Batch.labels`.
         """
         if self.labels is None:
             return F.mse_loss(logits.squeeze(1), labels.to(logits.dtype), reduction="none")

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from d2v_plugin.criteria.base import LossOutput, StepInfo
+from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.contracts import LossOutput, StepInfo
 from d2v_plugin.criteria.supervised.base import SupervisedConfig
 from d2v_plugin.criteria.supervised.feature_masks import FeatureMaskConfig, MaskedFineTuning
-from d2v_plugin.data.batch import Batch
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.transcripts import is_blank_first, join_symbols
-from d2v_plugin.evaluation.ctc_decoding import BeamSearchConfig, BeamSearchDecoder, Decoder, GreedyDecoder
-from d2v_plugin.evaluation.predictions import Prediction
-from d2v_plugin.evaluation.scores import character_error_rate, word_error_rate
 from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.scoring.ctc_decoding import BeamSearchConfig, BeamSearchDecoder, Decoder, GreedyDecoder
+from d2v_plugin.scoring.predictions import Prediction
+from d2v_plugin.scoring.scores import character_error_rate, word_error_rate
 
 
 @dataclass(kw_only=True)
@@ -99,9 +99,7 @@ class CtcCriterion(MaskedFineTuning):
 
         return [
             Prediction(id, loss, 1, hypothesis, reference)
-            for id, loss, hypothesis, reference in zip(
-                batch.ids.tolist(), losses.tolist(), hypotheses, references, strict=True
-            )
+            for id, loss, hypothesis, reference in zip(batch.ids.tolist(), losses.tolist(), hypotheses, references, strict=True)
         ]
 
     @override

@@ -15,18 +15,18 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from typing_extensions import override
 
-from d2v_plugin.criteria.base import StepInfo
+from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.contracts import StepInfo
+from d2v_plugin.core.random import gaussian, row_keys, uniform
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
-from d2v_plugin.data.batch import Batch, Modality
-from d2v_plugin.masking import gaussian, row_keys, uniform
 from d2v_plugin.models.base import EncoderModel, Features
-from d2v_plugin.models.data2vec import Data2VecModel
-from d2v_plugin.models.frontends.base import LocalFeatures
-from d2v_plugin.models.v1.audio import Data2VecAudioModel
+from d2v_plugin.models.data2vec1.audio import Data2VecAudioModel
+from d2v_plugin.models.data2vec2.frontends.base import LocalFeatures
+from d2v_plugin.models.data2vec2.model import Data2VecModel
 
 
 class _Stream(IntEnum):
-    """Sequences of random numbers beside those of :mod:`d2v_plugin.masking` and :mod:`d2v_plugin.masking_v1`."""
+    """Sequences of random numbers beside those of :mod:`d2v_plugin.masking.base` and :mod:`d2v_plugin.masking.published`."""
 
     FRAMES = 32
     NUM_FRAME_SPANS = 33
@@ -128,7 +128,7 @@ def extract_masked(model: EncoderModel, batch: Batch, step: StepInfo, config: Fe
 def draw_frame_mask(keys: Tensor, num_frames: int, padding_mask: Tensor | None, config: FeatureMaskConfig) -> Tensor:
     """Choose the frames to hide.
 
-    :param keys: (N,) from :func:`d2v_plugin.masking.row_keys`.
+    :param keys: (N,) from :func:`d2v_plugin.core.random.row_keys`.
     :param padding_mask: (N, S), True = padding.
     :returns: (N, S), True = hidden; never padding, and never all of a recording.
     """

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from d2v_plugin.criteria.base import LossOutput, StepInfo
+from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.contracts import LossOutput, StepInfo
+from d2v_plugin.core.random import row_keys, uniform
 from d2v_plugin.criteria.supervised.base import SupervisedConfig
 from d2v_plugin.criteria.supervised.feature_masks import FeatureMaskConfig, MaskedFineTuning
-from d2v_plugin.data.batch import Batch
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.evaluation.predictions import Prediction, Value
-from d2v_plugin.evaluation.scores import mean_average_precision
-from d2v_plugin.masking import row_keys, uniform
 from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.scoring.predictions import Prediction, Value
+from d2v_plugin.scoring.scores import mean_average_precision
 
 # The closest that a probability comes to 1: its complement must have a logarithm.
 _MAX_LOG_PROB = -1e-7

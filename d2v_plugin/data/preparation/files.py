@@ -11,6 +11,7 @@ from pathlib import Path
 from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.data.bad_samples import SampleError
+from d2v_plugin.data.preparation.cache import Known, read_stamp
 from d2v_plugin.data.preparation.common import (
     TRAIN,
     VALID,
@@ -20,7 +21,6 @@ from d2v_plugin.data.preparation.common import (
     work_in_parallel,
     write_manifest,
 )
-from d2v_plugin.data.preparation.known import Known, read_stamp
 from d2v_plugin.data.preparation.packing import pack
 
 FOLDERS = "folders"

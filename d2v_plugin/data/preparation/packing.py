@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from d2v_plugin.data.preparation.known import Known, read_stamp
+from d2v_plugin.data.preparation.cache import Known, read_stamp
 from d2v_plugin.data.shards import ShardWriter
 
 Files = Sequence[tuple[str, Path]]

@@ -1,7 +1,7 @@
 """Checkpoints of a run: written aside with a record of hashes, verified before they are used, resumed on any number of ranks.
 
 ``OUT/checkpoints/step_N`` has the layout of fairseq2's own checkpoints, so that its loaders read the model, plus the record
-(``complete.json``, see :mod:`d2v_plugin.integrity`). Everything in it is plain data and tensors: reading it executes nothing.
+(``complete.json``, see :mod:`d2v_plugin.core.storage`). Everything in it is plain data and tensors: reading it executes nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from fairseq2.utils.threading import ThreadPool
 
 from d2v_plugin.training.checkpoints.manager import VerifiedCheckpointManager
-from d2v_plugin.training.checkpoints.resuming import Resume
+from d2v_plugin.training.checkpoints.resume import Resume
 from d2v_plugin.training.host_group import HostGroup
 
 __all__ = ["Resume", "VerifiedCheckpointManager", "register_checkpoints"]

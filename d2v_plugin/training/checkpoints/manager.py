@@ -18,11 +18,11 @@ from fairseq2.typing import Stateful
 from fairseq2.utils.threading import ThreadPool
 from typing_extensions import override
 
-from d2v_plugin.integrity import RECORD_FILE, FileRecord, Record, read_record, sync_directory, write_record
-from d2v_plugin.models.interop.state import CheckpointError
-from d2v_plugin.training.checkpoints.loading import CheckpointLoader
-from d2v_plugin.training.checkpoints.resuming import Resume, find_resume_point, list_steps
-from d2v_plugin.training.checkpoints.states import reader_file, shard_file, to_plain, trainer_file, write_state
+from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.storage import RECORD_FILE, FileRecord, Record, read_record, sync_directory, write_record
+from d2v_plugin.training.checkpoints.restore import CheckpointLoader
+from d2v_plugin.training.checkpoints.resume import Resume, find_resume_point, list_steps
+from d2v_plugin.training.checkpoints.state_files import reader_file, shard_file, to_plain, trainer_file, write_state
 from d2v_plugin.training.host_group import HostGroup
 
 

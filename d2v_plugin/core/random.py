@@ -1,0 +1,140 @@
+"""Counter-based random numbers on any device; all streams are listed here."""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+from typing import TypeVar
+
+import torch
+from fairseq2.device import Device
+from torch import Tensor
+
+IntT = TypeVar("IntT", int, Tensor)
+
+
+WORD = 0xFFFF_FFFF
+
+
+# The multipliers of the `lowbias32` finaliser (hash-prospector), the second one minus 2^32: modulo 2^32 it is the
+# same number, and its product with a 32-bit word fits into int64.
+MULTIPLIERS = (0x7FEB_352D, 0x846C_A68B - (1 << 32))
+
+
+class Stream(IntEnum):
+    """Independent sequences of random numbers of one key; any other integer is another one."""
+
+    WINDOWS = 0
+    CELLS = 1
+    NOISE = 2
+    DROPOUT = 3
+
+
+def row_keys(seed: int, step: int, ids: Tensor, num_views: int) -> Tensor:
+    """Hash what identifies a row of random numbers.
+
+    :param seed: the run's seed.
+    :param step: the number of the update.
+    :param ids: (N,) int64 ids of the samples.
+    :param num_views: M, the number of masked versions of every sample.
+    :returns: (N·M,) int64 keys of 63 bits; the M views of a sample are adjacent.
+    """
+    views = torch.arange(num_views, device=ids.device)
+
+    def absorb(state: int) -> Tensor:
+        for word in (seed, seed >> 32, step):
+            state = _mix(state ^ (word & WORD))
+
+        samples = _mix(_mix(state ^ (ids & WORD)) ^ (ids >> 32 & WORD))
+
+        # (N, 1), (M) -> (N·M)
+        return _mix(samples[:, None] ^ views).flatten()
+
+    return (absorb(1) >> 1) << 32 | absorb(2)
+
+
+def uniform(keys: Tensor, count: int, *, stream: int) -> Tensor:
+    """Draw (R, count) float32 numbers, uniform in [0, 1) with 24 random bits.
+
+    :param keys: (R,) int64 from :func:`row_keys`.
+    :param stream: different streams of a key are independent.
+    """
+    rows, columns = hash_rows(keys, stream), hash_columns(count, keys.device)
+
+    return (finalise(rows[:, None] ^ columns) >> 8 & 0xFF_FFFF).to(torch.float32).mul_(2.0**-24)
+
+
+def gaussian(keys: Tensor, count: int, *, stream: int) -> Tensor:
+    """Draw (R, count) float32 standard normal numbers.
+
+    One hash gives two numbers by the Box-Muller transform: its low 16 bits the radius (so that no number exceeds 4.9), all of it
+    the angle. On free cores that is faster than :func:`torch.randn`.
+
+    :param keys: (R,) int64 from :func:`row_keys`.
+    :param stream: different streams of a key are independent.
+    """
+    num_pairs = (count + 1) // 2
+
+    rows, columns = hash_rows(keys, stream), hash_columns(num_pairs, keys.device)
+
+    output = torch.empty((keys.size(0), 2, num_pairs), dtype=torch.float32, device=keys.device)
+
+    # Few enough rows at a time for the intermediate results to stay in a CPU's cache; on a GPU, to bound their memory.
+    chunk_size = 2**17 if keys.device.type == "cpu" else 2**24
+
+    num_rows = max(1, chunk_size // max(1, num_pairs))
+
+    for chunk, hashed in zip(torch.split(output, num_rows), torch.split(rows, num_rows), strict=True):
+        bits = finalise(hashed[:, None] ^ columns)
+
+        angle = bits.to(torch.float32).mul_(math.pi / 2**31)
+
+        radius = (bits & 0xFFFF).to(torch.float32).add_(0.5).mul_(2.0**-16).log_().mul_(-2.0).sqrt_()
+
+        torch.mul(radius, angle.cos(), out=chunk[:, 0])
+        torch.mul(radius, angle.sin_(), out=chunk[:, 1])
+
+    return output.flatten(1)[:, :count]
+
+
+def _mix(word: IntT) -> IntT:
+    """Permute the 32-bit words, held in int64 (no product overflows), so that every bit depends on every bit."""
+    word = word ^ word >> 16
+    word = word * MULTIPLIERS[0] & WORD
+    word = word ^ word >> 15
+    word = word * MULTIPLIERS[1] & WORD
+
+    return word ^ word >> 16
+
+
+def finalise(words: Tensor) -> Tensor:
+    """The rest of :func:`_mix`, after its first line, of int32 words in place: half the memory traffic of int64.
+
+    int32 products wrap around on CPUs and on GPUs alike.
+    """
+    words *= MULTIPLIERS[0]
+    words ^= (words >> 15).bitwise_and_(0x1_FFFF)
+    words *= MULTIPLIERS[1]
+    words ^= (words >> 16).bitwise_and_(0xFFFF)
+
+    return words
+
+
+def hash_rows(keys: Tensor, stream: int) -> Tensor:
+    """Words (R,) int32 that differ from row to row: ``finalise(rows[:, None] ^ columns)`` are the bits of all elements."""
+    return _to_int32(_mix(_mix((keys & WORD) ^ _mix(stream + 1 & WORD)) ^ keys >> 32))
+
+
+def hash_columns(count: int, device: Device) -> Tensor:
+    """Words (count,) int32 that differ from column to column."""
+    return _to_int32(_mix(torch.arange(count, device=device)))
+
+
+def _to_int32(words: Tensor) -> Tensor:
+    # A word above 2^31 has no int32; shifting the range is as good a permutation as any.
+    return (words - (1 << 31)).to(torch.int32)
+
+
+def _draw_words(keys: Tensor, count: int, stream: int) -> Tensor:
+    """Draw (R, count) int64 numbers, uniform in [0, 2^32)."""
+    return finalise(hash_rows(keys, stream)[:, None] ^ hash_columns(count, keys.device)).to(torch.int64) + (1 << 31)

@@ -1,0 +1,158 @@
+"""Masked autoencoding: an asymmetric Transformer reconstructs the pixels of masked patches (MAE, arXiv 2111.06377)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo
+from d2v_plugin.criteria.baselines.base import ComparisonCriterion
+from d2v_plugin.criteria.pixels import normalise_patches
+from d2v_plugin.masking.base import MaskSampler, MaskSection
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
+from d2v_plugin.models.data2vec2.encoder import build_blocks
+from d2v_plugin.models.data2vec2.frontends.base import select_tokens
+from d2v_plugin.models.data2vec2.frontends.image import SinusoidalPositions
+from d2v_plugin.models.data2vec2.model import Data2VecModel
+
+
+@dataclass(kw_only=True)
+class MaeMaskSection(MaskSection):
+    """Selects the mask sampler; published is ``random`` with 75 %."""
+
+    name: str = "random"
+
+    config: object = field(default_factory=lambda: {"ratio": 0.75})
+
+
+@dataclass(kw_only=True)
+class MaeConfig:
+    """Settings of ``mae``; the defaults are those of the paper's ViT-B and ViT-L."""
+
+    masking: MaeMaskSection = field(default_factory=MaeMaskSection)
+    """How the masks are drawn."""
+
+    decoder_dim: int = 512
+    """Width of the decoder."""
+
+    decoder_depth: int = 8
+    """Transformer blocks of the decoder."""
+
+    decoder_num_heads: int = 16
+    """Attention heads of the decoder; must divide ``decoder_dim``."""
+
+    def __post_init__(self) -> None:
+        for name in ("decoder_dim", "decoder_depth", "decoder_num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
+        if self.decoder_dim % self.decoder_num_heads:
+            raise ValueError(
+                f"`decoder_num_heads` must divide `decoder_dim` ({self.decoder_dim}), but is {self.decoder_num_heads}."
+            )
+        if self.decoder_dim % 4:
+            raise ValueError(f"`decoder_dim` must be a multiple of 4, for its 2-D positions, but is {self.decoder_dim}.")
+
+
+class MaeCriterion(ComparisonCriterion):
+    """The objective of MAE; owns its decoder.
+
+    The same pixels behind data2vec's own decoder are ``reconstruction_weight: 1`` and ``regression_weight: 0`` of ``data2vec2``.
+    """
+
+    modality = Modality.IMAGE
+    metric_names = ("masked_fraction",)
+    decoder: MaeDecoder
+
+    def __init__(self, config: MaeConfig, sampler: MaskSampler) -> None:
+        super().__init__(sampler)
+        self.config = config
+
+    @override
+    def build_head(self, model: Data2VecModel) -> None:
+        self.decoder = MaeDecoder(self.config, model.config)
+
+    @override
+    def freeze_constants(self) -> None:
+        super().freeze_constants()
+        self.decoder.positions.requires_grad_(False)
+
+    @override
+    def forward(self, model: Data2VecModel, batch: Batch, step: StepInfo, *, mask: Tensor | None = None) -> LossOutput:
+        """
+        :param mask: (N, S), True = masked, equally many in every row; None = drawn from (seed, step, sample id).
+        """
+        frontend = model.frontend(batch.modality)
+        local = frontend.extract_local(batch.inputs)
+        kept, masked = self.draw_masks(self.draw_keys(batch, step), frontend, batch, local.x.size(1), None, mask)
+        x = model.encode_views(frontend, local, kept, masked)
+        predictions = self.decoder(x, kept, masked)
+
+        assert model.config.image is not None
+        pixels = select_tokens(normalise_patches(batch.inputs, model.config.image.patch_size), masked)
+        # Mean over the pixels of a patch, sum over patches.
+        loss = F.mse_loss(predictions.float(), pixels, reduction="sum") / pixels.size(-1)
+
+        metrics = {"masked_fraction": torch.tensor(masked.size(1) / local.x.size(1))}
+
+        return LossOutput(loss, masked.numel(), metrics, Observation(local.x.detach(), predictions=predictions.detach()))
+
+
+class MaeDecoder(nn.Module):
+    """Pre-norm Transformer over all patches: encoded ones where they were kept, one learned token where they were masked."""
+
+    def __init__(self, config: MaeConfig, encoder: Data2VecConfig) -> None:
+        super().__init__()
+        assert encoder.image is not None
+        image, dim = encoder.image, config.decoder_dim
+        transformer = Data2VecConfig(
+            dim=dim,
+            depth=config.decoder_depth,
+            num_heads=config.decoder_num_heads,
+            norm_first=True,
+            norm_eps=1e-6,
+            dropout=0.0,
+            attention_dropout=0.0,
+            post_mlp_dropout=0.0,
+        )
+        self.embed = nn.Linear(encoder.dim, dim)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.positions = SinusoidalPositions(image.image_size // image.patch_size, dim)
+        self.blocks = build_blocks(transformer, transformer.depth, drop_path=(0.0, 0.0), layer_drop=0.0)
+        self.norm = nn.LayerNorm(dim, eps=transformer.norm_eps)
+        self.proj = nn.Linear(dim, image.num_channels * image.patch_size**2)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As published: Xavier's uniform distribution for linear layers, N(0, 0.02) for the mask token."""
+        nn.init.normal_(self.mask_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor, kept: Tensor, masked: Tensor) -> Tensor:
+        """
+        :param x: (N, X + S - K, D) the encoder's output, extra tokens first.
+        :param kept: (N, S - K)
+        :param masked: (N, K)
+        :returns: (N, K, P·P·C)
+        """
+        x = self.embed(x)
+        num_extra = x.size(1) - kept.size(1)
+        extra, x = x[:, :num_extra], x[:, num_extra:]
+
+        # (N, S - K, D) and (N, K, D) -> (N, S, D)
+        order = torch.cat([kept, masked], dim=1).argsort(dim=1)
+        x = torch.cat([x, self.mask_token.to(x.dtype).expand(*masked.shape, -1)], dim=1)
+        x = select_tokens(x, order) + self.positions.positions.to(x.dtype)
+
+        x = torch.cat([extra, x], dim=1)
+        for block in self.blocks:
+            x, _ = block(x)
+
+        return self.proj(self.norm(select_tokens(x[:, num_extra:], masked)))  # type: ignore[no-any-return]

@@ -1,0 +1,157 @@
+"""Masked language modelling (BERT, arXiv 1810.04805) with RoBERTa's head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.contracts import LossOutput, StepInfo
+from d2v_plugin.criteria.baselines.base import ComparisonCriterion
+from d2v_plugin.masking.base import MaskSampler, MaskSection
+from d2v_plugin.masking.published import corrupt_tokens
+from d2v_plugin.models.data2vec2.frontends.base import select_tokens
+from d2v_plugin.models.data2vec2.frontends.text import TokenEmbedding
+from d2v_plugin.models.data2vec2.model import Data2VecModel
+
+
+@dataclass(kw_only=True)
+class MaskedLMMaskSection(MaskSection):
+    """Selects the mask sampler; published is ``random`` with 15 %."""
+
+    name: str = "random"
+
+    config: object = field(default_factory=lambda: {"ratio": 0.15})
+
+
+@dataclass(kw_only=True)
+class MaskedLMConfig:
+    """Settings of ``masked_lm``; the defaults are those of BERT and RoBERTa."""
+
+    masking: MaskedLMMaskSection = field(default_factory=MaskedLMMaskSection)
+    """How the predicted positions are drawn."""
+
+    random_tokens: float = 0.1
+    """Share of the predicted positions that get a random token instead of ``<mask>``."""
+
+    kept_tokens: float = 0.1
+    """Share of the predicted positions that keep their token."""
+
+    mask_idx: int | None = None
+    """Token id of ``<mask>``; None = the last of the vocabulary."""
+
+    num_special_tokens: int = 4
+    """Smaller ids are never put in as random tokens."""
+
+    def __post_init__(self) -> None:
+        if min(self.random_tokens, self.kept_tokens) < 0.0 or self.random_tokens + self.kept_tokens > 1.0:
+            raise ValueError(
+                "`random_tokens` and `kept_tokens` must be at least 0 and at most 1 together, but are "
+                f"{self.random_tokens} and {self.kept_tokens}."
+            )
+
+
+class MaskedLMCriterion(ComparisonCriterion):
+    """The objective of BERT; owns the head."""
+
+    modality = Modality.TEXT
+    metric_names = ("accuracy", "masked_fraction")
+    head: LMHead
+
+    def __init__(self, config: MaskedLMConfig, sampler: MaskSampler) -> None:
+        super().__init__(sampler)
+        self.config = config
+
+    @override
+    def build_head(self, model: Data2VecModel) -> None:
+        assert model.config.text is not None
+        vocab_size = model.config.text.vocab_size
+        self.mask_idx = vocab_size - 1 if self.config.mask_idx is None else self.config.mask_idx
+        if not 0 <= self.mask_idx < vocab_size:
+            raise ValueError(f"`mask_idx` must be a token id below `vocab_size` ({vocab_size}), but is {self.mask_idx}.")
+        if not 0 <= self.config.num_special_tokens < vocab_size - 1:
+            raise ValueError(
+                f"`num_special_tokens` must leave words in a vocabulary of {vocab_size}, but is {self.config.num_special_tokens}."
+            )
+        self.head = LMHead(model.config.dim, vocab_size)
+
+    @override
+    def forward(
+        self,
+        model: Data2VecModel,
+        batch: Batch,
+        step: StepInfo,
+        *,
+        mask: Tensor | None = None,
+        corrupted: Tensor | None = None,
+    ) -> LossOutput:
+        """
+        :param mask: (N, S), True = predicted, equally many in every row; None = drawn from (seed, step, sample id).
+        :param corrupted: (N, S) what the model sees; None = drawn likewise.
+        """
+        tokens = batch.inputs
+        keys = self.draw_keys(batch, step)
+        _, masked = self.draw_masks(keys, model.frontend(), batch, tokens.size(1), batch.padding_mask, mask)
+        if corrupted is None:
+            corrupted = self._corrupt(tokens, masked, keys)
+
+        x = select_tokens(model.extract_features(corrupted, batch.padding_mask).x, masked)
+        embedding = model.frontend().local_encoder
+        assert isinstance(embedding, TokenEmbedding)
+        # (N, K, V) -> (N·K, V)
+        logits = self.head(x, embedding.embed_tokens.weight).flatten(0, 1).float()
+        targets = tokens.gather(1, masked).flatten()
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+
+        metrics = {
+            "accuracy": (logits.detach().argmax(dim=-1) == targets).float().mean(),
+            "masked_fraction": torch.tensor(masked.size(1) / tokens.size(1)),
+        }
+
+        return LossOutput(loss, masked.numel(), metrics)
+
+    def _corrupt(self, tokens: Tensor, masked: Tensor, keys: Tensor) -> Tensor:
+        """(N, S): ``<mask>``, a random or the original token at the predicted positions."""
+        config = self.config
+        mask = torch.zeros_like(tokens, dtype=torch.bool).scatter_(1, masked, True)
+        vocab_size = self.head.bias.numel()
+        # `<mask>` is no word; where it is not the last of the vocabulary, fairseq takes the chance.
+        end = vocab_size - 1 if self.mask_idx == vocab_size - 1 else vocab_size
+
+        return corrupt_tokens(
+            tokens.masked_fill(mask, self.mask_idx),
+            tokens,
+            mask,
+            keys,
+            words=(config.num_special_tokens, end),
+            random_share=config.random_tokens,
+            kept_share=config.kept_tokens,
+        )
+
+
+class LMHead(nn.Module):
+    """Linear layer, GELU, norm, then the token embeddings as output weights."""
+
+    def __init__(self, dim: int, vocab_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.bias = nn.Parameter(torch.empty(vocab_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.dense.weight, std=0.02)
+        nn.init.zeros_(self.dense.bias)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """
+        :param x: (..., D)
+        :param embedding: (V, D), shared with the input.
+        :returns: (..., V)
+        """
+        return F.linear(self.norm(F.gelu(self.dense(x))), embedding, self.bias)

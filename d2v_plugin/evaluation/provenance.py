@@ -1,0 +1,116 @@
+"""What a checkpoint comes from: the task, the dataset, the criterion and the labels of its run.
+
+The training recipe writes them beside the checkpoints, as ``checkpoints/origin.yaml``, so that a folder of checkpoints can be
+evaluated by itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from fairseq2.recipe.error import RecipeError
+from fairseq2.utils.structured import StandardValueConverter
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.weights.sources import find_step
+
+ORIGIN_FILE: Final = "origin.yaml"
+
+SECTIONS: Final = ("task", "dataset", "criterion")
+"""Sections of a training recipe, which :class:`d2v_plugin.verbs.evaluate.config.EvaluateConfig` has, too."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How the model of a checkpoint was trained."""
+
+    sections: Mapping[str, Any]
+    """``task``, ``dataset`` and ``criterion`` as plain data."""
+
+    labels: LabelSet | None
+    """What the model predicts; None = no labels, or numbers."""
+
+
+def describe_origin(config: object, labels: LabelSet | None) -> Origin:
+    """The origin of what a training recipe trains.
+
+    :param config: has the sections as attributes.
+    """
+    sections = {name: StandardValueConverter().unstructure(getattr(config, name)) for name in SECTIONS}
+
+    # The evaluation may be started elsewhere.
+    return Origin({**sections, "dataset": _make_absolute(sections["dataset"])}, labels)
+
+
+def write_origin(checkpoints: Path, origin: Origin) -> None:
+    """Write the file, at once."""
+    content = {**origin.sections, "labels": None if origin.labels is None else list(origin.labels.names)}
+    path = checkpoints / ORIGIN_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        YAML(typ="safe", pure=True).dump(content, file)
+    aside.replace(path)
+
+
+def find_origin(path: str | Path) -> Origin | None:
+    """The origin of a checkpoint, given as for :func:`d2v_plugin.load`; None if it is not one of a run.
+
+    :raises CheckpointError: the file is damaged.
+    """
+    step = find_step(path)
+    if step is None or not (step.parent / ORIGIN_FILE).is_file():
+        return None
+
+    return read_origin(step.parent)
+
+
+def read_origin(checkpoints: Path) -> Origin:
+    """
+    :raises CheckpointError: the file cannot be read.
+    """
+    path = checkpoints / ORIGIN_FILE
+    try:
+        content = YAML(typ="safe", pure=True).load(path)
+    except (OSError, YAMLError) as ex:
+        raise CheckpointError(f"{path} cannot be read: {ex}") from ex
+    if not isinstance(content, dict) or any(name not in content for name in (*SECTIONS, "labels")):
+        raise CheckpointError(f"{path} does not say {', '.join((*SECTIONS, 'labels'))}.")
+    labels = content["labels"]
+
+    return Origin({name: content[name] for name in SECTIONS}, None if labels is None else LabelSet(labels))
+
+
+def check_labels(checkpoints: Path, labels: LabelSet | None) -> None:
+    """Whether a run that goes on finds the labels that it began with.
+
+    :raises RecipeError: it does not; the head's outputs would change their meaning.
+    """
+    if not (checkpoints / ORIGIN_FILE).is_file():
+        return
+    began = read_origin(checkpoints).labels
+    before, now = ([] if found is None else list(found.names) for found in (began, labels))
+    if before != now:
+        changed = sorted(set(before) ^ set(now)) or ["their order"]
+        raise RecipeError(
+            f"The dataset's labels are not those that the run in {checkpoints} began with: {len(before)} then, {len(now)} now; "
+            f"what differs: {', '.join(changed[:5])}. Start a new run."
+        )
+
+
+def _make_absolute(value: Any) -> Any:
+    """Whatever is called ``path``, and is one."""
+    if not isinstance(value, Mapping):
+        return value
+
+    return {
+        key: os.path.abspath(item) if key == "path" and isinstance(item, str | Path) else _make_absolute(item)
+        for key, item in value.items()
+    }

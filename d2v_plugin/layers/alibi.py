@@ -1,0 +1,51 @@
+"""Symmetric attention biases by distance (ALiBi) with a learned scale, on the positions of the kept tokens."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from fairseq2.device import Device
+from torch import Tensor
+
+
+def alibi_slopes(num_heads: int, device: Device | None = None) -> Tensor:
+    """The slope of each head (H): a geometric series for powers of two, interpolated otherwise (ALiBi, section 3)."""
+    power = 1 << (num_heads.bit_length() - 1)
+    series = torch.arange(1, power + 1, device=device) * (8 / power)
+    between = torch.arange(num_heads - power, device=device) * (8 / power) + 4 / power
+
+    return torch.exp2(-torch.cat([series, between]))
+
+
+def token_distances(positions: Tensor, grid_width: int | None, metric: str) -> Tensor:
+    """Pairwise distances of tokens.
+
+    :param positions: (R, K) index of each token in the full sequence, row-major for images.
+    :param grid_width: width of the grid of patches; None for sequences.
+    :returns: (R, K, K) fp32.
+    """
+    if grid_width is None:
+        return (positions.unsqueeze(-1) - positions.unsqueeze(-2)).abs().float()
+
+    # (R, K) -> (R, K, 2)
+    points = torch.stack([positions // grid_width, positions % grid_width], dim=-1).float()
+
+    # The matrix product that cdist may use instead loses the exactness of small integers.
+    return torch.cdist(points, points, p=1.0 if metric == "manhattan" else 2.0, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def attention_biases(distances: Tensor, scale: Tensor, *, num_layers: int, num_heads: int, num_extra_tokens: int) -> list[Tensor]:
+    """The bias of each layer; extra tokens are at distance 0 from everything.
+
+    :param distances: (R, K, K)
+    :param scale: (1 or L, 1, H or 1, 1, 1); negative values act as 0. With one for all layers the bias is built once.
+    :returns: L biases (R, H, X + K, X + K).
+    """
+    slopes = alibi_slopes(num_heads, distances.device).view(-1, 1, 1)
+    if num_extra_tokens > 0:
+        distances = F.pad(distances, (num_extra_tokens, 0, num_extra_tokens, 0))
+
+    # (L, 1, H, 1, 1) x (R, 1, K, K) -> L x (R, H, K, K)
+    biases = [-slopes * scale_of_layer.clamp_min(0.0) * distances.unsqueeze(1) for scale_of_layer in scale]
+
+    return biases * num_layers if len(biases) == 1 else biases

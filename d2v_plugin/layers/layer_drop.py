@@ -1,0 +1,55 @@
+"""Layer drop: in training whole blocks are left out at random (arXiv 1909.11556).
+
+Which ones is drawn once per update, from its number and the run's seed: all ranks and all forward passes of an update leave out
+the same, so that neither the number of ranks nor gradient accumulation changes what is computed. The block is computed in any
+case, which keeps the autograd graph the same in every update, as data parallelism wants it.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from d2v_plugin.core.random import row_keys, uniform
+
+if TYPE_CHECKING:
+    from d2v_plugin.core.contracts import StepInfo
+
+
+class _Stream(IntEnum):
+    """A sequence of random numbers beside those of :mod:`d2v_plugin.masking.base`."""
+
+    LAYERS = 64
+
+
+class LayerDrop(nn.Module):
+    """Chooses between the output of a block and its input."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.draw: Tensor | None = None
+
+    def forward(self, x: Tensor, skipped: Tensor) -> Tensor:
+        """
+        :param x: the block's output.
+        :param skipped: its input.
+        """
+        if not self.training or self.rate == 0.0:
+            return x
+        # Outside of a training step nobody draws.
+        draw = torch.rand((), device=x.device) if self.draw is None else self.draw
+
+        return torch.where(draw >= self.rate, x, skipped)
+
+
+def draw_layers(model: nn.Module, step: StepInfo, device: torch.device) -> None:
+    """Draw which blocks this update leaves out."""
+    layers = [module for module in model.modules() if isinstance(module, LayerDrop) and module.training and module.rate > 0.0]
+    if layers:
+        keys = row_keys(step.seed, step.number, torch.arange(len(layers), device=device), num_views=1)
+        for layer, draw in zip(layers, uniform(keys, 1, stream=_Stream.LAYERS).flatten(), strict=True):
+            layer.draw = draw

@@ -1,0 +1,162 @@
+"""The configuration of a data2vec 1.0 model: one modality, one Transformer over the full sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from d2v_plugin.core.batch import Modality
+
+
+@dataclass(kw_only=True)
+class Audio1Config:
+    """Waveforms at 16 kHz: the convolutions of wav2vec 2.0, relative positions by convolution, post-norm blocks."""
+
+    conv_layers: list[tuple[int, int, int]] = field(
+        default_factory=lambda: [(512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2]
+    )
+    """(channels, kernel size, stride) of each convolution, in samples and frames."""
+
+    conv_norm: Literal["layer_norm", "group_norm"] = "layer_norm"
+    """Layer norm after every convolution, or group norm after the first only."""
+
+    position_width: int = 95
+    """Receptive field of the position convolutions together, in frames."""
+
+    position_groups: int = 16
+    """Groups of the position convolutions."""
+
+    position_depth: int = 5
+    """Number of position convolutions; each has kernel size max(3, position_width // position_depth)."""
+
+    local_grad_scale: float = 1.0
+    """Factor of the gradient that reaches the convolutions over the waveform; 0 freezes them without computing any."""
+
+    input_dropout: float = 0.0
+    """Dropout on the projected features that the student sees; the teacher gets them without."""
+
+    @property
+    def position_kernel(self) -> int:
+        """Kernel size of each position convolution."""
+        return max(3, self.position_width // self.position_depth)
+
+
+@dataclass(kw_only=True)
+class Text1Config:
+    """Token ids with learned positions, post-norm blocks."""
+
+    vocab_size: int = 50265
+    """Number of token embeddings (50,260 of GPT-2's BPE, four special ones and ``<mask>``)."""
+
+    pad_idx: int = 1
+    """Token id of padding."""
+
+    mask_idx: int | None = None
+    """Token id of ``<mask>``; None = the last one."""
+
+    num_special_tokens: int = 4
+    """Ids below this are special (``<s>``, ``<pad>``, ``</s>``, ``<unk>``) and never put in place of a masked token."""
+
+    max_positions: int = 512
+    """Longest sequence, in tokens."""
+
+
+@dataclass(kw_only=True)
+class Image1Config:
+    """Square images cut into square patches, a CLS token, relative positions, pre-norm blocks with LayerScale (BEiT)."""
+
+    image_size: int = 224
+    """Height and width, in pixels."""
+
+    patch_size: int = 16
+    """Height and width of a patch, in pixels."""
+
+    num_channels: int = 3
+    """Channels of the images."""
+
+    layer_scale: float | None = 1e-4
+    """What the learned scales of the residual branches start from; None = there are none."""
+
+    relative_positions: Literal["shared", "per_layer", "none"] = "shared"
+    """One table of attention biases by relative position for all blocks, one for each (BEiT's fine-tuned models), or none."""
+
+    final_norm: bool = True
+    """Norm after the last block; fine-tuned models that average the patches have none."""
+
+
+@dataclass(kw_only=True)
+class Data2Vec1ModelConfig:
+    """A model of one modality: exactly one of ``audio``, ``text`` and ``image`` must be given."""
+
+    audio: Audio1Config | None = None
+    """Speech model."""
+
+    text: Text1Config | None = None
+    """Text model."""
+
+    image: Image1Config | None = None
+    """Vision model."""
+
+    dim: int = 768
+    """Width of the Transformer."""
+
+    ffn_dim: int = 3072
+    """Hidden width of the feed-forward layers."""
+
+    depth: int = 12
+    """Number of Transformer blocks."""
+
+    num_heads: int = 12
+    """Attention heads; must divide ``dim``."""
+
+    norm_eps: float = 1e-5
+    """Epsilon of the norms, except those of the convolutions over the waveform (1e-5)."""
+
+    dropout: float = 0.1
+    """Dropout on the embeddings (audio, text) and after attention and feed-forward layers."""
+
+    attention_dropout: float = 0.1
+    """Dropout of the attention weights."""
+
+    activation_dropout: float = 0.0
+    """Dropout inside the feed-forward layers (audio, text)."""
+
+    layer_drop: float = 0.0
+    """Probability of skipping a block in training (audio, text)."""
+
+    drop_path: float = 0.0
+    """Stochastic depth of the last block, from 0 at the first, linear in between (images)."""
+
+    head_layers: int = 1
+    """Linear layers of the prediction head; 0 = none, the encoder's output is the prediction. More than one: GELU in between
+    and twice the width."""
+
+    original_padding: bool = False
+    """Audio: reproduce the original's handling of padding. It sets padded frames to zero once, before the first position
+    convolution, so that the *amount* of padding changes the last valid frames, and includes padding in the statistics of
+    targets. Ours acts as if nothing followed the sample."""
+
+    @property
+    def frontends(self) -> dict[Modality, Audio1Config | Text1Config | Image1Config]:
+        """The configuration of the modality that the model has."""
+        candidates = {Modality.TEXT: self.text, Modality.AUDIO: self.audio, Modality.IMAGE: self.image}
+
+        return {modality: config for modality, config in candidates.items() if config is not None}
+
+    @property
+    def modality(self) -> Modality:
+        """The modality of the model."""
+        return next(iter(self.frontends))
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("audio", "text", "image") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"Exactly one of `audio`, `text` and `image` must be given, but {' and '.join(given)} are.")
+        if self.dim % self.num_heads:
+            raise ValueError(f"`num_heads` must divide `dim` ({self.dim}), but is {self.num_heads}.")
+        if self.head_layers < 0:
+            raise ValueError(f"`head_layers` must be at least 0, but is {self.head_layers}.")
+        if self.head_layers > 1 and self.text is None:
+            raise ValueError(f"`head_layers` must be 0 or 1 for audio and images, but is {self.head_layers}.")
+        if self.image is not None and self.image.image_size % self.image.patch_size:
+            raise ValueError(f"`patch_size` must divide `image_size` ({self.image.image_size}), but is {self.image.patch_size}.")

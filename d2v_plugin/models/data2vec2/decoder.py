@@ -1,0 +1,82 @@
+"""The convolutional decoder, 1-D for sequences and 2-D for images (data2vec 2.0, section 3.2)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from d2v_plugin.layers.convolution import ConvBlock
+from d2v_plugin.layers.dropout import Dropout
+from d2v_plugin.models.data2vec2.config import DecoderConfig
+
+
+class ConvDecoder(nn.Module):
+    """Predicts the teacher's representation of every token from the kept ones and noise.
+
+    :meth:`convolve` and :meth:`project` are apart because only the masked tokens need the projection.
+    """
+
+    def __init__(self, config: DecoderConfig, dim: int, *, num_spatial_dims: int) -> None:
+        """
+        :param dim: width of the encoder.
+        :param num_spatial_dims: 1 for sequences, 2 for square images.
+        """
+        super().__init__()
+        conv_kls = nn.Conv1d if num_spatial_dims == 1 else nn.Conv2d
+        self.input_dropout = Dropout(config.input_dropout)
+        self.blocks = nn.ModuleList(
+            ConvBlock(
+                conv_kls(
+                    dim if i == 0 else config.dim,
+                    config.dim,
+                    config.kernel_size,
+                    padding=config.kernel_size // 2,
+                    groups=config.num_groups,
+                )
+            )
+            for i in range(config.num_layers)
+        )
+        self.proj = _build_projection(config, dim)
+        self.num_spatial_dims = num_spatial_dims
+        self.residual = config.residual
+
+    def convolve(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """
+        :param x: (R, S, D)
+        :param padding_mask: (R, S); padded positions act as the zero padding behind a shorter sequence.
+        :returns: (R, S, C)
+        """
+        rows, length, _ = x.shape
+        if self.num_spatial_dims == 2:
+            # (R, S, D) -> (R, H, W, D)
+            side = round(length**0.5)
+            x = x.view(rows, side, side, -1)
+
+        for block in self.blocks:
+            if padding_mask is not None:
+                x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
+            residual = x
+            x = block(x)
+            if self.residual and residual.size(-1) == x.size(-1):
+                x = x + residual
+
+        return x.view(rows, length, -1)
+
+    def project(self, x: Tensor) -> Tensor:
+        """
+        :param x: (..., C)
+        :returns: (..., D)
+        """
+        return self.proj(x)  # type: ignore[no-any-return]
+
+
+def _build_projection(config: DecoderConfig, dim: int) -> nn.Module:
+    if config.projection_layers == 1:
+        return nn.Linear(config.dim, dim)
+
+    layers: list[nn.Module] = []
+    in_dim, hidden_dim = config.dim, int(config.dim * config.projection_ratio)
+    for _ in range(config.projection_layers - 1):
+        layers += [nn.Linear(in_dim, hidden_dim), nn.GELU()]
+        in_dim = hidden_dim
+
+    return nn.Sequential(*layers, nn.Linear(in_dim, dim))

@@ -1,0 +1,77 @@
+"""Creation, initialisation and registration of the model family ``data2vec``."""
+
+from __future__ import annotations
+
+from fairseq2.composition import register_model_family
+from fairseq2.runtime.config_registry import ConfigRegistrar
+from fairseq2.runtime.dependency import DependencyContainer
+from torch import nn
+
+from d2v_plugin.models.base import drop_criterion
+from d2v_plugin.models.data2vec1.factory import register_models_v1
+from d2v_plugin.models.data2vec2.archs import ARCHS
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
+from d2v_plugin.models.data2vec2.frontends.audio import AudioFrontend
+from d2v_plugin.models.data2vec2.frontends.image import ImageFrontend, PatchEmbedding
+from d2v_plugin.models.data2vec2.model import Data2VecModel
+from d2v_plugin.models.parallel import apply_activation_checkpointing, apply_fsdp, compile_blocks
+
+FAMILY = "data2vec"
+
+
+def register_models(container: DependencyContainer) -> None:
+    """Register the model family and its archs."""
+    register_model_family(
+        container,
+        FAMILY,
+        Data2VecModel,
+        Data2VecConfig,
+        factory=create_model,
+        state_dict_converter=drop_criterion,
+        compiler=compile_blocks,
+        fsdp_applier=apply_fsdp,
+        layerwise_ac_applier=apply_activation_checkpointing,
+    )
+    arch = ConfigRegistrar(container, Data2VecConfig)
+    for name, config in ARCHS.items():
+        arch(name)(config)
+    register_models_v1(container)
+
+
+def create_model(config: Data2VecConfig) -> Data2VecModel:
+    """A new model with the original's initialisation."""
+    model = Data2VecModel(config)
+    initialise(model, mae_init=config.mae_init)
+
+    return model
+
+
+def initialise(model: Data2VecModel, *, mae_init: bool = False) -> None:
+    """BERT's initialisation, then what the modalities do differently; convolutions keep PyTorch's unless named here."""
+    for module in model.modules():
+        match module:
+            case nn.Linear() if mae_init:
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            case nn.Linear():
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            case nn.Embedding():
+                nn.init.normal_(module.weight, std=0.02)
+                if module.padding_idx is not None and not module.weight.is_meta:
+                    nn.init.zeros_(module.weight[module.padding_idx])
+            case PatchEmbedding():
+                nn.init.xavier_uniform_(module.proj.weight.flatten(1))
+
+    for frontend in model.modality_encoders.values():
+        if isinstance(frontend, AudioFrontend) and frontend.project_features is not None:
+            frontend.project_features[2].reset_parameters()  # type: ignore[index]
+        if isinstance(frontend, AudioFrontend | ImageFrontend) and frontend.decoder is not None:
+            for module in frontend.decoder.proj.modules():
+                if isinstance(module, nn.Linear):
+                    module.reset_parameters()
+    if model.shared_decoder is not None:
+        for module in model.shared_decoder.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)

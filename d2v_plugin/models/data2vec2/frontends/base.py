@@ -1,0 +1,211 @@
+"""What the frontends of all modalities share: raw input -> local features -> tokens in context."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from fairseq2.nn.utils.grad import scale_grad
+from torch import Tensor, nn
+
+from d2v_plugin.layers.alibi import attention_biases, token_distances
+from d2v_plugin.models.data2vec2.config import Data2VecConfig, FrontendConfig
+from d2v_plugin.models.data2vec2.decoder import ConvDecoder
+from d2v_plugin.models.data2vec2.encoder import ContextEncoder
+
+
+@dataclass
+class LocalFeatures:
+    """The frontend's view of each token by itself; computed once per sample, whatever the number of views."""
+
+    x: Tensor
+    """(N, S, D)"""
+
+    padding_mask: Tensor | None
+    """(N, S), True = padding; None = nothing is padded."""
+
+
+@dataclass
+class Tokens:
+    """The input of the shared blocks."""
+
+    x: Tensor
+    """(R, X + K, D): extra tokens, then the kept ones."""
+
+    biases: list[Tensor | None]
+    """For each shared block what :class:`d2v_plugin.models.data2vec2.encoder.Attention` takes as bias."""
+
+
+class Frontend(nn.Module, ABC):
+    """One modality's part of the model; the names of its modules are the original's.
+
+    :meth:`extract_local` sees each sample once; :meth:`contextualise` sees each view, and in it only the kept tokens
+    (data2vec 2.0, section 3.1).
+    """
+
+    local_encoder: nn.Module | None
+    project_features: nn.Module | None
+    context_encoder: ContextEncoder
+    decoder: ConvDecoder | None
+
+    def __init__(self, config: Data2VecConfig, frontend: FrontendConfig, *, context_norm: bool, num_spatial_dims: int) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.num_layers = frontend.prenet_depth + config.depth
+        self.prenet_depth = frontend.prenet_depth
+        self.num_extra_tokens = frontend.num_extra_tokens
+        self.init_extra_tokens_zero = frontend.init_extra_tokens_zero
+        self.local_grad_scale = frontend.local_grad_scale
+        self.alibi = frontend.alibi
+        self.original_padding = config.original_padding
+
+        self.context_encoder = ContextEncoder(
+            config,
+            frontend.prenet_depth,
+            norm=context_norm,
+            dropout=frontend.prenet_dropout,
+            drop_path=frontend.prenet_drop_path,
+            layer_drop=frontend.prenet_layer_drop,
+        )
+        self.decoder = (
+            None if frontend.decoder is None else ConvDecoder(frontend.decoder, config.dim, num_spatial_dims=num_spatial_dims)
+        )
+        if frontend.num_extra_tokens > 0:
+            self.extra_tokens = nn.Parameter(torch.empty(1, frontend.num_extra_tokens, config.dim))
+        if frontend.alibi is not None:
+            num_scales = self.num_layers if frontend.alibi.per_layer else 1
+            num_scaled_heads = config.num_heads if frontend.alibi.per_head else 1
+            self.alibi_scale = nn.Parameter(torch.empty(num_scales, 1, num_scaled_heads, 1, 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise the parameters that no child module owns."""
+        if self.num_extra_tokens > 0:
+            nn.init.normal_(self.extra_tokens)
+            if self.init_extra_tokens_zero:
+                nn.init.zeros_(self.extra_tokens[:, :1])
+        if self.alibi is not None:
+            nn.init.constant_(self.alibi_scale, self.alibi.initial_scale)
+
+    def freeze_constants(self) -> None:
+        """Exclude from training what is a parameter only by name."""
+        if self.alibi is not None and not self.alibi.learned_scale:
+            self.alibi_scale.requires_grad_(False)
+
+    def extract_local(self, inputs: Tensor, padding_mask: Tensor | None = None) -> LocalFeatures:
+        """Encode every token by itself.
+
+        :param inputs: waveforms (N, T), images (N, C, H, W) or token ids (N, S).
+        :param padding_mask: True = padding, at the resolution of the input.
+        """
+        return self.project_local(self.encode_local(inputs), padding_mask)
+
+    def encode_local(self, inputs: Tensor) -> Tensor:
+        """The first half of :meth:`extract_local`: what the local encoder computes, (N, S, C)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.local_grad_scale > 0.0):
+            x = self._encode_local(inputs)
+            if 0.0 < self.local_grad_scale != 1.0:
+                x = scale_grad(x, self.local_grad_scale)
+
+        return x
+
+    def project_local(self, x: Tensor, padding_mask: Tensor | None = None) -> LocalFeatures:
+        """The second half of :meth:`extract_local`: from the local encoder's channels to the model's width."""
+        if self.project_features is not None:
+            x = self.project_features(x)
+
+        return LocalFeatures(x, self._downsample_padding(padding_mask, x.size(1)))
+
+    def contextualise(self, local: LocalFeatures, kept: Tensor | None = None, masked: Tensor | None = None) -> Tokens:
+        """Add positions, drop the masked tokens and run the prenet.
+
+        :param local: N samples.
+        :param kept: (N·M, K) positions of the kept tokens of M views per sample, the views of a sample adjacent;
+            None = one view that keeps everything.
+        :param masked: (N·M, S - K) the other positions.
+        """
+        if kept is None or masked is None:
+            x, padding_mask = self._add_positions(local.x, local.padding_mask), local.padding_mask
+        else:
+            x, padding_mask = self._keep_tokens(local, kept, masked)
+        positions = kept if kept is not None else torch.arange(x.size(1), device=x.device).unsqueeze(0)
+
+        if self.num_extra_tokens > 0:
+            x = torch.cat([self.extra_tokens.to(x.dtype).expand(x.size(0), -1, -1), x], dim=1)
+        biases = self._build_biases(positions, padding_mask)
+        x = self.context_encoder(x, biases[: self.prenet_depth])
+
+        return Tokens(x, biases[self.prenet_depth :])
+
+    @abstractmethod
+    def _encode_local(self, inputs: Tensor) -> Tensor:
+        """Raw input -> (N, S, C)."""
+
+    @abstractmethod
+    def _downsample_padding(self, padding_mask: Tensor | None, length: int) -> Tensor | None:
+        """The padding mask at the resolution of the tokens, (N, S)."""
+
+    def output_length(self, input_length: int) -> int:
+        """Number of tokens that an input of this length (samples or token ids) gives."""
+        return input_length
+
+    def _add_positions(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
+        return x
+
+    def _keep_tokens(self, local: LocalFeatures, kept: Tensor, masked: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Kept tokens (N·M, K, D) with positions, and their padding mask."""
+        x = self._add_positions(local.x, local.padding_mask)
+
+        return select_tokens(x, kept), self._select_padding(local.padding_mask, kept)
+
+    def _select_padding(self, padding_mask: Tensor | None, kept: Tensor) -> Tensor | None:
+        return None if padding_mask is None else select_tokens(padding_mask.unsqueeze(-1), kept).squeeze(-1)
+
+    def _build_biases(self, positions: Tensor, padding_mask: Tensor | None) -> list[Tensor | None]:
+        """The attention bias of every block of this frontend and of the shared encoder."""
+        if padding_mask is not None:
+            if self.num_extra_tokens > 0:
+                no_padding = padding_mask.new_zeros(padding_mask.size(0), self.num_extra_tokens)
+                padding_mask = torch.cat([no_padding, padding_mask], dim=1)
+            # (R, X + K) -> (R, 1, 1, X + K)
+            padding_mask = padding_mask[:, None, None, :]
+
+        if self.alibi is None:
+            return [None if padding_mask is None else ~padding_mask] * self.num_layers
+
+        with torch.autocast(positions.device.type, enabled=False):
+            biases = attention_biases(
+                token_distances(positions, self._grid_width, self.alibi.distance),
+                self.alibi_scale,
+                num_layers=self.num_layers,
+                num_heads=self.num_heads,
+                num_extra_tokens=self.num_extra_tokens,
+            )
+        if padding_mask is None:
+            return list(biases)
+
+        masked_biases: dict[int, Tensor] = {}
+        for bias in biases:
+            if id(bias) not in masked_biases:
+                masked_biases[id(bias)] = bias.masked_fill(padding_mask, -torch.inf)
+
+        return [masked_biases[id(bias)] for bias in biases]
+
+    @property
+    def _grid_width(self) -> int | None:
+        return None
+
+
+def select_tokens(x: Tensor, positions: Tensor) -> Tensor:
+    """Gather tokens of each sample for each of its views.
+
+    :param x: (N, S, D) or (N·M, S, D)
+    :param positions: (N·M, K); the views of a sample are adjacent.
+    :returns: (N·M, K, D)
+    """
+    num_samples, length = x.shape[:2]
+    num_views = positions.size(0) // num_samples
+    first = torch.arange(num_samples, device=x.device).repeat_interleave(num_views) * length
+
+    return x.flatten(0, 1).index_select(0, (positions + first.unsqueeze(-1)).flatten()).view(*positions.shape, x.size(-1))

@@ -1,0 +1,55 @@
+"""Representations in numbers: deviation, effective rank, variation within samples."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Signs(NamedTuple):
+    """What is measured of a set of representations."""
+
+    deviation: float
+    """Standard deviation over all tokens, over their root mean square: 0 if they are equal, 1 if their mean is zero."""
+
+    rank: float
+    """Effective number of dimensions that they vary in: exp(entropy of the normalised singular values) (arXiv 2210.02885)."""
+
+    variation: float
+    """Share of the variance that lies within samples: 0 if each sample is constant over its positions; NaN = unknown."""
+
+
+@torch.no_grad()
+def describe(x: Tensor, padding_mask: Tensor | None = None) -> Signs:
+    """Measure a small set of representations, on the host and in fp64: rounding would look like further dimensions.
+
+    :param x: (R, S, D)
+    :param padding_mask: (R, S), True = padding.
+    """
+    x = x.cpu().double()
+    valid = torch.ones_like(x[..., :1]) if padding_mask is None else (~padding_mask).unsqueeze(-1).cpu().double()
+    x = x * valid
+
+    # (R, S, D) -> (D), (R, 1, D)
+    mean = x.sum(dim=(0, 1)) / valid.sum()
+    row_means = x.sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp(min=1.0)
+    centred = ((x - mean) * valid).flatten(0, 1)
+    total, within = centred.square().sum(), ((x - row_means) * valid).square().sum()
+    if not total > 0.0:
+        return Signs(deviation=float(total), rank=float(total), variation=float(total))  # 0, or NaN
+
+    gram = centred @ centred.T if centred.size(0) <= centred.size(1) else centred.T @ centred
+    spectrum = torch.linalg.eigvalsh(gram).clamp(min=0.0).sqrt()
+    rank = torch.special.entr(spectrum / spectrum.sum()).sum().exp()
+    # One sample or one position cannot show whether samples are constant.
+    variation = within / total if min(x.shape[:2]) > 1 else math.nan
+
+    return Signs(float((total / x.square().sum()).sqrt()), float(rank), float(variation))
+
+
+def channel_deviations(x: Tensor) -> Tensor:
+    """Standard deviation of each channel over all tokens: (..., D) -> (D) fp32, near 0 when representations collapse."""
+    return (x.float().flatten(0, -2).var(dim=0) + 1e-6).sqrt()

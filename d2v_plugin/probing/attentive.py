@@ -1,0 +1,136 @@
+"""A learned query that attends over the tokens of a sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from fairseq2.utils.validation import Validatable, ValidationResult
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from typing_extensions import override
+
+from d2v_plugin.probing.base import Probe, ProbeData
+
+# First weights and the order of samples are those of this seed in every measurement.
+SEED = 1
+
+
+@dataclass(kw_only=True)
+class AttentiveProbeConfig(Validatable):
+    num_queries: int = 8
+    """How many learned queries look at the tokens; the class is read off all that they find, side by side."""
+
+    num_epochs: int = 40
+    """Passes over the training split."""
+
+    batch_size: int = 32
+    """Samples per update."""
+
+    lr: float = 5e-3
+    """Peak learning rate; it falls to zero along a cosine."""
+
+    weight_decay: float = 0.1
+    """Decoupled weight decay of queries and classifier."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        for name in ("num_queries", "num_epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                result.add_error(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
+        if self.lr <= 0.0:
+            result.add_error(f"`lr` must be greater than 0, but is {self.lr}.")
+        if self.weight_decay < 0.0:
+            result.add_error(f"`weight_decay` must not be negative, but is {self.weight_decay}.")
+
+        return result
+
+
+class AttentiveProbe(Probe):
+    """Attention pooling and a linear classifier, trained for a few epochs with AdamW in fp32.
+
+    Unlike the linear probe it can choose which tokens matter, so it does not depend on how features are pooled. It keeps all
+    tokens of both splits in memory.
+    """
+
+    needs_tokens = True
+
+    def __init__(self, config: AttentiveProbeConfig) -> None:
+        self.config = config
+
+    @override
+    def predict(self, train: ProbeData, test: ProbeData) -> Tensor:
+        mean, std = _measure_scale(train.tokens)
+
+        def standardise(tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            # n × (S_n, D) -> (n, S, D), (n, S)
+            lengths = torch.tensor([len(sample) for sample in tokens], device=mean.device)
+            x = (pad_sequence(list(tokens), batch_first=True).to(torch.float32) - mean) / std
+
+            return x, torch.arange(x.size(1), device=mean.device) >= lengths[:, None]
+
+        classifier = AttentiveClassifier(mean.size(0), int(train.y.max()) + 1, self.config.num_queries).to(mean.device)
+        optimizer = torch.optim.AdamW(classifier.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay)
+        num_updates = self.config.num_epochs * math.ceil(len(train.tokens) / self.config.batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_updates)
+
+        with torch.enable_grad():
+            for rows in self._draw_batches(len(train.tokens)):
+                optimizer.zero_grad()
+                logits = classifier(*standardise([train.tokens[row] for row in rows.tolist()]))
+                cross_entropy(logits, train.y[rows.to(train.y.device)]).backward()
+                optimizer.step()
+                schedule.step()
+
+        size = self.config.batch_size
+        batches = (test.tokens[start : start + size] for start in range(0, len(test.tokens), size))
+
+        return torch.cat([classifier(*standardise(batch)).argmax(dim=1) for batch in batches])
+
+    def _draw_batches(self, num_samples: int) -> Iterator[Tensor]:
+        """The rows of each update."""
+        generator = torch.Generator().manual_seed(SEED)
+        for _ in range(self.config.num_epochs):
+            yield from torch.randperm(num_samples, generator=generator).split(self.config.batch_size)
+
+
+class AttentiveClassifier(nn.Module):
+    """Q queries; the key of a token is the token itself, since a projection of it would only turn the query."""
+
+    def __init__(self, dim: int, num_classes: int, num_queries: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(SEED)
+        self.queries = nn.Parameter(torch.randn(num_queries, dim, generator=generator) / dim)
+        # Zero: the first update sees all classes alike, and nothing is drawn from the global generator.
+        self.weight = nn.Parameter(torch.zeros(num_classes, num_queries * dim))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, x: Tensor, padding_mask: Tensor) -> Tensor:
+        """
+        :param x: (N, S, D)
+        :param padding_mask: (N, S), True = padding.
+        :returns: (N, C) logits.
+        """
+        attention = (x @ self.queries.T).masked_fill(padding_mask[:, :, None], -torch.inf).softmax(dim=1)
+
+        # (N, S, Q), (N, S, D) -> (N, Q·D) -> (N, C)
+        found = (attention.transpose(1, 2) @ x).flatten(1)
+
+        return nn.functional.linear(found, self.weight, self.bias)
+
+
+def _measure_scale(tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each dimension over all tokens, 2 × (D,), without copying them all at once."""
+    count = sum(len(sample) for sample in tokens)
+    mean = sum((sample.sum(dim=0, dtype=torch.float64) for sample in tokens), torch.zeros(())) / count
+    assert isinstance(mean, Tensor)
+    squares = sum(((sample - mean).square().sum(dim=0) for sample in tokens), torch.zeros(())) / count
+    assert isinstance(squares, Tensor)
+    std = squares.sqrt()
+
+    return mean.to(torch.float32), torch.where(std > 1e-6 * mean.abs(), std, 1.0).to(torch.float32)

@@ -1,0 +1,65 @@
+"""Logistic regression."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from fairseq2.utils.validation import Validatable, ValidationResult
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+from typing_extensions import override
+
+from d2v_plugin.probing.base import VectorProbe
+
+MAX_ITERATIONS = 500
+
+
+@dataclass(kw_only=True)
+class LinearProbeConfig(Validatable):
+    l2: float = 1.0
+    """Weight of half the squared norm of the weights (not of the biases) beside the sum of the losses: scikit-learn's 1 / C."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if self.l2 < 0.0:
+            result.add_error(f"`l2` must not be negative, but is {self.l2}.")
+
+        return result
+
+
+class LinearProbe(VectorProbe):
+    """Multinomial logistic regression, fitted to convergence."""
+
+    def __init__(self, config: LinearProbeConfig) -> None:
+        self.config = config
+
+    @override
+    def predict_vectors(self, train_x: Tensor, train_y: Tensor, test_x: Tensor) -> Tensor:
+        num_classes = int(train_y.max()) + 1
+
+        weight = train_x.new_zeros((num_classes, train_x.size(1)), requires_grad=True)
+        bias = train_x.new_zeros(num_classes, requires_grad=True)
+
+        optimizer = torch.optim.LBFGS(
+            [weight, bias],
+            max_iter=MAX_ITERATIONS,
+            tolerance_grad=1e-6,
+            tolerance_change=1e-12,
+            line_search_fn="strong_wolfe",
+        )
+
+        def compute_loss() -> Tensor:
+            optimizer.zero_grad()
+            penalty = self.config.l2 / 2 / len(train_x) * weight.square().sum()
+            loss = cross_entropy(linear(train_x, weight, bias), train_y) + penalty
+            loss.backward()
+
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(compute_loss)
+
+        return linear(test_x, weight, bias).argmax(dim=1)

@@ -1,0 +1,120 @@
+"""Which probes a run uses, during training and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from fairseq2.datasets import DataReader
+from fairseq2.device import Device
+from fairseq2.gang import Gangs, create_fake_gangs
+from fairseq2.recipe.error import RecipeError
+from fairseq2.runtime.dependency import DependencyResolver
+from torch import Tensor
+
+from d2v_plugin.core.batch import Batch
+from d2v_plugin.models.base import EncoderModel, Features
+from d2v_plugin.models.pooling import Layers, Pooling, resolve_layers
+from d2v_plugin.probing import FeatureCollection, ProbeReader, ProbeSection, ProbeUnit, create_probes, probe_scores
+
+Extract = Callable[[Batch], Features]
+"""Computes the features of a batch."""
+
+OpenSplit = Callable[[Gangs, str], DataReader[Batch]]
+"""Opens a labelled split of the dataset."""
+
+
+@dataclass(kw_only=True)
+class ProbingSection:
+    """Which probes measure the features, and on what; the regime's ``validate_every_n_steps`` says how often."""
+
+    probes: list[ProbeSection] = field(default_factory=list)
+    """The probes, each ``{name, config}``; none by default."""
+
+    train_split: str = "train"
+    """The labelled split that probes are fitted on."""
+
+    valid_split: str = "valid"
+    """The labelled split that they are measured on."""
+
+    layers: Layers = field(default_factory=lambda: [-1])
+    """The blocks whose output is probed: from 0, or from the last one, -1; or ``all``. The metric ``probe_linear`` is that of the
+    best of them; if they are several, there is also one for each, such as ``probe_linear_layer3``."""
+
+    pooling: Pooling = "mean"
+    """What k-NN and the linear probe see of a sample: the ``mean`` of its tokens; ``statistics``: mean and standard deviation,
+    for speech; or ``cls``: the class token. The attentive probe sees all tokens."""
+
+    baselines: bool = True
+    """Whether to measure a randomly initialised model of the same arch, too; at the end of a run on images also raw pixels."""
+
+
+@final
+class Probing:
+    """The probes of a run with the labelled splits that they are fitted and measured on."""
+
+    def __init__(self, resolver: DependencyResolver, section: ProbingSection, open_split: OpenSplit) -> None:
+        """:raises RecipeError: a probe is listed twice, or unknown."""
+        self.section = section
+        self.probes = create_probes(resolver, section.probes)
+        if len(self.probes) < len(section.probes):
+            raise RecipeError("`probing.probes` names a probe twice; both accuracies would have the same name.")
+        self._open_split = open_split
+
+    def create_reader(self, gangs: Gangs) -> ProbeReader:
+        """:raises fairseq2.recipe.error.SplitNotKnownError: the dataset lacks one of the two splits."""
+        train_reader, valid_reader = (
+            self._open_split(gangs, split) for split in (self.section.train_split, self.section.valid_split)
+        )
+
+        return ProbeReader(train_reader, valid_reader)
+
+    def create_unit(self, model: EncoderModel, gangs: Gangs, *, name: str = "probe") -> ProbeUnit:
+        """What fairseq2's validator runs during training, and its evaluator afterwards.
+
+        :param name: what is measured, for logs.
+        :raises RecipeError: the model has no such layers.
+        """
+        try:
+            return ProbeUnit(model, self.probes, gangs, layers=self.section.layers, pooling=self.section.pooling, name=name)
+        except ValueError as ex:
+            raise RecipeError(f"`probing`: {ex}") from ex
+
+    def measure_model(self, model: EncoderModel, device: Device) -> dict[str, float]:
+        """Run the probes on the features of a model, on this process alone.
+
+        :returns: accuracies from 0 to 1 by metric; see :func:`d2v_plugin.probing.probe_scores`.
+        """
+
+        def extract(batch: Batch) -> Features:
+            return model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality)
+
+        model.eval()
+
+        return self._measure(extract, device, resolve_layers(self.section.layers, model.num_layers), self.section.pooling)
+
+    def measure_inputs(self, device: Device) -> dict[str, float]:
+        """As :meth:`measure_model`, for the inputs themselves, which must all have one shape: each is one token."""
+
+        def extract(batch: Batch) -> Features:
+            x: Tensor = batch.inputs.flatten(1).unsqueeze(1)
+
+            return Features(x, None, [x], None)
+
+        return self._measure(extract, device, [0], "mean")
+
+    @torch.no_grad()
+    def _measure(self, extract: Extract, device: Device, layers: list[int], pooling: Pooling) -> dict[str, float]:
+        gangs = create_fake_gangs(device)
+        with_tokens = any(probe.needs_tokens for probe in self.probes.values())
+        collection = FeatureCollection(layers, pooling, with_tokens=with_tokens)
+        for batches in self.create_reader(gangs):
+            for batch in batches:
+                batch.to(device)
+                inner = batch.batch
+                assert inner.labels is not None
+                collection.add(extract(inner), inner.ids, inner.labels, is_train=batch.is_train)
+
+        return probe_scores(self.probes, collection.gather(gangs.dp))

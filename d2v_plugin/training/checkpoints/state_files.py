@@ -1,0 +1,142 @@
+"""States as files: plain data and tensors only, hashed while they are written, read without executing anything."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import torch
+from fairseq2.gang import Gangs
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.storage import FileRecord
+from d2v_plugin.weights.torch_file import explain_unreadable
+
+State = Mapping[str, object]
+
+
+def shard_file(kind: str, gangs: Gangs, shard: int | None = None) -> str:
+    """Where the model's or the optimizer's part is that a rank has, or a neighbour with whom it shares parameters."""
+    shard = gangs.sdp.rank if shard is None else shard
+
+    return f"{kind}/pp_{gangs.pp.rank:02d}/tp_{gangs.tp.rank:02d}/sdp_{shard:02d}.pt"
+
+
+def trainer_file(rank: int) -> str:
+    """Where a rank's part of the trainer's state is."""
+    return f"trainer/rank_{rank:02d}.pt"
+
+
+def reader_file(rank: int) -> str:
+    """Where the reader's state is, by the rank that the data were shared by."""
+    return f"data_reader/dp_{rank:02d}.pt"
+
+
+def to_plain(value: object, *, copy: bool, name: str = "state") -> Any:
+    """A state with nothing but dictionaries, lists, tuples, numbers, strings and tensors in the host's memory.
+
+    :param copy: also copy tensors that are there already, so that training may go on while the result is written.
+    :param name: what it is called in a message.
+    :raises TypeError: it contains something else, which could not be read again without executing code.
+    """
+    match value:
+        case DTensor():
+            return to_plain(value.to_local(), copy=copy, name=name)
+        case Tensor():
+            return value.detach().to("cpu", copy=copy)
+        case dict():
+            return {key: to_plain(item, copy=copy, name=f"{name}.{key}") for key, item in value.items()}
+        case list() | tuple():
+            items = [to_plain(item, copy=copy, name=f"{name}[{index}]") for index, item in enumerate(value)]
+            return items if isinstance(value, list) else tuple(items)
+        case None | bool() | int() | float() | str() | bytes():
+            return value
+    raise TypeError(f"`{name}` cannot be saved: a checkpoint holds plain data and tensors, but this is a {type(value).__name__}.")
+
+
+def write_state(state: State, path: Path) -> FileRecord:
+    """Write a plain state, to the disk.
+
+    :raises OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb", buffering=0) as file:
+        hashing = _HashingFile(file)
+        try:
+            # `torch.load(weights_only=True)` reads no newer protocol.
+            torch.save(state, cast("BinaryIO", hashing), pickle_protocol=2)
+        except RuntimeError:
+            if hashing.error is not None:
+                raise hashing.error from None
+            raise
+        os.fsync(file.fileno())
+
+    return FileRecord(hashing.size, hashing.sha256.hexdigest())
+
+
+class _HashingFile:
+    """What ``torch.save`` needs of a file."""
+
+    def __init__(self, file: BinaryIO | Any) -> None:
+        self._file = file
+        self.size = 0
+        self.sha256 = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        view = memoryview(data).cast("B")
+        self.sha256.update(view)
+        self.size += len(view)
+        written = 0
+        try:
+            while written < len(view):
+                written += self._file.write(view[written:])
+        except OSError as ex:
+            # PyTorch loses it on the way.
+            self.error = ex
+            raise
+
+        return len(view)
+
+    def flush(self) -> None:
+        pass
+
+
+def read_state(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Read a state.
+
+    :param mmap: take memory only for what is used of it.
+    :raises CheckpointError: the file cannot be read, is damaged, or would execute something.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except OSError as ex:
+        raise CheckpointError(f"{path}: {ex.strerror or ex}.") from ex
+    except Exception as ex:  # whatever the bytes of a file can provoke
+        raise CheckpointError(f"{path}: {explain_unreadable(path, ex)}") from ex
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} does not hold a state.")
+
+    return state
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load a plain state; where a parameter is sharded, its moments become shards again."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    for index, moments in state["state"].items():
+        param = params[index]
+        if not isinstance(param, DTensor):
+            continue
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.dim() > 0:
+                moments[name] = DTensor.from_local(
+                    value.to(param.device), param.device_mesh, param.placements, shape=param.shape, stride=param.stride()
+                )
+
+    optimizer.load_state_dict(state)

@@ -1,0 +1,138 @@
+"""The collapse watch: whether targets, predictions and local features still tell positions apart.
+
+Self-distillation can end in a solution that is constant, and its loss then falls as if all were well. Three numbers show it,
+computed from 128 tokens now and then (:func:`describe`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, final
+
+import torch
+from fairseq2.logging import log
+from torch import Tensor
+
+from d2v_plugin.core.contracts import Observation
+from d2v_plugin.models.statistics import Signs, describe
+
+MAX_ROWS: Final = 16
+MAX_POSITIONS: Final = 8
+PATIENCE: Final = 3
+SILENCE: Final = 100
+
+_GOLDEN: Final = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Below which a set of representations counts as collapsed, and what to say then."""
+
+    signs: Signs
+
+    remedy: str
+
+
+# Healthy runs of the objectives here, in three modalities, stayed above 0.15 (deviation), 3.4 (rank) and 0.28 (variation) for
+# targets, and above 0.16, 2.3 and 0.2 for local features.
+LIMITS: Final[Mapping[str, Limits]] = {
+    "targets": Limits(
+        Signs(deviation=0.05, rank=1.5, variation=0.02),
+        "raise `criterion.config.ema.start`, lower `optimizer.config.lr`, lengthen the warm-up, or normalise the targets "
+        "(`criterion.config.targets`)",
+    ),
+    # At first a student predicts the mean of the targets, everywhere.
+    "predictions": Limits(
+        Signs(deviation=0.005, rank=0.0, variation=0.001),
+        "lower `optimizer.config.lr`, lengthen the warm-up, or mask less (`criterion.config.masking`)",
+    ),
+    "local features": Limits(
+        Signs(deviation=0.01, rank=1.3, variation=0.02),
+        "look at the inputs (silence, constant images, wrong scale), and lower `optimizer.config.lr` or the model's "
+        "`local_grad_scale`",
+    ),
+}
+
+_MEANING: Final = {
+    "deviation": "are the same everywhere",
+    "rank": "vary in one direction only",
+    "variation": "are constant within each sample",
+}
+
+
+def sample(x: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Take at most 16 rows and 8 positions of each; without a wait for the device.
+
+    :param x: (R, S, D), or (P, D) if what belongs to one sample is not known.
+    :param padding_mask: (R, S), True = padding.
+    """
+    x = x.detach()
+    if x.dim() == 2:
+        return x[_spread(x.size(0), MAX_ROWS * MAX_POSITIONS, x.device)].unsqueeze(0), None
+    rows, positions = _spread(x.size(0), MAX_ROWS, x.device), _spread(x.size(1), MAX_POSITIONS, x.device)
+
+    def choose(tensor: Tensor) -> Tensor:
+        return tensor.index_select(0, rows).index_select(1, positions)
+
+    return choose(x), None if padding_mask is None else choose(padding_mask)
+
+
+def _spread(size: int, count: int, device: torch.device) -> Tensor:
+    """At most ``count`` of ``size`` indices, spread by the golden ratio: equal steps would run down a column of patches."""
+    indices = torch.arange(min(size, count), device=device)
+
+    return indices if size <= count else ((indices * _GOLDEN).frac() * size).long()
+
+
+@final
+class CollapseWatch:
+    """Looks every ``every_n_steps`` updates; three bad looks in a row are a collapse, which is said once in 100 looks."""
+
+    def __init__(self, every_n_steps: int) -> None:
+        self._every_n_steps = every_n_steps
+        self._samples: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._num_bad: dict[tuple[str, str], int] = {}
+        self._next_words: dict[tuple[str, str], int] = {}
+        self._has_predicted = False
+        self.last: dict[str, Signs] = {}
+
+    def is_due(self, step_nr: int) -> bool:
+        return step_nr % self._every_n_steps == 0
+
+    def look(self, observation: Observation | None) -> None:
+        """Take samples of what a criterion observed in a forward pass, for :meth:`judge`."""
+        self._samples = {}
+        if observation is None:
+            return
+        sets = {
+            "targets": (observation.targets, observation.padding_mask),
+            "predictions": (observation.predictions, None),
+            "local features": (observation.local, observation.padding_mask),
+        }
+        self._samples = {name: sample(x, mask) for name, (x, mask) in sets.items() if x is not None}
+
+    def judge(self, step_nr: int) -> None:
+        """Measure what was taken, compare it with the limits, and warn. Waits for the device to have taken it."""
+        if not self._samples:
+            return
+        self.last = {name: describe(x, mask) for name, (x, mask) in self._samples.items()}
+        self._samples = {}
+        for name, signs in self.last.items():
+            bad = [sign for sign in Signs._fields if getattr(signs, sign) < getattr(LIMITS[name].signs, sign)]
+            if "deviation" in bad:
+                bad = ["deviation"]  # the others are noise then
+            if name == "predictions" and not self._has_predicted:
+                self._has_predicted = not bad
+                bad = []
+            for sign in Signs._fields:
+                self._count(step_nr, name, sign, is_bad=sign in bad)
+
+    def _count(self, step_nr: int, name: str, sign: str, *, is_bad: bool) -> None:
+        number = self._num_bad.get((name, sign), 0) + 1 if is_bad else 0
+        self._num_bad[name, sign] = number
+        if number >= PATIENCE and step_nr >= self._next_words.get((name, sign), 0):
+            self._next_words[name, sign] = step_nr + SILENCE * self._every_n_steps
+            value, limit = getattr(self.last[name], sign), getattr(LIMITS[name].signs, sign)
+            since = step_nr - (number - 1) * self._every_n_steps
+            log.warning("Collapsed at update {}: {} {} since update {} ({} {:.2g}, limit {:g}). What may help: {}.", step_nr, name, _MEANING[sign], since, sign, value, limit, LIMITS[name].remedy)  # fmt: skip  # noqa: E501

@@ -1,0 +1,67 @@
+"""Puts what a checkpoint comes from below what the user asks for.
+
+A recipe that works on a checkpoint needs no YAML then: the run's own task, dataset and criterion are the defaults.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fairseq2.recipe.run import _swap_default_resolver
+from fairseq2.utils.config import StandardConfigMerger
+
+from d2v_plugin.evaluation.provenance import SECTIONS, find_origin
+from d2v_plugin.verbs.inheritance import read_whole, resolve_bases
+from d2v_plugin.weights.sources import Source, find_source
+
+
+def recall_origin(args: Namespace, *, sections: Sequence[str] = SECTIONS) -> Namespace:
+    """Read ``checkpoint.path`` of the recipe and the command line, and make the run's sections the first of all overrides.
+
+    Of a converted checkpoint only the modality is known: its task and the family of its dataset are the first overrides.
+
+    :param args: fairseq2's parsed command line; a copy is returned.
+    :param sections: those that the recipe has.
+    :raises CheckpointError: there is no such checkpoint.
+    :raises RecipeError: as for :func:`d2v_plugin.verbs.inheritance.resolve_bases`.
+    """
+    own = [] if args.config_file is None else read_whole(args.config_file)
+    if own is None:
+        # fairseq2 says what is wrong with the file.
+        return resolve_bases(args)
+
+    overrides: list[Mapping[str, Any]] = [*own, *(args.config_overrides or [])]
+    path = _find_path(overrides)
+    if path is not None:
+        origin = find_origin(path)
+        if origin is None:
+            # Nothing can be registered in the recipe's own container once it has been asked for something.
+            with _swap_default_resolver(None):  # type: ignore[arg-type]
+                overrides.insert(0, _default_sections(find_source(path)))
+        else:
+            overrides.insert(0, {"_set_": {name: origin.sections[name] for name in sections}})
+
+    return Namespace(**vars(args) | {"config_file": None, "config_overrides": overrides})
+
+
+def _default_sections(source: Source) -> dict[str, Any]:
+    """How data for a model is read, as far as the model says; nothing for a model of several modalities."""
+    if len(source.config.frontends) != 1:
+        return {}
+    (modality,) = (modality.value for modality in source.config.frontends)
+    image = source.config.image
+    config = {} if image is None else {"image": {"size": image.image_size}}
+
+    return {"task": {"name": f"{modality}_pretraining", "config": config}, "dataset": {"family": f"{modality}_manifest"}}
+
+
+def _find_path(overrides: list[Mapping[str, Any]]) -> str | None:
+    merged: object = {}
+    for override in overrides:
+        merged = StandardConfigMerger().merge(merged, override)
+    section = merged.get("checkpoint") if isinstance(merged, Mapping) else None
+    path = section.get("path") if isinstance(section, Mapping) else None
+
+    return path if isinstance(path, str) else None

@@ -1,0 +1,87 @@
+"""Files of the user's own that register more: ``--extension FILE.py``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fairseq2.models import ModelFamily
+from fairseq2.recipe.base import Recipe
+from fairseq2.recipe.error import RecipeError
+from fairseq2.runtime.dependency import DependencyContainer
+from typing_extensions import override
+
+from d2v_plugin import setup_fairseq2_extension
+from d2v_plugin.models.data2vec2.factory import FAMILY
+
+FUNCTION = "setup_fairseq2_extension"
+
+Extension = Callable[[DependencyContainer], None]
+
+
+def register_all(container: DependencyContainer, extensions: Sequence[Extension]) -> None:
+    """Register this package, unless its entry point did (it is not installed in a mere checkout), and the extensions."""
+    if FAMILY not in container.iter_keys(ModelFamily):
+        setup_fairseq2_extension(container)
+
+    for extension in extensions:
+        extension(container)
+
+
+class ExtensibleRecipe(Recipe):
+    """A recipe that knows everything this package and its user's extension files register."""
+
+    def __init__(self, extensions: Sequence[Extension] = ()) -> None:
+        """
+        :param extensions: functions that register more, such as an extension file's ``setup_fairseq2_extension``.
+        """
+        self._extensions = extensions
+
+    @override
+    def register(self, container: DependencyContainer) -> None:
+        register_all(container, self._extensions)
+
+
+def load_extension(path: Path) -> Extension:
+    """Run an extension file.
+
+    :returns: its ``setup_fairseq2_extension``, whose exceptions name the file and the line.
+    :raises RecipeError: there is no such file, it cannot be run, or it does not define the function.
+    """
+    if not path.is_file():
+        raise RecipeError(f"--extension {path}: there is no such file.")
+
+    # Classes are found again by the name of their module, hence the entry in `sys.modules`.
+    name = f"d2v_extension_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise RecipeError(f"--extension {path}: the name of the file must end in `.py`.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as ex:
+        raise _extension_error(path, ex) from None
+
+    function = getattr(module, FUNCTION, None)
+    if not callable(function):
+        raise RecipeError(f"--extension {path}: the file must define a function `{FUNCTION}(container)`.")
+
+    def extension(container: DependencyContainer) -> None:
+        try:
+            function(container)
+        except Exception as ex:
+            raise _extension_error(path, ex) from None
+
+    return extension
+
+
+def _extension_error(path: Path, ex: Exception) -> RecipeError:
+    frames = [frame for frame in traceback.extract_tb(ex.__traceback__) if Path(frame.filename) == path]
+    line = ex.lineno if isinstance(ex, SyntaxError) else frames[-1].lineno if frames else None
+    where = "" if line is None else f", line {line}"
+
+    return RecipeError(f"--extension {path}{where}: {type(ex).__name__}: {ex}")

@@ -1,0 +1,149 @@
+"""What a training recipe's YAML may contain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fairseq2.recipe.config import (
+    COSINE_ANNEALING_LR,
+    CommonSection,
+    DatasetSection,
+    GangSection,
+    LRSchedulerSection,
+    MixedPrecisionConfig,
+    ModelSection,
+    OptimizerSection,
+    RegimeSection,
+    TrainerSection,
+)
+from fairseq2.runtime.dependency import DependencyResolver
+from fairseq2.utils.validation import Validatable, ValidationResult
+from typing_extensions import override
+
+from d2v_plugin.criteria.base import CriterionSection
+from d2v_plugin.pictures.recorder import PicturesSection
+from d2v_plugin.probing.section import ProbingSection
+from d2v_plugin.tasks.base import TaskSection
+from d2v_plugin.training.health.update_guard import GuardSection
+from d2v_plugin.training.optimizer import DATA2VEC_ADAMW
+
+
+@dataclass(kw_only=True)
+class ScheduleSection(LRSchedulerSection):
+    """fairseq2's section; the cosine ends at zero, as the original's does, unless the recipe says otherwise.
+
+    fairseq2 computes update n (from 1) with the rate of n - 1 finished updates, as fairseq did: the first has rate 0.
+    """
+
+    config: object = field(default_factory=dict)
+    """Settings of the scheduler; what is not named keeps the scheduler's own default."""
+
+    @override
+    def structure(self, resolver: DependencyResolver) -> None:
+        config = self.config
+        if self.name == COSINE_ANNEALING_LR and isinstance(config, dict):
+            # `final_lr` excludes `final_lr_scale`.
+            self.config = {"final_lr_scale": None if config.get("final_lr") is not None else 0.0, **config}
+
+        super().structure(resolver)
+
+
+@dataclass(kw_only=True)
+class InitSection:
+    """Continued pre-training: what a new run's model starts from. Schedules and teacher start anew."""
+
+    path: str | None = None
+    """A directory written by tools/convert_checkpoint.py, a run's output directory, or a registered name; None = random."""
+
+    weights: Literal["student", "teacher"] = "student"
+    """Which of the two weights there."""
+
+
+@dataclass(kw_only=True)
+class ValidationSection:
+    """What fine-tuned models are scored on; the regime's ``validate_every_n_steps`` says how often."""
+
+    splits: list[str] = field(default_factory=lambda: ["valid"])
+    """The labelled splits."""
+
+
+@dataclass(kw_only=True)
+class KeepingRegimeSection(RegimeSection):
+    """fairseq2's section, and one more rule by which checkpoints are kept: what any rule keeps is kept."""
+
+    keep_checkpoints_for_hours: float | None = None
+    """Checkpoints younger than this are kept; None = age does not matter."""
+
+
+@dataclass(kw_only=True)
+class TrainConfig(Validatable):
+    """The sections of a training recipe; a YAML names what differs from these defaults."""
+
+    task: TaskSection = field(default_factory=TaskSection)
+    """Which manifest is read and how it becomes batches."""
+
+    dataset: DatasetSection = field(default_factory=DatasetSection)
+    """What the task reads: ``family`` and ``config_overrides`` (with the ``path`` of the manifest)."""
+
+    model: ModelSection = field(default_factory=lambda: ModelSection(family="data2vec"))
+    """The model: ``arch``, and ``config_overrides`` for what differs from it."""
+
+    init: InitSection = field(default_factory=InitSection)
+    """Weights to start from."""
+
+    criterion: CriterionSection = field(default_factory=CriterionSection)
+    """What the model is trained for."""
+
+    optimizer: OptimizerSection = field(default_factory=lambda: OptimizerSection(name=DATA2VEC_ADAMW, config={}))
+    """The optimizer; :class:`d2v_plugin.training.optimizer.Data2VecAdamWConfig` or one of fairseq2's."""
+
+    lr_scheduler: ScheduleSection = field(default_factory=ScheduleSection)
+    """The learning rate over the run, ``cosine_annealing`` to zero by default."""
+
+    trainer: TrainerSection = field(default_factory=lambda: TrainerSection(mixed_precision=MixedPrecisionConfig(mode="off")))
+    """Precision, parallelism, gradient clipping. Without ``mixed_precision`` everything is computed in ``model.dtype``."""
+
+    regime: KeepingRegimeSection = field(default_factory=KeepingRegimeSection)
+    """How long to train (``num_steps``, required) and how often to log, validate (run the probes) and save."""
+
+    guard: GuardSection = field(default_factory=GuardSection)
+    """What is watched for while training."""
+
+    probing: ProbingSection = field(default_factory=ProbingSection)
+    """The probes that measure the features during training."""
+
+    pictures: PicturesSection = field(default_factory=PicturesSection)
+    """What is drawn during training."""
+
+    validation: ValidationSection = field(default_factory=ValidationSection)
+    """The splits that a fine-tuned model is scored on during training."""
+
+    gang: GangSection = field(default_factory=GangSection)
+    """How processes are grouped."""
+
+    common: CommonSection = field(default_factory=lambda: CommonSection(no_sweep_dir=True))
+    """Seed, recorders, threads. The output directory is used as it is given, so that a repeated command resumes."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if self.regime.num_steps is None:
+            result.add_error("`regime.num_steps` must be set: the number of updates to train for.")
+        elif getattr(self.lr_scheduler.config, "num_warmup_steps", 0) == self.regime.num_steps:
+            # A cosine of no length; a run that ends before its warm-up does is a common way to try a recipe.
+            result.add_error(
+                f"`lr_scheduler.config.num_warmup_steps` must not equal `regime.num_steps` ({self.regime.num_steps})."
+            )
+        if self.regime.num_data_epochs is not None:
+            result.add_error("`regime.num_data_epochs` must not be set, because such runs cannot resume; set `regime.num_steps`.")
+        if self.trainer.fsdp.version != "v2":
+            result.add_error("`trainer.fsdp.version` must stay v2: checkpoints hold plain tensors, which FSDP1 does not have.")
+        if self.trainer.grad_accumulation.num_batches != 1:
+            result.add_error(
+                "`trainer.grad_accumulation.num_batches` must stay 1, because the task divides an update into batches; "
+                "set `task.config.max_batch_size`."
+            )
+
+        return result

@@ -1,0 +1,321 @@
+"""fairseq's data2vec 1.0 and 2.0 checkpoints -> ours: pre-trained with or without teacher, and fine-tuned.
+
+The weights keep fairseq's names, which are ours. What the file's configuration says and what its weights say must agree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
+from d2v_plugin.weights.convert.fairseq_config import convert_config
+from d2v_plugin.weights.convert.fairseq_data2vec1 import (
+    FAIRSEQ_V1_MODELS,
+    convert_config_v1,
+    convert_state_dict_v1,
+    convert_teacher_v1,
+    describe_pretraining_v1,
+)
+from d2v_plugin.weights.convert.fairseq_info import describe_pretraining, teacher_scope
+from d2v_plugin.weights.directory import ModelDirectory
+from d2v_plugin.weights.state import AnyConfig, State, build_skeleton, compare
+from d2v_plugin.weights.torch_file import InertObject, read_torch_file
+
+KNOWN_MODELS: Final = ("data2vec_multi", *FAIRSEQ_V1_MODELS)
+"""Names of pre-trained models."""
+
+TEACHER_KEY: Final = "_ema"
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """How one of fairseq's fine-tuned models wraps the pre-trained one."""
+
+    kind: str
+    """Our word for it."""
+
+    config_key: str
+    """Where in ``cfg.model`` the pre-training configuration is."""
+
+    prefix: str
+    """Before the names of the pre-trained weights."""
+
+    head_prefixes: tuple[str, ...]
+    """Before the names of the others."""
+
+
+FINE_TUNED: Final = {
+    "wav2vec_ctc": FineTuned("ctc", "w2v_args", "w2v_encoder.w2v_model.", ("w2v_encoder.proj.",)),
+    "mae_image_classification": FineTuned("image_classification", "pretrained_model_args", "model.", ("head.", "fc_norm.")),
+    "data2vec_text_classification": FineTuned(
+        "text_classification", "pretrained_model_args", "model.", ("classification_heads.",)
+    ),
+}
+
+OTHER_MODELS: Final = {
+    "data2vec_image_classification": "a fine-tuned data2vec 1.0 for images",
+    "wav2vec2": "wav2vec 2.0",
+    "hubert": "HuBERT",
+    "mae": "a masked autoencoder",
+    "masked_lm": "a masked language model",
+}
+
+
+def convert_fairseq(path: Path, *, teacher_weights: bool = False, original_padding: bool = False) -> ModelDirectory:
+    """Read a fairseq checkpoint.
+
+    :param teacher_weights: make the teacher's weights those of the model, where the teacher has them.
+    :param original_padding: the model handles padding as fairseq did; see ``Data2VecConfig.original_padding``.
+    :raises CheckpointError: the file is no such checkpoint, is damaged, would run code, uses something that only fairseq
+        has, or holds other weights than its configuration says; the message lists all of these keys.
+    """
+    content = read_torch_file(path)
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise CheckpointError(f"{path} is not a fairseq checkpoint: it has no `model` with weights.")
+
+    name, fine_tuned, settings = _find_settings(path, content)
+    student, head = _split_head(dict(content["model"]), fine_tuned)
+    teacher = _pop_teacher(student)
+    _check_tensors(path, student | head | (teacher or {}))
+    dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in student.values())
+    convert = _convert_v1 if settings["_name"] in FAIRSEQ_V1_MODELS else _convert_v2
+    model = convert(path, settings, student, teacher)
+
+    model.config.original_padding = original_padding
+    student = model.student
+    if teacher_weights:
+        if model.teacher is None:
+            raise CheckpointError(f"{path} holds no teacher, so that --teacher-weights has nothing to take.")
+        student = student | model.teacher
+
+    info: dict[str, Any] = {
+        "source": {
+            "format": "fairseq",
+            "file": path.name,
+            "model": name,
+            "step": _step(content),
+            "dtypes": dict(dtypes),
+            "weights": "teacher" if teacher_weights else "student",
+            "notes": model.notes,
+        },
+        "pretraining": model.pretraining,
+    }
+    if fine_tuned is not None:
+        info["head"] = {"kind": fine_tuned.kind, "labels": _labels(content)}
+
+    return ModelDirectory(config=model.config, student=student, teacher=model.teacher, head=_rename(head) or None, info=info)
+
+
+@dataclass
+class Converted:
+    """A model in our terms."""
+
+    config: AnyConfig
+    student: State
+    teacher: State | None
+    notes: list[str]
+    pretraining: dict[str, Any]
+
+
+def _convert_v2(path: Path, settings: Mapping[str, Any], student: State, teacher: State | None) -> Converted:
+    student = _rename(student)
+    teacher = None if teacher is None else _rename_teacher(teacher)
+    config, notes = _convert_config(path, settings, student)
+    _check_agreement(path, config, settings, student, teacher)
+    if teacher is not None:
+        # In pre-norm models the original also averages the final norm, and then uses the student's.
+        teacher = {key: tensor for key, tensor in teacher.items() if not key.startswith("norm.")}
+    pretraining = describe_pretraining(settings, [modality.name for modality in config.frontends])
+
+    return Converted(config, student, teacher, notes, pretraining)
+
+
+def _convert_v1(path: Path, settings: Mapping[str, Any], student: State, teacher: State | None) -> Converted:
+    student = convert_state_dict_v1(settings, student)
+    teacher = None if teacher is None else convert_teacher_v1(settings, teacher)
+    try:
+        config = convert_config_v1(settings, student)
+    except (AttributeError, LookupError, TypeError, ValueError) as ex:
+        raise CheckpointError(f"{path}: the configuration cannot be converted: {ex}") from ex
+    try:
+        expected = build_skeleton(config, num_tensors=len(student)).state_dict()
+    except CheckpointError as ex:
+        raise CheckpointError(f"{path}: {ex}") from ex
+    given = dict(student)
+    if teacher is not None:
+        expected |= {
+            f"{TEACHER_KEY}.{key}": tensor
+            for key, tensor in expected.items()
+            if key.startswith("encoder.") and not key.startswith("encoder.regression_head.")
+        }
+        given |= {f"{TEACHER_KEY}.{key}": tensor for key, tensor in teacher.items()}
+    compare(expected, given).raise_if_any(f"{path} does not hold the weights of the model that its configuration describes:")
+    notes = [] if config.head_layers else ["The file has no trained prediction head, so the model has none."]
+
+    return Converted(config, student, teacher, notes, describe_pretraining_v1(settings))
+
+
+def _pop_teacher(student: dict[str, Any]) -> dict[str, Any] | None:
+    """Take the teacher, which is one entry of the weights, from the student."""
+    candidates = [student.pop(key, None) for key in (TEACHER_KEY, f"encoder.{TEACHER_KEY}")]
+
+    return next((teacher for teacher in candidates if isinstance(teacher, dict)), None)
+
+
+def _find_settings(path: Path, content: Mapping[str, Any]) -> tuple[str, FineTuned | None, Mapping[str, Any]]:
+    """The name of the model, how it was fine-tuned, and the configuration of the pre-trained model."""
+    section = _attributes(_attributes(content.get("cfg")).get("model"))
+    name = section.get("_name") or _attributes(content.get("args")).get("arch")
+    if not isinstance(name, str):
+        raise CheckpointError(f"{path} does not say which model it holds: neither `cfg.model._name` nor `args.arch` is there.")
+    if name in KNOWN_MODELS:
+        return name, None, {**section, "_name": name}
+
+    fine_tuned = FINE_TUNED.get(name)
+    if fine_tuned is None:
+        raise CheckpointError(f"{path} holds {_describe_model(name)}, not data2vec.")
+
+    origin = _attributes(section.get(fine_tuned.config_key))
+    section = _attributes(origin.get("model")) or origin
+    origin_name = section.get("_name") or section.get("arch")
+    if not isinstance(origin_name, str):
+        raise CheckpointError(f"{path} lacks the configuration of the pre-trained model, `cfg.model.{fine_tuned.config_key}`.")
+    if origin_name not in KNOWN_MODELS:
+        raise CheckpointError(f"{path} holds `{name}` on top of {_describe_model(origin_name)}, not of data2vec.")
+
+    return name, fine_tuned, {**section, "_name": origin_name}
+
+
+def _describe_model(name: str) -> str:
+    return f"{OTHER_MODELS[name]} (`{name}`)" if name in OTHER_MODELS else f"`{name}`"
+
+
+def _attributes(value: object) -> dict[str, Any]:
+    """The contents of a dictionary, or of a namespace of an old checkpoint."""
+    if isinstance(value, InertObject):
+        return vars(value)
+
+    return value if isinstance(value, dict) else {}
+
+
+def _split_head(weights: dict[str, Any], fine_tuned: FineTuned | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The pre-trained weights under their own names, and those of the head; what is neither counts as the former."""
+    if fine_tuned is None:
+        return weights, {}
+    head = {key.removeprefix("w2v_encoder."): value for key, value in weights.items() if key.startswith(fine_tuned.head_prefixes)}
+    student = {
+        key.removeprefix(fine_tuned.prefix): value
+        for key, value in weights.items()
+        if not key.startswith(fine_tuned.head_prefixes)
+    }
+
+    return student, head
+
+
+def _check_tensors(path: Path, state: Mapping[Any, Any]) -> None:
+    for key, tensor in state.items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{path}: `{key}` in the weights is not a tensor, but `{type(tensor).__name__}`.")
+        # A view, or a tensor without data, may pretend to any size.
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"{path}: `{key}` is larger than what the file holds of it.")
+
+
+def _rename(state: Mapping[str, Tensor]) -> State:
+    """Names and shapes of earlier versions of fairseq -> those of the last; everything in fp32."""
+    renamed = {}
+    for key, tensor in state.items():
+        if re.fullmatch(r"modality_encoders\.\w+\.encoder_mask", key) or key.startswith("recon_proj."):
+            continue
+        key = key.replace(".positional_encoder.pos_embed", ".fixed_positional_encoder.positions")
+        if key.endswith(".alibi_scale") and tensor.dim() == 4:
+            tensor = tensor.unsqueeze(0)
+        renamed[key] = tensor.float() if tensor.is_floating_point() else tensor
+
+    return renamed
+
+
+def _rename_teacher(state: Mapping[str, Tensor]) -> State:
+    """As for the student; a teacher of the shared blocks alone numbers them without saying ``blocks``."""
+    return _rename({f"blocks.{key}" if re.match(r"\d+\.", key) else key: tensor for key, tensor in state.items()})
+
+
+def _convert_config(path: Path, settings: Mapping[str, Any], student: State) -> tuple[Data2VecConfig, list[str]]:
+    """Our configuration, and notes on what the weights decided because the file's configuration leaves it open."""
+    embeddings = student.get("modality_encoders.TEXT.local_encoder.embed_tokens.weight")
+    names = [name for name in ("TEXT", "AUDIO", "IMAGE") if any(key.startswith(f"modality_encoders.{name}.") for key in student)]
+    try:
+        # Without embeddings the report of missing keys says so.
+        config = convert_config(settings, vocab_size=1 if embeddings is None else embeddings.size(0), modalities=names)
+    except (AttributeError, LookupError, TypeError, ValueError) as ex:
+        raise CheckpointError(f"{path}: the configuration cannot be converted: {ex}") from ex
+
+    notes = []
+    for modality, frontend in config.frontends.items():
+        prefix = f"modality_encoders.{modality.name}.decoder."
+        if frontend.decoder is not None and not any(key.startswith(prefix) for key in student):
+            frontend.decoder = None
+            notes.append(f"The file has no weights of the {modality.value} decoder, so the model has none.")
+    if config.shared_decoder is not None and not any(key.startswith("shared_decoder.") for key in student):
+        config.shared_decoder = None
+        notes.append("The file has no weights of the shared decoder, so the model has none.")
+
+    return config, notes
+
+
+def _check_agreement(
+    path: Path, config: Data2VecConfig, settings: Mapping[str, Any], student: State, teacher: State | None
+) -> None:
+    """
+    :raises CheckpointError: student or teacher differ from what the configuration says.
+    """
+    try:
+        expected = build_skeleton(config, num_tensors=len(student)).state_dict()
+    except CheckpointError as ex:
+        raise CheckpointError(f"{path}: {ex}") from ex
+    given = dict(student)
+    if teacher is not None:
+        scope = teacher_scope(settings)
+        expected |= {f"{TEACHER_KEY}.{key}": tensor for key, tensor in expected.items() if _is_averaged(key, scope)}
+        given |= {f"{TEACHER_KEY}.{key}": tensor for key, tensor in teacher.items()}
+    compare(expected, given).raise_if_any(f"{path} does not hold the weights of the model that its configuration describes:")
+
+
+def _is_averaged(key: str, scope: Mapping[str, str]) -> bool:
+    """Whether the teacher has a weight of its own for this name of the student's."""
+    if key.startswith("blocks."):
+        return True
+    if (found := re.match(r"modality_encoders\.(\w+)\.(\w+)", key)) is None:
+        return key.startswith("norm.") and "blocks" not in scope.values()
+    modality, part = found.groups()
+    if scope[modality] == "blocks" or part == "decoder":
+        return False
+
+    return scope[modality] == "all" or part not in ("local_encoder", "project_features")
+
+
+def _step(content: Mapping[str, Any]) -> int | None:
+    history = content.get("optimizer_history")
+    last = history[-1] if isinstance(history, list) and history else {}
+    step = last.get("num_updates") if isinstance(last, dict) else None
+
+    return step if isinstance(step, int) else None
+
+
+def _labels(content: Mapping[str, Any]) -> list[str] | None:
+    """The symbols of the head's outputs in their order, where the file has them."""
+    for dictionary in _attributes(content.get("task_state")).values():
+        symbols = _attributes(dictionary).get("symbols")
+        if isinstance(symbols, list) and all(isinstance(symbol, str) for symbol in symbols):
+            return symbols
+
+    return None

@@ -1,0 +1,223 @@
+"""fairseq's data2vec 1.0 configurations and weights -> ours.
+
+The weights keep fairseq's names, which are ours, except for what is no parameter (``version``, ``relative_position_index``).
+The vision models that the authors published are not fairseq's but BEiT's; :func:`rename_beit` gives them fairseq's names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.models.data2vec1.base import TeacherScope1
+from d2v_plugin.models.data2vec1.config import Audio1Config, Data2Vec1ModelConfig, Image1Config, Text1Config
+from d2v_plugin.weights.convert.fairseq_config import parse_conv_layers
+from d2v_plugin.weights.state import State
+
+FAIRSEQ_V1_MODELS: Final = ("data2vec_audio", "data2vec_text", "data2vec_vision")
+"""Values of ``_name`` of the configurations that this module converts."""
+
+BEIT_NAMES: Final = {
+    r"^cls_token$": "cls_emb",
+    r"^mask_token$": "mask_emb",
+    r"^patch_embed\.proj\.": "patch_embed.conv.",
+    r"^lm_head\.": "final_proj.",
+    r"^(blocks|norm|rel_pos_bias)\.": r"encoder.\1.",
+    r"\.mlp\.fc1\.": ".mlp.0.",
+    r"\.mlp\.fc2\.": ".mlp.2.",
+}
+
+
+def convert_config_v1(model: Mapping[str, Any], weights: State, *, pad_idx: int = 1) -> Data2Vec1ModelConfig:
+    """
+    :param model: the ``model`` section of a fairseq checkpoint's ``cfg``, with one of :data:`FAIRSEQ_V1_MODELS` as ``_name``.
+    :param weights: from :func:`convert_state_dict_v1`; they tell the vocabulary, and whether there is a head.
+    :raises CheckpointError: the model uses something that only fairseq has.
+    """
+    match model.get("_name"):
+        case "data2vec_audio":
+            return _audio(model, weights)
+        case "data2vec_text":
+            return _text(model, weights, pad_idx)
+        case "data2vec_vision":
+            return _vision(model)
+        case name:
+            raise CheckpointError(f"`_name` must be one of {', '.join(FAIRSEQ_V1_MODELS)}, but is `{name}`.")
+
+
+def convert_state_dict_v1(model: Mapping[str, Any], weights: Mapping[str, Any]) -> State:
+    """The student's weights under our names.
+
+    :param model: see :func:`convert_config_v1`.
+    :param weights: the checkpoint's ``model``; a teacher in it is left out.
+    """
+    state: State = {}
+    for name, tensor in weights.items():
+        if not isinstance(tensor, Tensor) or _is_constant(name) or name.startswith("classification_heads."):
+            continue
+        # Names of earlier versions.
+        name = re.sub(r"^decoder\.", "encoder.", name)
+        name = name.replace(".emb_layer_norm.", ".layernorm_embedding.").replace(".lm_head.", ".regression_head.")
+        name = re.sub(r"^final_proj\.0\.", "final_proj.", name)
+        if model.get("_name") == "data2vec_vision" and name.startswith("final_proj."):
+            continue  # never used in fairseq, and so never trained
+        state[name] = tensor.float()
+    # Fine-tuning drops the embedding of masked positions; this is what has its shape.
+    alike = {"data2vec_audio": "post_extract_proj.bias", "data2vec_vision": "cls_emb"}.get(model.get("_name", ""))
+    if alike in state and "mask_emb" not in state:
+        state["mask_emb"] = torch.zeros_like(state[alike])
+
+    return state
+
+
+def convert_teacher_v1(model: Mapping[str, Any], teacher: Mapping[str, Tensor]) -> State:
+    """The teacher's weights under the student's names.
+
+    What fairseq copies from the student instead of averaging it (position convolutions, embeddings) is among them.
+
+    :param model: see :func:`convert_config_v1`.
+    :param teacher: the entry ``_ema`` (text: ``encoder._ema``) of the checkpoint's weights.
+    """
+    prefix = "encoder.sentence_encoder." if model.get("_name") == "data2vec_text" else "encoder."
+
+    return {f"{prefix}{name}": tensor.float() for name, tensor in teacher.items() if not _is_constant(name)}
+
+
+def teacher_scope_v1(model: Mapping[str, Any]) -> TeacherScope1:
+    """What is averaged; see :data:`d2v_plugin.models.data2vec1.base.TeacherScope1`."""
+    match model.get("_name"):
+        case "data2vec_audio" if model.get("ema_layers_only", True):
+            return "layers"
+        case "data2vec_text":
+            return "layers" if model.get("ema_transformer_layers_only", True) else "encoder"
+    return "encoder" if model.get("ema_transformer_only", True) else "all"
+
+
+def describe_pretraining_v1(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a criterion needs to go on, in the words of ``Data2Vec1Config`` except for the masks."""
+    get = model.get
+
+    return {
+        "ema": {
+            "start": get("ema_decay", 0.999),
+            "end": get("ema_end_decay", 0.9999),
+            "anneal_steps": get("ema_anneal_end_step", get("max_update")),
+        },
+        "teacher_scope": teacher_scope_v1(model),
+        "target_feature": "block" if get("end_of_block_targets", get("_name") == "data2vec_vision") else "ffn",
+        "targets": {
+            "num_layers": get("average_top_k_layers", 8),
+            "batch_norm_layers": get("batch_norm_target_layer", False),
+            "instance_norm_layers": get("instance_norm_target_layer", False),
+            "layer_norm_layers": get("layer_norm_target_layer", False),
+            "layer_norm": get("layer_norm_targets", False),
+            "instance_norm": get("instance_norm_targets", False),
+        },
+        "loss_beta": get("loss_beta", 0.0),
+        "loss_scale": get("loss_scale"),
+        "fairseq_masks": {key: value for key, value in model.items() if "mask" in key},
+    }
+
+
+def rename_beit(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Names of BEiT's code, in which the published vision models are stored -> fairseq's."""
+    renamed = {}
+    for name, tensor in weights.items():
+        for pattern, replacement in BEIT_NAMES.items():
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+
+    return renamed
+
+
+def _is_constant(name: str) -> bool:
+    return name.rpartition(".")[2] in ("version", "relative_position_index")
+
+
+def _audio(model: Mapping[str, Any], weights: State) -> Data2Vec1ModelConfig:
+    get = model.get
+    _require(model, layer_norm_first=False, conv_bias=False, layer_type="transformer", activation_fn="gelu")
+    if get("pos_conv_depth", 1) < 2:
+        raise CheckpointError("`pos_conv_depth` must be at least 2; no published model has another.")
+
+    # Defaults are fairseq's, for checkpoints of versions that did not have a setting yet.
+    return Data2Vec1ModelConfig(
+        audio=Audio1Config(
+            conv_layers=parse_conv_layers(model["conv_feature_layers"]),
+            conv_norm="layer_norm" if get("extractor_mode") == "layer_norm" else "group_norm",
+            position_width=get("conv_pos", 128),
+            position_groups=get("conv_pos_groups", 16),
+            position_depth=model["pos_conv_depth"],
+            local_grad_scale=get("feature_grad_mult", 1.0),
+            input_dropout=get("dropout_input", 0.0),
+        ),
+        dim=model["encoder_embed_dim"],
+        ffn_dim=model["encoder_ffn_embed_dim"],
+        depth=model["encoder_layers"],
+        num_heads=model["encoder_attention_heads"],
+        dropout=get("dropout", 0.1),
+        attention_dropout=get("attention_dropout", 0.1),
+        activation_dropout=get("activation_dropout", 0.0),
+        layer_drop=get("encoder_layerdrop", 0.0),
+        head_layers=1 if "final_proj.weight" in weights else 0,
+    )
+
+
+def _text(model: Mapping[str, Any], weights: State, pad_idx: int) -> Data2Vec1ModelConfig:
+    transformer = model["transformer"]
+    encoder = transformer["encoder"]
+    _require(transformer, activation_fn="gelu", layernorm_embedding=True, no_scale_embedding=True)
+    _require(encoder, normalize_before=False, learned_pos=True)
+    embeddings = weights.get("encoder.sentence_encoder.embed_tokens.weight")
+
+    return Data2Vec1ModelConfig(
+        text=Text1Config(
+            # Without embeddings the report of missing keys says so.
+            vocab_size=2 if embeddings is None else embeddings.size(0),
+            pad_idx=pad_idx,
+            max_positions=transformer["max_source_positions"],
+        ),
+        dim=encoder["embed_dim"],
+        ffn_dim=encoder["ffn_embed_dim"],
+        depth=encoder["layers"],
+        num_heads=encoder["attention_heads"],
+        dropout=transformer.get("dropout", 0.1),
+        attention_dropout=transformer.get("attention_dropout", 0.0),
+        activation_dropout=transformer.get("activation_dropout", 0.0),
+        layer_drop=encoder.get("layerdrop", 0.0),
+        head_layers=model.get("head_layers", 1) if "encoder.regression_head.0.weight" in weights else 0,
+    )
+
+
+def _vision(model: Mapping[str, Any]) -> Data2Vec1ModelConfig:
+    get = model.get
+    layer_scale, dim = get("layer_scale_init_value", 1e-4), get("embed_dim", 768)
+
+    return Data2Vec1ModelConfig(
+        image=Image1Config(
+            image_size=get("image_size", 224),
+            patch_size=get("patch_size", 16),
+            num_channels=get("in_channels", 3),
+            layer_scale=layer_scale if layer_scale > 0 else None,
+            relative_positions="shared" if get("shared_rel_pos_bias", True) else "per_layer",
+        ),
+        dim=dim,
+        ffn_dim=int(dim * get("mlp_ratio", 4)),
+        depth=get("depth", 12),
+        num_heads=get("num_heads", 12),
+        dropout=0.0,
+        attention_dropout=get("attention_dropout", 0.0),
+        drop_path=get("drop_path", 0.1),
+        head_layers=0,
+    )
+
+
+def _require(section: Mapping[str, Any], **values: object) -> None:
+    for name, value in values.items():
+        if section.get(name, value) != value:
+            raise CheckpointError(f"`{name}` must be {value!r}, but is {section[name]!r}; no published model has another.")

@@ -1,0 +1,259 @@
+"""Where weights can come from: a converted directory, one of our runs, a registered name."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import fairseq2.runtime.dependency
+from fairseq2.assets import AssetCard, AssetDownloadManager, AssetStore
+from fairseq2.composition import _register_library as register_library
+from fairseq2.device import CPU
+from fairseq2.gang import create_fake_gangs
+from fairseq2.model_checkpoint import CorruptModelCheckpointError, ModelCheckpointLoader, ModelCheckpointLoadOptions
+from fairseq2.models import ModelFamily
+from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+from fairseq2.utils.yaml import YamlError, YamlLoader
+from typing_extensions import override
+
+from d2v_plugin import setup_fairseq2_extension
+from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.storage import check_if_recorded
+from d2v_plugin.models.base import drop_criterion
+from d2v_plugin.models.data2vec2.factory import FAMILY
+from d2v_plugin.weights.directory import (
+    CONFIG_FILE,
+    CONFIGS,
+    STUDENT_FILE,
+    TEACHER_FILE,
+    is_model_directory,
+    read_config,
+    read_weights,
+    structure_config,
+)
+from d2v_plugin.weights.state import TEACHER_PREFIX, AnyConfig, State
+from d2v_plugin.weights.torch_file import explain_unreadable
+
+Weights = Literal["student", "teacher"]
+"""Which weights to take; the teacher's replace the student's where the teacher has them."""
+
+
+@dataclass(frozen=True)
+class Source(ABC):
+    """A checkpoint that was found, not yet read."""
+
+    path: Path
+    """Where it is, for messages."""
+
+    config: AnyConfig
+    """Its model."""
+
+    @abstractmethod
+    def read(self, weights: Weights = "student") -> State:
+        """Read the weights of the model.
+
+        :raises CheckpointError: they cannot be read, or there is no teacher.
+        """
+
+
+@dataclass(frozen=True)
+class DirectorySource(Source):
+    """What ``tools/convert_checkpoint.py`` wrote."""
+
+    @override
+    def read(self, weights: Weights = "student") -> State:
+        state = read_weights(self.path / STUDENT_FILE)
+        if weights == "teacher":
+            if not (self.path / TEACHER_FILE).exists():
+                raise CheckpointError(f"{self.path} has no teacher (`{TEACHER_FILE}`).")
+            state |= read_weights(self.path / TEACHER_FILE)
+        check_if_recorded(self.path, "*.safetensors")
+
+        return state
+
+
+@dataclass(frozen=True)
+class NativeSource(Source):
+    """What fairseq2 can load: the ``model`` folder of a checkpoint, sharded or not, or a single file."""
+
+    @override
+    def read(self, weights: Weights = "student") -> State:
+        state = self.read_all()
+        student = drop_criterion(state)
+        if weights == "teacher":
+            teacher = {key.removeprefix(TEACHER_PREFIX): t for key, t in state.items() if key.startswith(TEACHER_PREFIX)}
+            if not teacher:
+                raise CheckpointError(f"{self.path} has no teacher.")
+            student |= teacher
+
+        return student
+
+    def read_all(self) -> State:
+        """Read everything that was trained, including what belongs to the criterion.
+
+        :raises CheckpointError: it cannot be read, or is damaged.
+        """
+        check_if_recorded(self.path.parent, "model/*")
+        # Whole tensors, whatever the number of processes now and when it was written.
+        options = ModelCheckpointLoadOptions(gangs=create_fake_gangs(CPU), mmap=True, restrict=True)
+        try:
+            return dict(library().resolve(ModelCheckpointLoader).lazy_load(self.path, {}, options))
+        except CorruptModelCheckpointError as ex:
+            raise CheckpointError(_explain_corrupt(self.path, ex)) from ex
+        except OSError as ex:
+            raise CheckpointError(f"{self.path}: {ex.strerror or ex}.") from ex
+
+
+def find_source(path_or_name: str | Path) -> Source:
+    """Find a checkpoint.
+
+    :param path_or_name: a directory written by ``tools/convert_checkpoint.py``; the output directory of a run, its
+        ``checkpoints`` (both mean the last one) or one of its ``step_N``; or the name of a registered model.
+    :raises CheckpointError: there is no such thing.
+    """
+    path = Path(path_or_name)
+    if path.is_dir():
+        return _find_in_directory(path)
+    if path.is_file():
+        raise CheckpointError(
+            f"{path} is a file. Give the directory of a converted checkpoint or of a run; a fairseq checkpoint is converted by "
+            f"`python tools/convert_checkpoint.py fairseq {path} OUT`."
+        )
+    if isinstance(path_or_name, Path) or path.name != path_or_name:
+        raise CheckpointError(f"{path} does not exist.")
+
+    return _find_by_name(path_or_name)
+
+
+def _find_in_directory(path: Path) -> Source:
+    if is_model_directory(path):
+        return DirectorySource(path, read_config(path))
+
+    step_dir = find_step(path)
+    if step_dir is None:
+        raise CheckpointError(f"{path} is neither a converted checkpoint ({CONFIG_FILE}) nor a run (checkpoints/model.yaml).")
+
+    return NativeSource(step_dir / "model", _read_run_config(step_dir.parent / "model.yaml"))
+
+
+def find_step(path: str | Path, *, best: bool = False) -> Path | None:
+    """The directory ``step_N`` that a path means.
+
+    :param path: the output directory of a run, its ``checkpoints`` (both mean the last complete checkpoint), or a ``step_N``.
+    :param best: of several checkpoints take the one with the best score instead of the last one.
+    :returns: None if the path is none of these.
+    :raises CheckpointError: there is no complete checkpoint, or no score.
+    """
+    path = Path(path)
+    # From the most to the least specific: OUT/checkpoints/step_N/model, …/step_N, OUT/checkpoints, OUT.
+    step_dir = path.parent if path.name == "model" and (path / "pp_00").is_dir() else path
+    if _step_nr(step_dir) is not None:
+        return step_dir
+    checkpoints = path if (path / "model.yaml").is_file() else path / "checkpoints"
+    if not (checkpoints / "model.yaml").is_file():
+        return None
+
+    # fairseq2 writes a checkpoint aside, as `step_N.tmp`: a directory without the ending is complete.
+    steps = {_step_nr(path): path for path in checkpoints.iterdir() if (path / "model").is_dir()}
+    by_number = sorted((number, path) for number, path in steps.items() if number is not None)
+    if not by_number:
+        raise CheckpointError(f"{checkpoints} holds no complete checkpoint yet.")
+    if not best:
+        return by_number[-1][1]
+
+    scores = [(_read_score(checkpoints, number), number, path) for number, path in by_number]
+    known = [(score, number, path) for score, number, path in scores if score is not None]
+    if not known:
+        raise CheckpointError(f"{checkpoints} has no scores; a run writes them if `regime.score_metric` is set.")
+
+    return max(known, key=lambda entry: entry[:2])[2]
+
+
+def _read_score(checkpoints: Path, step_nr: int) -> float | None:
+    """What fairseq2 noted for a checkpoint: the higher, the better, whatever the metric."""
+    try:
+        return float((checkpoints / "scores" / f"step_{step_nr}.txt").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _step_nr(path: Path) -> int | None:
+    found = re.fullmatch(r"step_(\d+)", path.name)
+
+    return None if found is None else int(found[1])
+
+
+def _read_run_config(path: Path) -> AnyConfig:
+    try:
+        documents = library().resolve(YamlLoader).load(path)
+    except (OSError, YamlError) as ex:
+        raise CheckpointError(f"{path} cannot be read: {ex}") from ex
+    content: Any = documents[0] if documents else None
+    family = content.get("model_family") if isinstance(content, dict) else None
+    if family not in CONFIGS:
+        raise CheckpointError(f"{path} describes a model of the family `{family}`, not {_list_families()}.")
+
+    return structure_config(family, content.get("model_config"), path)
+
+
+def _find_by_name(name: str) -> Source:
+    resolver = library()
+    card = resolver.resolve(AssetStore).maybe_retrieve_card(name)
+    if card is None:
+        raise CheckpointError(f"`{name}` is neither a directory nor a registered model.")
+    field = card.maybe_get_field("model_family")
+    family = None if field is None else field.as_(str)
+    if family not in CONFIGS:
+        raise CheckpointError(f"`{name}` is not a model of the family {_list_families()}.")
+
+    path = _fetch(resolver, card)
+    if path.is_dir() and is_model_directory(path):
+        return DirectorySource(path, read_config(path))
+    config = resolver.resolve(ModelFamily, key=family).get_model_config(card)
+    assert isinstance(config, AnyConfig)
+
+    return NativeSource(path, config)
+
+
+def _list_families() -> str:
+    return " or ".join(f"`{family}`" for family in CONFIGS)
+
+
+def _fetch(resolver: DependencyResolver, card: AssetCard) -> Path:
+    uri = card.field("checkpoint").as_uri()
+    if uri.scheme == "file":
+        return uri.to_path()
+
+    return resolver.resolve(AssetDownloadManager).download_model(uri)
+
+
+def library() -> DependencyResolver:
+    """fairseq2's objects: those of the process if it has initialised fairseq2, otherwise our own, which change nothing global."""
+    return fairseq2.runtime.dependency._resolver or _own_library()
+
+
+@cache
+def _own_library() -> DependencyContainer:
+    container = DependencyContainer()
+    register_library(container, no_progress=True)
+    if FAMILY not in container.iter_keys(ModelFamily):
+        # The package is imported from a checkout without being installed.
+        setup_fairseq2_extension(container)
+
+    return container
+
+
+def _explain_corrupt(path: Path, ex: CorruptModelCheckpointError) -> str:
+    """fairseq2's message names the file; the reason is in what caused it."""
+    cause: BaseException = ex
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    file = getattr(ex.__cause__, "file", None)
+    if isinstance(file, Path):
+        return f"{file}: {explain_unreadable(file, cause)}"
+
+    return f"{path}: {ex}"

@@ -1,0 +1,140 @@
+"""Weights at rest: what a configuration expects, what a file holds, and how the two differ."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.models.data2vec1.base import Data2Vec1Model
+from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig
+from d2v_plugin.models.data2vec1.factory import create_model_v1
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
+from d2v_plugin.models.data2vec2.model import Data2VecModel
+
+State = dict[str, Tensor]
+"""Parameters by name."""
+
+AnyConfig = Data2VecConfig | Data2Vec1ModelConfig
+"""The configuration of a model of this package."""
+
+AnyModel = Data2VecModel | Data2Vec1Model
+"""A model of this package."""
+
+TEACHER_PREFIX: Final = "criterion.teacher."
+
+_MAX_LINES_PER_KIND: Final = 4
+
+
+@dataclass
+class Mismatch:
+    """How weights differ from what was expected, as groups of keys."""
+
+    missing: list[str] = field(default_factory=list)
+    """Keys that should be there."""
+
+    unexpected: list[str] = field(default_factory=list)
+    """Keys that nothing uses."""
+
+    wrong: dict[str, str] = field(default_factory=dict)
+    """Keys with another shape or type, and what is wrong with each."""
+
+    settings: list[str] = field(default_factory=list)
+    """Differences that shapes do not show, such as the number of heads."""
+
+    def raise_if_any(self, headline: str) -> None:
+        """
+        :raises CheckpointError: with at most 20 lines, whatever the number of keys.
+        """
+        lines = [
+            *_describe("missing", _group(self.missing)),
+            *_describe("unexpected", _group(self.unexpected)),
+            *_describe("wrong shape or type", _group(self.wrong)),
+            *_describe("different settings", self.settings),
+        ]
+        if lines:
+            raise CheckpointError("\n".join([headline, *lines]))
+
+
+def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Mismatch:
+    """Compare names, shapes and types of weights; the tensors of ``expected`` may be on the meta device."""
+    mismatch = Mismatch(
+        missing=[key for key in expected if key not in given], unexpected=[key for key in given if key not in expected]
+    )
+    for key, tensor in given.items():
+        if key not in expected:
+            continue
+        if tensor.shape != expected[key].shape:
+            mismatch.wrong[key] = f"{tuple(tensor.shape)} instead of {tuple(expected[key].shape)}"
+        elif not tensor.is_floating_point():
+            mismatch.wrong[key] = f"{tensor.dtype} instead of floating point".removeprefix("torch.")
+
+    return mismatch
+
+
+def build_skeleton(config: AnyConfig, *, num_tensors: int) -> AnyModel:
+    """The model of a configuration on the meta device: names and shapes without memory.
+
+    :param num_tensors: how many tensors come with the configuration. A configuration from outside is believed only as far:
+        every layer has at least one.
+    :raises CheckpointError: the configuration makes no model, or one with more layers than there are tensors.
+    """
+    try:
+        if (num_layers := _count_layers(config)) > num_tensors:
+            raise CheckpointError(f"The configuration describes {num_layers} layers, but there are only {num_tensors} tensors.")
+        with torch.device("meta"):
+            return Data2VecModel(config) if isinstance(config, Data2VecConfig) else create_model_v1(config)
+    except CheckpointError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as ex:
+        raise CheckpointError(f"The configuration is not valid: {ex}") from ex
+
+
+def _count_layers(config: AnyConfig) -> int:
+    count = config.depth
+    if config.audio is not None:
+        count += config.audio.position_depth + len(config.audio.conv_layers)
+    if isinstance(config, Data2Vec1ModelConfig):
+        return count + config.head_layers
+
+    decoders = [config.shared_decoder]
+    for frontend in config.frontends.values():
+        count += frontend.prenet_depth
+        decoders.append(frontend.decoder)
+
+    return count + sum(decoder.num_layers + decoder.projection_layers for decoder in decoders if decoder is not None)
+
+
+def _group(keys: Iterable[str] | Mapping[str, str]) -> list[str]:
+    """Put the keys of one block together: ``blocks.2.* (12 keys)``."""
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        block = re.match(r"(?:.*?\.)??blocks\.\d+(?=\.)", key)
+        groups.setdefault(block[0] if block is not None else key, []).append(key)
+
+    lines = []
+    for name, members in groups.items():
+        note = f": {keys[members[0]]}" if isinstance(keys, Mapping) else ""
+        if len(members) == 1:
+            lines.append(members[0] + note)
+        elif note:
+            lines.append(f"{name}.* ({len(members)} keys), such as {members[0]}{note}")
+        else:
+            lines.append(f"{name}.* ({len(members)} keys)")
+
+    return lines
+
+
+def _describe(kind: str, lines: list[str]) -> list[str]:
+    if not lines:
+        return []
+    shown = lines if len(lines) <= _MAX_LINES_PER_KIND else [*lines[: _MAX_LINES_PER_KIND - 1], ""]
+    if len(shown) < len(lines) or shown[-1] == "":
+        shown[-1] = f"… and {len(lines) - _MAX_LINES_PER_KIND + 1} more"
+
+    return [f"  {kind}:", *(f"    {line}" for line in shown)]

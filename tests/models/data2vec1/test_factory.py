@@ -1,0 +1,102 @@
+"""The base models have the original's parameters, under its names and with its initialisation."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairseq2.nn.utils.module import reset_parameters
+
+from d2v_plugin.criteria.data2vec1.teacher import copy_teacher
+from d2v_plugin.models.data2vec1.archs import ARCHS
+from d2v_plugin.models.data2vec1.base import Data2Vec1Model
+from d2v_plugin.models.data2vec1.factory import create_model_v1
+from d2v_plugin.models.data2vec2.encoder import BlockList
+
+ORIGINALS = json.loads((Path(__file__).parents[2] / "golden" / "full_models.json").read_text())
+BASE = ["audio_base", "text_base", "vision_base"]
+SCOPES = {"audio_base": "encoder", "text_base": "encoder", "vision_base": "encoder"}
+CONSTANTS = ("version", "relative_position_index")
+
+
+def original(arch: str, part: str) -> dict[str, Any]:
+    return {name: value for name, value in ORIGINALS[f"d2v1_{arch}"][part].items() if not name.endswith(CONSTANTS)}
+
+
+def build_on_meta(arch: str) -> Data2Vec1Model:
+    with torch.device("meta"):
+        return create_model_v1(ARCHS[arch]())
+
+
+@pytest.mark.parametrize("arch", BASE)
+def test_parameters_have_the_names_and_shapes_of_the_original(arch: str) -> None:
+    model = build_on_meta(arch)
+
+    expected = {name: tuple(shape) for name, (shape, *_) in original(arch, "state").items()}
+    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == expected
+    assert set(model.state_dict()) == set(expected)
+    assert sum(p.numel() for p in model.parameters()) == ORIGINALS[f"d2v1_{arch}"]["n_params"]
+
+
+@pytest.mark.parametrize("arch", BASE)
+def test_teacher_has_what_the_original_averages(arch: str) -> None:
+    teacher = copy_teacher(build_on_meta(arch), "encoder")
+
+    prefix = "encoder.sentence_encoder." if arch == "text_base" else "encoder."
+    expected = {prefix + name: tuple(shape) for name, shape in original(arch, "ema").items()}
+    # The original averages the final norm of images, and does not use it.
+    expected = {name: shape for name, shape in expected.items() if not name.startswith("encoder.norm.")}
+    assert {name: tuple(p.shape) for name, p in teacher.named_parameters()} == expected
+
+
+@pytest.mark.parametrize("arch", BASE)
+def test_initialisation_has_the_statistics_of_the_original(arch: str) -> None:
+    torch.manual_seed(0)
+    state = create_model_v1(ARCHS[arch]()).state_dict()
+
+    for name, (_, _, mean, std, absmax) in original(arch, "state").items():
+        tensor = state[name].double()
+        # Five standard errors of the mean and of the standard deviation, for ours and theirs together.
+        tolerance = 5 * math.sqrt(2) * (std + 1e-7) / math.sqrt(tensor.numel()) + 1e-6
+        assert float(tensor.mean()) == pytest.approx(mean, abs=tolerance), name
+        assert float(tensor.std()) == pytest.approx(std, abs=tolerance), name
+        assert float(tensor.abs().max()) <= 1.5 * absmax + 1e-9, name
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_arch_can_be_built_and_finds_its_blocks(arch: str) -> None:
+    model = build_on_meta(arch)
+
+    assert model.config == ARCHS[arch]()
+    assert [len(m) for m in model.modules() if isinstance(m, BlockList)] == [model.config.depth]
+
+
+@pytest.mark.parametrize(("arch", "millions"), [("audio_large", 314), ("text_large", 358), ("vision_large", 304)])
+def test_large_models_have_the_published_size(arch: str, millions: int) -> None:
+    model = build_on_meta(arch)
+
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(millions * 1e6, rel=0.01)
+
+
+@pytest.mark.parametrize("arch", ["audio_tiny", "text_tiny", "vision_tiny"])
+def test_a_model_on_the_meta_device_can_be_materialised(arch: str) -> None:
+    model = build_on_meta(arch).to_empty(device="cpu")
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, torch.nan)
+
+    reset_parameters(model)
+
+    # Position convolutions and others reset themselves; nothing is left out.
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_a_model_without_modality_is_refused() -> None:
+    config = ARCHS["text_tiny"]()
+    config.text = None
+
+    with pytest.raises(ValueError, match="One of `audio`, `text` and `image` must be configured"):
+        create_model_v1(config)

@@ -1,0 +1,100 @@
+"""Compiled blocks: the same numbers, and few graphs however long the inputs are."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.contracts import StepInfo
+from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Config, Data2Vec2Criterion
+from d2v_plugin.criteria.targets import TargetConfig
+from d2v_plugin.masking.base import BlockMaskConfig, BlockMaskSampler
+from d2v_plugin.models.data2vec2.archs import ARCHS
+from d2v_plugin.models.data2vec2.factory import create_model
+from d2v_plugin.models.data2vec2.model import Data2VecModel
+from d2v_plugin.models.parallel import compile_blocks
+
+
+def build(num_blocks: int) -> Data2VecModel:
+    torch.manual_seed(0)
+    config = ARCHS["audio_tiny"]()
+    config.depth = num_blocks
+    model = create_model(config)
+    sampler = BlockMaskSampler(BlockMaskConfig(ratio=0.5, block_size=3, adjust=0.05))
+    criterion = Data2Vec2Criterion(
+        Data2Vec2Config(num_views=2, teacher_scope="context", targets=TargetConfig(num_layers=num_blocks)),
+        dict.fromkeys(Modality, sampler),
+    )
+    criterion.build(model)
+    model.criterion = criterion
+    model.requires_grad_(True).train()
+
+    return model
+
+
+def run(model: Data2VecModel, num_samples: int) -> tuple[float, dict[str, Tensor]]:
+    waveforms = torch.randn(2, num_samples, generator=torch.Generator().manual_seed(1))
+    output = model(Batch(Modality.AUDIO, waveforms, torch.arange(2)), StepInfo(number=1, seed=1))
+    model.zero_grad()
+    (output.loss / output.num_targets).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    return float(output.loss.detach()) / output.num_targets, gradients
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_block_equals_an_eager_one() -> None:
+    eager, compiled = build(1).blocks[0], build(1).blocks[0]
+    x, bias = torch.randn(4, 16, 96), torch.randn(4, 4, 16, 16)
+    torch.compiler.reset()
+    compiled.compile()
+
+    (y, tap), (compiled_y, compiled_tap) = eager(x, bias), compiled(x, bias)
+
+    assert torch.allclose(compiled_y, y, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(compiled_tap, tap, rtol=1e-4, atol=1e-4)
+    grad = torch.randn(4, 16, 96)
+    y.backward(grad)
+    compiled_y.backward(grad)
+    for name, parameter in eager.named_parameters():
+        gradient, compiled_gradient = parameter.grad, compiled.get_parameter(name).grad
+        assert gradient is not None and compiled_gradient is not None
+        assert torch.allclose(compiled_gradient, gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max())), name
+
+
+def test_traced_training_equals_eager() -> None:
+    """Student and teacher through everything but the code generator, which takes minutes for whole models."""
+    eager, traced = build(2), build(2)
+    torch.compiler.reset()
+    compile_blocks(traced, backend="aot_eager")
+
+    loss, gradients = run(eager, 4000)
+    traced_loss, traced_gradients = run(traced, 4000)
+
+    assert traced_loss == pytest.approx(loss, rel=1e-4)
+    assert gradients.keys() == traced_gradients.keys()
+    for name, gradient in gradients.items():
+        assert torch.allclose(traced_gradients[name], gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max())), name
+
+
+def test_few_graphs_for_any_number_of_lengths() -> None:
+    """Student and teacher, each for one length and then for all; blocks share them."""
+    graphs: list[int] = []
+
+    def count(module: Any, inputs: Any) -> Any:
+        graphs.append(1)
+        return module.forward
+
+    model = build(4)
+    torch.compiler.reset()
+    compile_blocks(model, backend=count)
+    # Teachers are made of compiled blocks too.
+    for num_samples in (4000, 5000, 6300, 7100, 8200, 9000):
+        run(model, num_samples)
+
+    assert 2 <= len(graphs) <= 6

@@ -1,0 +1,204 @@
+"""fairseq's data2vec 1.0 configurations and weights, of all ages, become ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import d2v_plugin
+from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.criteria.data2vec1.teacher import copy_teacher
+from d2v_plugin.models.data2vec1.archs import ARCHS
+from d2v_plugin.models.data2vec1.factory import create_model_v1
+from d2v_plugin.weights.convert.fairseq import convert_fairseq
+from d2v_plugin.weights.convert.fairseq_data2vec1 import (
+    convert_config_v1,
+    convert_state_dict_v1,
+    convert_teacher_v1,
+    rename_beit,
+    teacher_scope_v1,
+)
+from d2v_plugin.weights.directory import write_directory
+
+TESTS = Path(__file__).parents[2]
+NAMES = ["audio", "text", "vision"]
+ORIGINALS = json.loads((TESTS / "golden" / "full_models.json").read_text())
+SCOPES = {"audio": "layers", "text": "layers", "vision": "encoder"}
+
+
+def load_original(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings, and the weights as in a checkpoint, teacher and constants included."""
+    folder = TESTS / "golden" / f"d2v1_{name}_tiny"
+    settings = json.loads((folder / "config.json").read_text())["model"]
+    tensors = load_file(folder / "weights.safetensors")
+    weights: dict[str, Any] = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
+    teacher = {k.removeprefix("ema/"): v for k, v in tensors.items() if k.startswith("ema/")}
+    if name == "text":
+        weights["encoder.sentence_encoder.version"] = teacher["version"] = torch.tensor([3.0])
+        weights["encoder._ema"] = teacher
+    else:
+        weights["_ema"] = teacher
+    if name == "vision":
+        weights["encoder.rel_pos_bias.relative_position_index"] = torch.zeros(65, 65, dtype=torch.int64)
+
+    return settings, weights
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_student_and_teacher_fit_the_converted_model(name: str) -> None:
+    settings, weights = load_original(name)
+
+    state = convert_state_dict_v1(settings, weights)
+    model = create_model_v1(convert_config_v1(settings, state))
+    teacher = convert_teacher_v1(settings, weights["encoder._ema" if name == "text" else "_ema"])
+
+    model.load_state_dict(state)
+    assert teacher.keys() <= state.keys()
+    averaged = copy_teacher(model, "encoder").state_dict()
+    assert averaged.keys() <= teacher.keys()
+    assert teacher_scope_v1(settings) == SCOPES[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_base_configurations_are_the_base_archs(name: str) -> None:
+    settings = ORIGINALS[f"d2v1_{name}_base"]["model_cfg"]
+    with torch.device("meta"):
+        weights = {key: torch.empty(shape) for key, (shape, *_) in ORIGINALS[f"d2v1_{name}_base"]["state"].items()}
+
+    config = convert_config_v1(settings, convert_state_dict_v1(settings, weights))
+
+    arch = ARCHS[f"{name}_base"]()
+    if name == "vision":
+        # Ours is that of the published models, see recipes/image/data2vec1_base_fairseq.yaml.
+        arch.norm_eps, arch.head_layers = 1e-5, 0
+    assert config == arch
+
+
+def test_names_of_earlier_versions_are_understood() -> None:
+    settings, weights = load_original("text")
+    expected = convert_state_dict_v1(settings, weights)
+    old = {
+        key.replace("encoder.", "decoder.", 1)
+        .replace(".layernorm_embedding.", ".emb_layer_norm.")
+        .replace(".regression_head.", ".lm_head."): value
+        for key, value in weights.items()
+        if not key.endswith("_ema")
+    }
+    assert convert_state_dict_v1(settings, old).keys() == expected.keys()
+
+    settings, weights = load_original("audio")
+    old = {key.replace("final_proj.", "final_proj.0."): value for key, value in weights.items()}
+    assert convert_state_dict_v1(settings, old).keys() == convert_state_dict_v1(settings, weights).keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_models_without_head_or_mask_embedding_are_complete(name: str) -> None:
+    settings, weights = load_original(name)
+    gone = ("final_proj.", "encoder.regression_head.", "mask_emb", "_ema", "encoder._ema")
+    weights = {key: value for key, value in weights.items() if not key.startswith(gone)}
+
+    state = convert_state_dict_v1(settings, weights)
+    config = convert_config_v1(settings, state)
+
+    assert config.head_layers == 0
+    create_model_v1(config).load_state_dict(state)
+
+
+def test_the_published_vision_models_have_other_names() -> None:
+    settings, weights = load_original("vision")
+    expected = convert_state_dict_v1(settings, weights)
+    names = {"cls_emb": "cls_token", "mask_emb": "mask_token", ".mlp.0.": ".mlp.fc1.", ".mlp.2.": ".mlp.fc2."}
+    beit: dict[str, Tensor] = {}
+    for key, value in expected.items():
+        key = key.removeprefix("encoder.").replace("patch_embed.conv.", "patch_embed.proj.")
+        for ours, theirs in names.items():
+            key = key.replace(ours, theirs)
+        beit[key] = value
+
+    renamed = rename_beit(beit)
+
+    assert renamed.keys() == expected.keys()
+    assert all(torch.equal(renamed[key], value) for key, value in expected.items())
+    assert "final_proj.weight" in rename_beit({"lm_head.weight": torch.zeros(1)})
+
+
+def save_checkpoint(name: str, path: Path, *, fine_tuned: bool = False) -> Path:
+    """As fairseq's trainer wrote it."""
+    settings, weights = load_original(name)
+    cfg: dict[str, Any] = {"model": settings}
+    if fine_tuned:
+        weights.pop("_ema")
+        weights = {f"w2v_encoder.w2v_model.{key}": value for key, value in weights.items() if not key.startswith("final_proj")}
+        weights |= {"w2v_encoder.proj.weight": torch.ones(5, 32), "w2v_encoder.proj.bias": torch.zeros(5)}
+        cfg = {"model": {"_name": "wav2vec_ctc", "w2v_args": {"model": settings}}}
+    torch.save({"args": None, "cfg": cfg, "model": weights, "optimizer_history": [{"num_updates": 7}]}, path)
+
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_a_converted_file_computes_the_originals_features(name: str, tmp_path: Path) -> None:
+    directory = convert_fairseq(save_checkpoint(name, tmp_path / "in.pt"), original_padding=True)
+    write_directory(tmp_path / "out", directory)
+
+    model = d2v_plugin.load(tmp_path / "out")
+
+    case = "img" if name == "vision" else "nopad"
+    io = load_file(TESTS / "golden" / f"d2v1_{name}_tiny" / "io_features.safetensors")
+    torch.testing.assert_close(model.extract_features(io[f"{case}/source"]).x, io[f"{case}/x"], atol=1e-5, rtol=1e-5)
+    assert directory.info["source"]["step"] == 7
+    assert directory.info["pretraining"]["teacher_scope"] == SCOPES[name]
+    averaged = d2v_plugin.load(tmp_path / "out", weights="teacher").state_dict()
+    assert directory.teacher is not None
+    assert all(torch.equal(averaged[key], value) for key, value in directory.teacher.items())
+
+
+def test_a_fine_tuned_file_gives_encoder_and_head(tmp_path: Path) -> None:
+    directory = convert_fairseq(save_checkpoint("audio", tmp_path / "in.pt", fine_tuned=True))
+
+    assert directory.teacher is None
+    assert directory.head is not None and set(directory.head) == {"proj.weight", "proj.bias"}
+    assert directory.config.head_layers == 0  # type: ignore[union-attr]
+
+
+def test_a_file_that_does_not_agree_with_its_configuration_is_refused(tmp_path: Path) -> None:
+    path = save_checkpoint("text", tmp_path / "in.pt")
+    content = torch.load(path, weights_only=True)
+    del content["model"]["encoder.sentence_encoder.layers.1.fc1.bias"]
+    content["model"]["encoder._ema"].pop("layers.0.fc2.weight")
+    torch.save(content, path)
+
+    with pytest.raises(CheckpointError, match=r"layers\.1\.fc1\.bias") as info:
+        convert_fairseq(path)
+    assert "_ema.encoder.sentence_encoder.layers.0.fc2.weight" in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("audio", {"layer_norm_first": True}, "`layer_norm_first` must be False, but is True"),
+        ("audio", {"pos_conv_depth": 1}, "`pos_conv_depth` must be at least 2"),
+        ("text", {"transformer": {"activation_fn": "relu"}}, "`activation_fn` must be 'gelu', but is 'relu'"),
+        ("text", {"transformer": {"encoder": {"normalize_before": True}}}, "`normalize_before` must be False"),
+        ("vision", {"_name": "mae"}, "`_name` must be one of data2vec_audio"),
+    ],
+)
+def test_what_no_published_model_uses_is_refused(name: str, changes: dict[str, Any], message: str) -> None:
+    settings, weights = load_original(name)
+    state = convert_state_dict_v1(settings, weights)
+    changed = json.loads(json.dumps(settings))
+    target, change = changed, changes
+    while isinstance(next(iter(change.values())), dict):
+        key = next(iter(change))
+        target, change = target[key], change[key]
+    target.update(change)
+
+    with pytest.raises(CheckpointError, match=message):
+        convert_config_v1(changed, state)
