@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
     from fairseq2.runtime.dependency import DependencyContainer
 
+    from d2v_plugin.models.families import AnyModel
     from d2v_plugin.weights.sources import Weights
-    from d2v_plugin.weights.state import AnyModel
 
 __version__ = "0.1.0"
 
@@ -62,18 +62,6 @@ def setup_fairseq2_extension(container: DependencyContainer) -> None:
     """Register everything this package brings; fairseq2 calls it through the ``fairseq2.extension`` entry point."""
     import fairseq2.recipe  # noqa: F401  # first: fairseq2.trainer and others cannot be imported before it
 
-    from d2v_plugin.criteria import register_criteria
-    from d2v_plugin.data import register_datasets
-    from d2v_plugin.masking.base import register_mask_samplers
-    from d2v_plugin.models.data2vec2.factory import register_models
-    from d2v_plugin.probing import register_probes
-    from d2v_plugin.tasks import register_tasks
-    from d2v_plugin.training import register_training
+    from d2v_plugin.verbs.registration import register_everything
 
-    register_models(container)
-    register_criteria(container)
-    register_mask_samplers(container)
-    register_datasets(container)
-    register_tasks(container)
-    register_probes(container)
-    register_training(container)
+    register_everything(container)

@@ -12,7 +12,7 @@ from torch import Tensor
 import d2v_plugin
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.models.data2vec1.archs import ARCHS
-from d2v_plugin.models.data2vec1.factory import create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
 from d2v_plugin.models.data2vec2.archs import audio_tiny, text_tiny
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model

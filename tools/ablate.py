@@ -37,7 +37,7 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.utils.config import StandardConfigMerger
 from ruamel.yaml import YAML
 
-from d2v_plugin.probing import overall_metrics
+from d2v_plugin.probing.base import overall_metrics
 from d2v_plugin.verbs.inheritance import BASE, read_chain
 
 

@@ -22,17 +22,14 @@ import d2v_plugin  # noqa: F401  # makes fairseq2 importable
 import fairseq2.recipe  # noqa: F401  # before fairseq2's other modules, which need it
 import torch
 from benchmark_flops import Shape, count_update
-from fairseq2.composition import _register_library
 from fairseq2.gang import create_fake_gangs
 from fairseq2.nn.utils.grad import clip_grad_norm, normalize_grads
-from fairseq2.recipe import cli
-from fairseq2.recipe.composition import _register_train_recipe
-from fairseq2.recipe.internal.config import _RecipeConfigHolder
 from fairseq2.runtime.dependency import DependencyContainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import StepInfo
+from d2v_plugin.core.fairseq2_private import RecipeConfigHolder, register_library, register_main, register_train_recipe
 from d2v_plugin.core.registry import create
 from d2v_plugin.criteria.base import Criterion
 from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Criterion
@@ -211,11 +208,11 @@ def load_recipe(setting: Setting) -> tuple[DependencyContainer, Any]:
             assert image is not None
             changes["task"]["config"] = {"batch_size": setting.batch, "image": {"size": image.image_size}}
     container, recipe = DependencyContainer(), TrainRecipe()
-    _register_library(container)
-    _register_train_recipe(container, recipe)
-    cli._register_main(container, Namespace(config_file=path, config_overrides=[changes]), recipe)
+    register_library(container)
+    register_train_recipe(container, recipe)
+    register_main(container, Namespace(config_file=path, config_overrides=[changes]), recipe)
 
-    return container, container.resolve(_RecipeConfigHolder).config
+    return container, container.resolve(RecipeConfigHolder).config
 
 
 def draw_batch(setting: Setting) -> Batch:

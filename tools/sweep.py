@@ -42,8 +42,8 @@ from fairseq2.utils.config import StandardConfigMerger
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from d2v_plugin.training import METRICS
 from d2v_plugin.verbs.inheritance import read_chain
+from d2v_plugin.verbs.registration import METRICS
 
 _DISPLAY_NAMES = {descriptor.name: descriptor for descriptor in METRICS}
 

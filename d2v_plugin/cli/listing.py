@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fairseq2.composition import _register_library
 from fairseq2.datasets import DatasetFamily
 from fairseq2.models import ModelFamily
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 
-import d2v_plugin
 from d2v_plugin.cli.user_errors import family_archs
+from d2v_plugin.core.fairseq2_private import register_library
 from d2v_plugin.core.registry import registered_names
 from d2v_plugin.criteria.base import Criterion
 from d2v_plugin.masking.base import MaskSampler
-from d2v_plugin.probing import Probe
+from d2v_plugin.probing.base import Probe
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.verbs.extensions import Extension, register_all
 
@@ -26,7 +25,7 @@ def describe(verbs: Mapping[str, str], extensions: Sequence[Extension]) -> str:
     :param verbs: the words after ``fairseq2 recipe`` with what they do.
     """
     container = DependencyContainer()
-    _register_library(container)
+    register_library(container)
     register_all(container, extensions)
 
     sections = [_section("verbs", [f"{name:<9} {summary}" for name, summary in verbs.items()])]
@@ -45,7 +44,7 @@ def describe(verbs: Mapping[str, str], extensions: Sequence[Extension]) -> str:
 
 def find_recipes() -> list[Path]:
     """The YAML files under ``recipes/`` of the working directory, else of the source checkout."""
-    here, checkout = Path("recipes"), Path(d2v_plugin.__file__).parent.parent / "recipes"
+    here, checkout = Path("recipes"), Path(__file__).parents[2] / "recipes"
 
     return sorted(here.rglob("*.yaml") if here.is_dir() else checkout.rglob("*.yaml"))
 

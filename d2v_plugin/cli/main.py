@@ -202,17 +202,13 @@ def run(
     :param examples: what ``--help`` prints after fairseq2's text.
     """
     import torch
-    from fairseq2.composition import _register_library
     from fairseq2.logging import configure_logging
-    from fairseq2.recipe import cli
-    from fairseq2.recipe.composition import _register_inference_recipe, _register_train_recipe
-    from fairseq2.recipe.internal.config import _is_train_config
-    from fairseq2.recipe.run import _swap_default_resolver
     from fairseq2.runtime.dependency import DependencyContainer
 
     from d2v_plugin.cli.lost_rank import explain_lost_rank
     from d2v_plugin.cli.redaction import hide_secrets
     from d2v_plugin.cli.user_errors import explain
+    from d2v_plugin.core import fairseq2_private
     from d2v_plugin.data.bad_samples import BadSamplesError
     from d2v_plugin.verbs.inheritance import resolve_bases
 
@@ -220,19 +216,20 @@ def run(
     configure_logging(no_rich=args.no_rich)
     hide_secrets()
 
-    trains = _is_train_config(recipe.config_kls)
+    trains = fairseq2_private.is_train_config(recipe.config_kls)
     container = DependencyContainer()
 
     with (
-        cli._handle_errors(container, args.no_exit_on_error),
-        _swap_default_resolver(container),
+        fairseq2_private.handle_errors(container, args.no_exit_on_error),
+        fairseq2_private.swap_default_resolver(container),
         torch.inference_mode(mode=not trains),
     ):
         try:
-            _register_library(container, no_progress=True if args.no_rich else None)
-            (_register_train_recipe if trains else _register_inference_recipe)(container, recipe)
-            cli._register_main(container, (prepare or resolve_bases)(args), recipe)
-            cli._main(container, args)
+            fairseq2_private.register_library(container, no_progress=True if args.no_rich else None)
+            register = fairseq2_private.register_train_recipe if trains else fairseq2_private.register_inference_recipe
+            register(container, recipe)
+            fairseq2_private.register_main(container, (prepare or resolve_bases)(args), recipe)
+            fairseq2_private.run_main(container, args)
         except Exception as ex:
             line = explain(ex, container, args)
             if args.no_exit_on_error:
@@ -248,13 +245,13 @@ def run(
 
 def parse(verb: str, words: Sequence[str], examples: str) -> Namespace:
     """Parse the flags of fairseq2's runner with its own parser; ``--help`` prints our examples after its text."""
-    from fairseq2.recipe.cli import _parse_args
+    from d2v_plugin.core.fairseq2_private import parse_args
 
     sys.argv = [f"{PROGRAM} recipe {verb}", *words]
     complaint = io.StringIO()
     try:
         with redirect_stderr(complaint):
-            return _parse_args()
+            return parse_args()
     except SystemExit as ex:
         if ex.code == 0:
             print(examples)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
+
+from d2v_plugin.core.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,22 @@ class LossOutput:
 
     observation: Observation | None = None
     """What the collapse watch looks at; None = nothing."""
+
+
+# FSDP waits for the backward pass at the tensors that the whole model returns, and finds them only in types that are registered.
+# Without that, gradients would never be reduced in updates in which no block of the encoder gets any.
+register_dataclass(LossOutput)
+
+
+class Objective(nn.Module, ABC):
+    """What a model knows of the criterion that trains it, see :class:`d2v_plugin.criteria.base.Criterion`."""
+
+    @abstractmethod
+    def forward(self, model: Any, batch: Batch, step: StepInfo) -> LossOutput:
+        """Compute the loss of one batch."""
+
+    def freeze_constants(self) -> None:
+        """Exclude from training what the optimizer must not touch, such as a teacher; called when gradients are switched on."""
 
 
 Spell = Callable[[Sequence[int]], list[str]]

@@ -17,11 +17,12 @@ from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar, cast
 
 from fairseq2.recipe.component import ComponentManager, ComponentNotKnownError, register_component
-from fairseq2.recipe.component import _ComponentEntry as ComponentEntry
 from fairseq2.recipe.config import SupportsStructure, structure_component_config
 from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from typing_extensions import override
+
+from d2v_plugin.core.fairseq2_private import ComponentEntry
 
 T = TypeVar("T")
 ConfigT = TypeVar("ConfigT")
@@ -31,19 +32,22 @@ def register(
     container: DependencyContainer,
     base: type[T],
     name: str,
-    factory: Callable[[ConfigT], T],
+    factory: Callable[..., T],
     config_kls: type[ConfigT],
+    *,
+    with_resolver: bool = False,
 ) -> None:
     """Make ``factory(config)`` available as the ``base`` called ``name``.
 
     :param base: the registry: ``Task``, ``Criterion``, ``MaskSampler`` or ``Probe``.
     :param factory: usually the class itself; called with an instance of ``config_kls``.
+    :param with_resolver: call ``factory(resolver, config)``, for components that are made of others.
     :raises RecipeError: the name is taken.
     """
     if name in registered_names(container, base):
         raise RecipeError(f"{kind_of(base)} `{name}` is already registered; choose another name.")
 
-    register_component(container, base, name, config_kls, lambda resolver, config: factory(config))
+    register_component(container, base, name, config_kls, factory if with_resolver else lambda resolver, config: factory(config))
 
 
 def registered_names(resolver: DependencyResolver, base: type[object]) -> list[str]:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from torch import Tensor, nn
-from torch.utils._pytree import register_dataclass
+from torch import Tensor
+from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
-from d2v_plugin.core.contracts import LossOutput, StepInfo
+from d2v_plugin.core.contracts import LossOutput, Objective, StepInfo
 from d2v_plugin.core.registry import ComponentSection
 from d2v_plugin.models.base import EncoderModel
 
 ModelT = TypeVar("ModelT", bound=EncoderModel)
 
 
-# FSDP waits for the backward pass at the tensors that the whole model returns, and finds them only in types that are registered.
-# Without that, gradients would never be reduced in updates in which no block of the encoder gets any.
-register_dataclass(LossOutput)
-
-
-class Criterion(nn.Module, ABC, Generic[ModelT]):
+class Criterion(Objective, Generic[ModelT]):
     """A training objective, registered by name; see :mod:`d2v_plugin.core.registry`.
 
     It is a module: it may own others (a teacher, heads), which :meth:`build` creates. The recipe attaches it to the model
@@ -39,9 +34,7 @@ class Criterion(nn.Module, ABC, Generic[ModelT]):
         :raises fairseq2.recipe.error.RecipeError: the criterion cannot train this model.
         """
 
-    def freeze_constants(self) -> None:
-        """Exclude from training what the optimizer must not touch, such as a teacher; called when gradients are switched on."""
-
+    @override
     @abstractmethod
     def forward(self, model: ModelT, batch: Batch, step: StepInfo) -> LossOutput:
         """Compute the loss of one batch."""
@@ -56,6 +49,13 @@ class Criterion(nn.Module, ABC, Generic[ModelT]):
     def teacher_layers(self, model: ModelT, batch: Batch) -> list[Tensor]:
         """What the teacher makes targets of, to look at: for each of its blocks (N, S, D); empty = there is no teacher."""
         return []
+
+
+def criterion_of(model: EncoderModel) -> Criterion[Any] | None:
+    """The criterion that is attached to a model; None = there is none."""
+    assert model.criterion is None or isinstance(model.criterion, Criterion)
+
+    return model.criterion
 
 
 @dataclass(kw_only=True)

@@ -12,8 +12,9 @@ from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.criteria.base import Criterion
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.models.families import AnyModel
 from d2v_plugin.weights.sources import NativeSource, find_source
-from d2v_plugin.weights.state import AnyModel, build_skeleton, compare
+from d2v_plugin.weights.state import build_skeleton, compare
 
 
 def load_fine_tuned(

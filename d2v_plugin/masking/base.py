@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.random import Stream, _draw_words
-from d2v_plugin.core.registry import ComponentSection, register
+from d2v_plugin.core.registry import ComponentSection
 
 
 def split_mask(mask: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
@@ -293,10 +292,3 @@ class MaskSection(ComponentSection):
     base: ClassVar[type[MaskSampler]] = MaskSampler
 
     name: str = "inverse_block"
-
-
-def register_mask_samplers(container: DependencyContainer) -> None:
-    """Register the samplers of this module."""
-    register(container, MaskSampler, "random", RandomMaskSampler, RandomMaskConfig)
-    register(container, MaskSampler, "block", BlockMaskSampler, BlockMaskConfig)
-    register(container, MaskSampler, "inverse_block", InverseBlockMaskSampler, BlockMaskConfig)

@@ -12,13 +12,11 @@ from enum import IntEnum
 from functools import lru_cache
 
 import torch
-from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.random import Stream, uniform
-from d2v_plugin.core.registry import register
 from d2v_plugin.masking.base import MaskSampler
 
 MAX_BLOCK_TRIES = 10
@@ -272,9 +270,3 @@ def corrupt_tokens(
     masked = torch.where(mask & (kinds < random_share), random, masked)
 
     return torch.where(mask & (kinds >= random_share) & (kinds < random_share + kept_share), tokens, masked)
-
-
-def register_mask_samplers_v1(container: DependencyContainer) -> None:
-    """Register the samplers of this module."""
-    register(container, MaskSampler, "span", SpanMaskSampler, SpanMaskConfig)
-    register(container, MaskSampler, "beit_block", BeitBlockMaskSampler, BeitBlockMaskConfig)

@@ -5,17 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
 from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.contracts import LossOutput, Objective, StepInfo
 from d2v_plugin.layers.layer_drop import draw_layers
-
-if TYPE_CHECKING:
-    from d2v_plugin.core.contracts import LossOutput, StepInfo
-    from d2v_plugin.criteria.base import Criterion
 
 T = TypeVar("T")
 
@@ -48,7 +45,7 @@ class EncoderModel(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.criterion: Criterion[Any] | None = None
+        self.criterion: Objective | None = None
         self.frozen: Sequence[str] = ()
 
     @override

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import Spell, StepInfo
-from d2v_plugin.criteria.base import Criterion
+from d2v_plugin.criteria.base import Criterion, criterion_of
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.statistics import channel_deviations, describe
 from d2v_plugin.pictures.features import draw_features, draw_history, draw_scales, draw_similarities, similarities
@@ -159,7 +159,7 @@ class Album:
         start = self._clock()
         try:
             step = StepInfo(number=max(step_nr, 1), seed=self._seed)
-            self._keep(draw_sheet(self._model, self._model.criterion, self._batch, step, self._spell), step_nr)
+            self._keep(draw_sheet(self._model, criterion_of(self._model), self._batch, step, self._spell), step_nr)
         except (OSError, RuntimeError, ValueError) as ex:
             log.warning("Pictures are switched off from here on, because drawing them failed: {}", ex)
             self._batch, self._start = None, None

@@ -17,7 +17,9 @@ from torch import Tensor
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.models.base import EncoderModel, Features
 from d2v_plugin.models.pooling import Layers, Pooling, resolve_layers
-from d2v_plugin.probing import FeatureCollection, ProbeReader, ProbeSection, ProbeUnit, create_probes, probe_scores
+from d2v_plugin.probing.base import ProbeSection, create_probes, probe_scores
+from d2v_plugin.probing.collection import FeatureCollection
+from d2v_plugin.probing.unit import ProbeReader, ProbeUnit
 
 Extract = Callable[[Batch], Features]
 """Computes the features of a batch."""

@@ -11,6 +11,8 @@ from fairseq2.utils.progress import ProgressReporter
 from rich.progress import Progress
 from typing_extensions import override
 
+from d2v_plugin.core.fairseq2_private import find_progress_bars
+
 # fairseq2 sorts metrics by priority and gives scores this one.
 SCORE_PRIORITY = 200
 
@@ -71,7 +73,7 @@ def register_headline(container: DependencyContainer) -> None:
     """Register the recorder; without a progress bar (``--no-rich``) there is none."""
 
     def maybe_create(resolver: DependencyResolver) -> MetricRecorder | None:
-        progress = getattr(resolver.resolve(ProgressReporter), "_progress", None)
+        progress = find_progress_bars(resolver.resolve(ProgressReporter))
         if not isinstance(progress, Progress):
             return None
 

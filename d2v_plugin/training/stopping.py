@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from threading import Thread
 from typing import Final, final
 
@@ -23,8 +24,8 @@ from fairseq2.trainer import Trainer
 from typing_extensions import Self, override
 
 from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.fairseq2_private import count_unpublished, restore_unpublished, save_checkpoint, set_rates
 from d2v_plugin.training.checkpoints import VerifiedCheckpointManager
-from d2v_plugin.training.checkpoints.schedule_changes import set_rates
 from d2v_plugin.training.host_group import HostGroup
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -143,7 +144,7 @@ class StoppableTask(Runnable):
         self._hosts = hosts
         self._request = StopRequest()
         reader.between_updates = self._between_updates
-        checkpoints.count_unpublished = lambda: trainer._num_batches_read
+        checkpoints.count_unpublished = partial(count_unpublished, trainer)
 
     @override
     def run(self) -> None:
@@ -157,12 +158,10 @@ class StoppableTask(Runnable):
     def _between_updates(self) -> None:
         if self._checkpoints.must_set_rates:
             self._checkpoints.must_set_rates = False
-            set_rates(self._trainer._optimizer, self._trainer._lr_scheduler)
+            set_rates(self._trainer)
         if (unpublished := self._checkpoints.unpublished) is not None:
-            # fairseq2 resets the metrics of an unfinished interval when it resumes.
             self._checkpoints.unpublished = None
-            self._trainer._num_batches_read, metrics = unpublished
-            self._trainer._metric_bag.load_state_dict(metrics)
+            restore_unpublished(self._trainer, *unpublished)
 
         if not self._hosts.any_before(self._request.reason is not None):
             return
@@ -182,8 +181,8 @@ class StoppableTask(Runnable):
         """Save this update, unless the regime has had it saved."""
         self._checkpoints.maybe_complete_save_operation(blocking=True)
         if step_nr and step_nr not in self._checkpoints.get_step_numbers():
-            # The only way to a checkpoint of fairseq2's trainer; metrics stay unpublished and go into it.
-            self._trainer._save_checkpoint(blocking=True)
+            # Metrics stay unpublished and go into it.
+            save_checkpoint(self._trainer)
             self._checkpoints.raise_if_failed(step_nr)
 
     @override

@@ -9,9 +9,9 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fairseq2.recipe.run import _swap_default_resolver
 from fairseq2.utils.config import StandardConfigMerger
 
+from d2v_plugin.core.fairseq2_private import swap_default_resolver
 from d2v_plugin.evaluation.provenance import SECTIONS, find_origin
 from d2v_plugin.verbs.inheritance import read_whole, resolve_bases
 from d2v_plugin.weights.sources import Source, find_source
@@ -38,7 +38,7 @@ def recall_origin(args: Namespace, *, sections: Sequence[str] = SECTIONS) -> Nam
         origin = find_origin(path)
         if origin is None:
             # Nothing can be registered in the recipe's own container once it has been asked for something.
-            with _swap_default_resolver(None):  # type: ignore[arg-type]
+            with swap_default_resolver(None):  # type: ignore[arg-type]
                 overrides.insert(0, _default_sections(find_source(path)))
         else:
             overrides.insert(0, {"_set_": {name: origin.sections[name] for name in sections}})

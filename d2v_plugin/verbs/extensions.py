@@ -8,14 +8,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fairseq2.models import ModelFamily
 from fairseq2.recipe.base import Recipe
 from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import DependencyContainer
 from typing_extensions import override
 
-from d2v_plugin import setup_fairseq2_extension
-from d2v_plugin.models.data2vec2.factory import FAMILY
+from d2v_plugin.verbs.registration import is_registered, register_everything
 
 FUNCTION = "setup_fairseq2_extension"
 
@@ -24,8 +22,8 @@ Extension = Callable[[DependencyContainer], None]
 
 def register_all(container: DependencyContainer, extensions: Sequence[Extension]) -> None:
     """Register this package, unless its entry point did (it is not installed in a mere checkout), and the extensions."""
-    if FAMILY not in container.iter_keys(ModelFamily):
-        setup_fairseq2_extension(container)
+    if not is_registered(container):
+        register_everything(container)
 
     for extension in extensions:
         extension(container)

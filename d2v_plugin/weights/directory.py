@@ -15,16 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.storage import FileRecord, Record, describe_file, write_record
-from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig
-from d2v_plugin.models.data2vec1.factory import FAMILY_V1
-from d2v_plugin.models.data2vec2.config import Data2VecConfig
-from d2v_plugin.models.data2vec2.factory import FAMILY
-from d2v_plugin.weights.state import AnyConfig, State
+from d2v_plugin.models.families import FAMILIES, AnyConfig, family_of
+from d2v_plugin.weights.state import State
 
 FORMAT: Final = "d2v_plugin"
 FORMAT_VERSION: Final = 1
 
-CONFIGS: Final[dict[str, type[AnyConfig]]] = {FAMILY: Data2VecConfig, FAMILY_V1: Data2Vec1ModelConfig}
 """The configurations of the model families."""
 
 CONFIG_FILE: Final = "config.json"
@@ -82,7 +78,7 @@ def _write_files(folder: Path, content: ModelDirectory) -> None:
     config = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "family": next(name for name, kls in CONFIGS.items() if isinstance(content.config, kls)),
+        "family": family_of(content.config),
         **content.info,
         "model": StandardValueConverter().unstructure(content.config),
     }
@@ -116,7 +112,7 @@ def read_config(folder: Path) -> AnyConfig:
     """
     path = folder / CONFIG_FILE
     content = _read_json(path)
-    if content.get("format") != FORMAT or content.get("family") not in CONFIGS:
+    if content.get("format") != FORMAT or content.get("family") not in FAMILIES:
         raise CheckpointError(f"{path} does not describe a data2vec model of this package.")
     if content.get("format_version") != FORMAT_VERSION:
         version = content.get("format_version")
@@ -127,13 +123,13 @@ def read_config(folder: Path) -> AnyConfig:
 
 def structure_config(family: str, content: object, path: Path) -> AnyConfig:
     """
-    :param family: one of :data:`CONFIGS`.
+    :param family: one of :data:`FAMILIES`.
     :param content: the fields of its configuration as plain data.
     :param path: where they stand, for the message.
     :raises CheckpointError: unknown keys, or values of the wrong type.
     """
     try:
-        config = StandardValueConverter().structure(content, CONFIGS[family])
+        config = StandardValueConverter().structure(content, FAMILIES[family].config_kls)
     except (StructureError, ValueError) as ex:
         causes: list[str] = []
         cause: BaseException | None = ex

@@ -6,9 +6,10 @@ from copy import deepcopy
 from pathlib import Path
 
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
+from d2v_plugin.models.families import AnyConfig
 from d2v_plugin.weights.directory import ModelDirectory
 from d2v_plugin.weights.sources import Weights, find_source
-from d2v_plugin.weights.state import AnyConfig, build_skeleton, compare
+from d2v_plugin.weights.state import build_skeleton, compare
 
 
 def export_encoder(path_or_name: str | Path, weights: Weights = "student") -> ModelDirectory:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.base import EncoderModel, drop_criterion
+from d2v_plugin.models.families import AnyConfig, AnyModel
 from d2v_plugin.weights.positions import resize_positions
 from d2v_plugin.weights.sources import Source, Weights, find_source
-from d2v_plugin.weights.state import AnyConfig, AnyModel, State, build_skeleton, compare
+from d2v_plugin.weights.state import State, build_skeleton, compare
 
 # What a new run may set differently than the checkpoint's: none of it changes what evaluation computes from given weights,
 # except for the treatment of padding, the resolution, and the final norm of vision models, which are meant to be chosen.

@@ -9,9 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import fairseq2.runtime.dependency
 from fairseq2.assets import AssetCard, AssetDownloadManager, AssetStore
-from fairseq2.composition import _register_library as register_library
 from fairseq2.device import CPU
 from fairseq2.gang import create_fake_gangs
 from fairseq2.model_checkpoint import CorruptModelCheckpointError, ModelCheckpointLoader, ModelCheckpointLoadOptions
@@ -20,14 +18,13 @@ from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from fairseq2.utils.yaml import YamlError, YamlLoader
 from typing_extensions import override
 
-from d2v_plugin import setup_fairseq2_extension
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.fairseq2_private import current_resolver, register_library
 from d2v_plugin.core.storage import check_if_recorded
 from d2v_plugin.models.base import drop_criterion
-from d2v_plugin.models.data2vec2.factory import FAMILY
+from d2v_plugin.models.families import FAMILIES, AnyConfig, register_models
 from d2v_plugin.weights.directory import (
     CONFIG_FILE,
-    CONFIGS,
     STUDENT_FILE,
     TEACHER_FILE,
     is_model_directory,
@@ -35,7 +32,7 @@ from d2v_plugin.weights.directory import (
     read_weights,
     structure_config,
 )
-from d2v_plugin.weights.state import TEACHER_PREFIX, AnyConfig, State
+from d2v_plugin.weights.state import TEACHER_PREFIX, State
 from d2v_plugin.weights.torch_file import explain_unreadable
 
 Weights = Literal["student", "teacher"]
@@ -193,8 +190,8 @@ def _read_run_config(path: Path) -> AnyConfig:
     except (OSError, YamlError) as ex:
         raise CheckpointError(f"{path} cannot be read: {ex}") from ex
     content: Any = documents[0] if documents else None
-    family = content.get("model_family") if isinstance(content, dict) else None
-    if family not in CONFIGS:
+    family: Any = content.get("model_family") if isinstance(content, dict) else None
+    if family not in FAMILIES:
         raise CheckpointError(f"{path} describes a model of the family `{family}`, not {_list_families()}.")
 
     return structure_config(family, content.get("model_config"), path)
@@ -207,7 +204,7 @@ def _find_by_name(name: str) -> Source:
         raise CheckpointError(f"`{name}` is neither a directory nor a registered model.")
     field = card.maybe_get_field("model_family")
     family = None if field is None else field.as_(str)
-    if family not in CONFIGS:
+    if family not in FAMILIES:
         raise CheckpointError(f"`{name}` is not a model of the family {_list_families()}.")
 
     path = _fetch(resolver, card)
@@ -220,7 +217,7 @@ def _find_by_name(name: str) -> Source:
 
 
 def _list_families() -> str:
-    return " or ".join(f"`{family}`" for family in CONFIGS)
+    return " or ".join(f"`{family}`" for family in FAMILIES)
 
 
 def _fetch(resolver: DependencyResolver, card: AssetCard) -> Path:
@@ -233,16 +230,16 @@ def _fetch(resolver: DependencyResolver, card: AssetCard) -> Path:
 
 def library() -> DependencyResolver:
     """fairseq2's objects: those of the process if it has initialised fairseq2, otherwise our own, which change nothing global."""
-    return fairseq2.runtime.dependency._resolver or _own_library()
+    return current_resolver() or _own_library()
 
 
 @cache
 def _own_library() -> DependencyContainer:
     container = DependencyContainer()
     register_library(container, no_progress=True)
-    if FAMILY not in container.iter_keys(ModelFamily):
+    if not any(key in FAMILIES for key in container.iter_keys(ModelFamily)):
         # The package is imported from a checkout without being installed.
-        setup_fairseq2_extension(container)
+        register_models(container)
 
     return container
 

@@ -11,20 +11,11 @@ import torch
 from torch import Tensor
 
 from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.models.data2vec1.base import Data2Vec1Model
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig
-from d2v_plugin.models.data2vec1.factory import create_model_v1
-from d2v_plugin.models.data2vec2.config import Data2VecConfig
-from d2v_plugin.models.data2vec2.model import Data2VecModel
+from d2v_plugin.models.families import AnyConfig, AnyModel, create_model
 
 State = dict[str, Tensor]
 """Parameters by name."""
-
-AnyConfig = Data2VecConfig | Data2Vec1ModelConfig
-"""The configuration of a model of this package."""
-
-AnyModel = Data2VecModel | Data2Vec1Model
-"""A model of this package."""
 
 TEACHER_PREFIX: Final = "criterion.teacher."
 
@@ -88,7 +79,7 @@ def build_skeleton(config: AnyConfig, *, num_tensors: int) -> AnyModel:
         if (num_layers := _count_layers(config)) > num_tensors:
             raise CheckpointError(f"The configuration describes {num_layers} layers, but there are only {num_tensors} tensors.")
         with torch.device("meta"):
-            return Data2VecModel(config) if isinstance(config, Data2VecConfig) else create_model_v1(config)
+            return create_model(config)
     except CheckpointError:
         raise
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as ex:

@@ -30,9 +30,9 @@ from d2v_plugin.masking.base import (
     MaskSection,
     RandomMaskConfig,
     RandomMaskSampler,
-    register_mask_samplers,
     split_mask,
 )
+from d2v_plugin.verbs.registration import register_criteria
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "mask_stats.json").read_text())
 
@@ -386,7 +386,7 @@ def test_samplers_are_selected_by_name() -> None:
     container.register_type(ComponentManager, _StandardComponentManager, singleton=True)
     container.register_type(ValueConverter, StandardValueConverter)
 
-    register_mask_samplers(container)
+    register_criteria(container)
 
     for name, kls in (("random", RandomMaskSampler), ("block", BlockMaskSampler), ("inverse_block", InverseBlockMaskSampler)):
         section = MaskSection(name=name, config={"ratio": 0.3})

@@ -21,22 +21,13 @@ from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.utils.structured import StandardValueConverter, ValueConverter
 from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 
-from d2v_plugin.probing import (
-    AttentiveProbe,
-    AttentiveProbeConfig,
-    KnnProbe,
-    KnnProbeConfig,
-    LinearProbe,
-    LinearProbeConfig,
-    Probe,
-    ProbeData,
-    ProbeSection,
-    create_probes,
-    format_accuracies,
-    knn,
-    probe_scores,
-    register_probes,
-)
+from d2v_plugin.probing import knn
+from d2v_plugin.probing.attentive import AttentiveProbe, AttentiveProbeConfig
+from d2v_plugin.probing.base import Probe, ProbeData, ProbeSection, create_probes, probe_scores
+from d2v_plugin.probing.knn import KnnProbe, KnnProbeConfig
+from d2v_plugin.probing.linear import LinearProbe, LinearProbeConfig
+from d2v_plugin.probing.table import format_accuracies
+from d2v_plugin.verbs.registration import register_probes
 
 PROBES: dict[str, Probe] = {
     "knn": KnnProbe(KnnProbeConfig()),

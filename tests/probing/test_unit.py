@@ -18,20 +18,11 @@ from fairseq2.metrics import Mean, MetricBag
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.models.base import EncoderModel, Features
-from d2v_plugin.probing import (
-    AttentiveProbe,
-    AttentiveProbeConfig,
-    KnnProbe,
-    KnnProbeConfig,
-    LinearProbe,
-    LinearProbeConfig,
-    Probe,
-    ProbeBatch,
-    ProbeData,
-    ProbeReader,
-    ProbeUnit,
-    probe_scores,
-)
+from d2v_plugin.probing.attentive import AttentiveProbe, AttentiveProbeConfig
+from d2v_plugin.probing.base import Probe, ProbeData, probe_scores
+from d2v_plugin.probing.knn import KnnProbe, KnnProbeConfig
+from d2v_plugin.probing.linear import LinearProbe, LinearProbeConfig
+from d2v_plugin.probing.unit import ProbeBatch, ProbeReader, ProbeUnit
 
 CPU = torch.device("cpu")
 

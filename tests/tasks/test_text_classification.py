@@ -13,7 +13,7 @@ from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.sentences import Sentences, SentencesConfig
 from d2v_plugin.data.tables import TableLayout
 from d2v_plugin.models.data2vec1.archs import text_tiny as text_tiny1
-from d2v_plugin.models.data2vec1.factory import create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
 from d2v_plugin.models.data2vec2.archs import text_tiny
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.models.data2vec2.model import Data2VecModel

@@ -12,7 +12,7 @@ from torch import nn
 from d2v_plugin.criteria.supervised.classification import ClassificationConfig, ClassificationCriterion
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, Image1Config
-from d2v_plugin.models.data2vec1.factory import create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, DecoderConfig, ImageConfig
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.training.layer_groups import find_layers, format_layers

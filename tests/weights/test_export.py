@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import d2v_plugin
 from d2v_plugin.models.data2vec1.archs import ARCHS
-from d2v_plugin.models.data2vec1.factory import create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.weights.directory import ModelDirectory, write_directory
 from d2v_plugin.weights.export import export_encoder

@@ -11,7 +11,7 @@ import torch
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, Image1Config
-from d2v_plugin.models.data2vec1.factory import create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, ImageConfig
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.weights.directory import ModelDirectory, write_directory

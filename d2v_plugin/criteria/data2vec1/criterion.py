@@ -18,16 +18,13 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from fairseq2.recipe.component import register_component
 from fairseq2.recipe.error import RecipeError
-from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from torch import Tensor
 from typing_extensions import Self, override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo
 from d2v_plugin.core.random import row_keys
-from d2v_plugin.core.registry import create
 from d2v_plugin.criteria.base import Criterion
 from d2v_plugin.criteria.data2vec1.teacher import copy_teacher, run_teacher, teacher_pairs
 from d2v_plugin.criteria.ema import EmaConfig, decay_at, update_average
@@ -311,15 +308,6 @@ class Data2Vec1Criterion(Criterion[Data2Vec1Model]):
             return F.mse_loss(prediction, target, reduction="sum")
 
         return F.smooth_l1_loss(prediction, target, reduction="sum", beta=self.config.loss_beta)
-
-
-def register_data2vec1(container: DependencyContainer) -> None:
-    """Register the criterion."""
-    register_component(container, Criterion, "data2vec1", Data2Vec1Config, _create)
-
-
-def _create(resolver: DependencyResolver, config: Data2Vec1Config) -> Data2Vec1Criterion:
-    return Data2Vec1Criterion(config, create(resolver, MaskSampler, config.masking))
 
 
 def _is_image(model: Data2Vec1Model) -> bool:

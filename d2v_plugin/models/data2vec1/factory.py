@@ -4,43 +4,17 @@ from __future__ import annotations
 
 import math
 
-from fairseq2.composition import register_model_family
-from fairseq2.runtime.config_registry import ConfigRegistrar
-from fairseq2.runtime.dependency import DependencyContainer
 from torch import nn
 
-from d2v_plugin.models.base import drop_criterion
-from d2v_plugin.models.data2vec1.archs import ARCHS
 from d2v_plugin.models.data2vec1.audio import Data2VecAudioModel
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model
 from d2v_plugin.models.data2vec1.blocks import BeitBlock
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig
 from d2v_plugin.models.data2vec1.text import Data2VecTextModel
 from d2v_plugin.models.data2vec1.vision import Data2VecVisionModel
-from d2v_plugin.models.parallel import apply_activation_checkpointing, apply_fsdp, compile_blocks
-
-FAMILY_V1 = "data2vec1"
 
 
-def register_models_v1(container: DependencyContainer) -> None:
-    """Register the model family and its archs."""
-    register_model_family(
-        container,
-        FAMILY_V1,
-        Data2Vec1Model,
-        Data2Vec1ModelConfig,
-        factory=create_model_v1,
-        state_dict_converter=drop_criterion,
-        compiler=compile_blocks,
-        fsdp_applier=apply_fsdp,
-        layerwise_ac_applier=apply_activation_checkpointing,
-    )
-    arch = ConfigRegistrar(container, Data2Vec1ModelConfig)
-    for name, config in ARCHS.items():
-        arch(name)(config)
-
-
-def create_model_v1(config: Data2Vec1ModelConfig) -> Data2Vec1Model:
+def create_model(config: Data2Vec1ModelConfig) -> Data2Vec1Model:
     """A new model with the original's initialisation.
 
     :raises ValueError: the configuration has no modality.
@@ -53,12 +27,12 @@ def create_model_v1(config: Data2Vec1ModelConfig) -> Data2Vec1Model:
         model = Data2VecVisionModel(config, config.image)
     else:
         raise ValueError("One of `audio`, `text` and `image` must be configured, but all are None.")
-    initialise_v1(model)
+    initialise(model)
 
     return model
 
 
-def initialise_v1(model: Data2Vec1Model) -> None:
+def initialise(model: Data2Vec1Model) -> None:
     """BERT's initialisation of the encoder (text: of everything); convolutions, projections and heads keep PyTorch's."""
     for module in model.get_submodule("encoder").modules():
         match module:

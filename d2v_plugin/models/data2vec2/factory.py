@@ -2,40 +2,12 @@
 
 from __future__ import annotations
 
-from fairseq2.composition import register_model_family
-from fairseq2.runtime.config_registry import ConfigRegistrar
-from fairseq2.runtime.dependency import DependencyContainer
 from torch import nn
 
-from d2v_plugin.models.base import drop_criterion
-from d2v_plugin.models.data2vec1.factory import register_models_v1
-from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.frontends.audio import AudioFrontend
 from d2v_plugin.models.data2vec2.frontends.image import ImageFrontend, PatchEmbedding
 from d2v_plugin.models.data2vec2.model import Data2VecModel
-from d2v_plugin.models.parallel import apply_activation_checkpointing, apply_fsdp, compile_blocks
-
-FAMILY = "data2vec"
-
-
-def register_models(container: DependencyContainer) -> None:
-    """Register the model family and its archs."""
-    register_model_family(
-        container,
-        FAMILY,
-        Data2VecModel,
-        Data2VecConfig,
-        factory=create_model,
-        state_dict_converter=drop_criterion,
-        compiler=compile_blocks,
-        fsdp_applier=apply_fsdp,
-        layerwise_ac_applier=apply_activation_checkpointing,
-    )
-    arch = ConfigRegistrar(container, Data2VecConfig)
-    for name, config in ARCHS.items():
-        arch(name)(config)
-    register_models_v1(container)
 
 
 def create_model(config: Data2VecConfig) -> Data2VecModel:

@@ -15,6 +15,7 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from fairseq2.utils.threading import ThreadPool
 
+from d2v_plugin.core.fairseq2_private import remove_provider
 from d2v_plugin.training.checkpoints.manager import VerifiedCheckpointManager
 from d2v_plugin.training.checkpoints.resume import Resume
 from d2v_plugin.training.host_group import HostGroup
@@ -46,6 +47,5 @@ def register_checkpoints(container: DependencyContainer, resume: Resume) -> None
         )
 
     container.register(HostGroup, create_hosts, singleton=True)
-    # fairseq2 offers no way to replace a provider.
-    del container._registrations[CheckpointManager, None]
+    remove_provider(container, CheckpointManager)
     container.register(CheckpointManager, create_manager, singleton=True)

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.fairseq2_private import GENERATORS_KEY, METRICS_KEY, SCHEDULE_KEY
 from d2v_plugin.training.checkpoints.resume import ResumePoint
 from d2v_plugin.training.checkpoints.schedule_changes import (
     follow_schedule,
@@ -46,12 +47,12 @@ class CheckpointLoader:
             state = self._read(trainer_file(root.rank))
         else:
             log.info("The checkpoint was written by {} rank(s); going on with {}.", ranks, root.size)
-            devices = [torch.device("cpu"), self._gangs.device][: len(now["_rng_bag"]["generators"])]
+            devices = [torch.device("cpu"), self._gangs.device][: len(now[GENERATORS_KEY]["generators"])]
             state = merge_trainer_states([self._read(trainer_file(rank)) for rank in range(ranks)], root.rank, devices)
 
-        state["_lr_scheduler"] = follow_schedule(state["_lr_scheduler"], now["_lr_scheduler"], extend=self._extend_schedule)
+        state[SCHEDULE_KEY] = follow_schedule(state[SCHEDULE_KEY], now[SCHEDULE_KEY], extend=self._extend_schedule)
         self._load("trainer", trainer, state)
-        metrics: dict[str, object] = state["_metric_bag"]
+        metrics: dict[str, object] = state[METRICS_KEY]
 
         return metrics
 

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
-from fairseq2.optim.lr_schedulers import AbstractLRScheduler, LRScheduler
 from torch import Tensor
-from torch.optim import Optimizer
 
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.fairseq2_private import GENERATORS_KEY, METRICS_KEY, STEP_KEY
 
 # Where a scheduler stands; all the rest is which curve it follows.
 _POSITION: Final = {"last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step"}
@@ -52,15 +51,6 @@ def follow_settings(saved: list[dict[str, Any]], current: list[dict[str, Any]], 
         old.update({key: value for key, value in new.items() if key not in _MOVING})
 
 
-def set_rates(optimizer: Optimizer, scheduler: LRScheduler) -> None:
-    """Give the optimizer the rates that the scheduler has for its position."""
-    assert isinstance(scheduler, AbstractLRScheduler)
-    rates = scheduler._compute_lrs()
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    scheduler._last_lr = list(rates)  # type: ignore[arg-type]
-
-
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], ignored: set[str]) -> Iterator[str]:
     """In words; keys that only one side has belong to another version of the software, not to the user."""
     for key in old:
@@ -86,17 +76,17 @@ def merge_trainer_states(states: Sequence[dict[str, Any]], rank: int, devices: S
     :param devices: one for each of the trainer's generators.
     """
     first = states[0]
-    bags = [state["_metric_bag"] for state in states]
+    bags = [state[METRICS_KEY] for state in states]
     merged = {
         metric: {
             name: torch.stack([bag[metric][name] for bag in bags]).sum(0) * (rank == 0) if isinstance(value, Tensor) else value
             for name, value in values.items()
         }
-        for metric, values in first["_metric_bag"].items()
+        for metric, values in first[METRICS_KEY].items()
     }
-    generators = [torch.Generator(device).manual_seed((int(first["_step_nr"]) << 20) + rank).get_state() for device in devices]
+    generators = [torch.Generator(device).manual_seed((int(first[STEP_KEY]) << 20) + rank).get_state() for device in devices]
 
-    return {**first, "_metric_bag": merged, "_rng_bag": {"generators": generators}}
+    return {**first, METRICS_KEY: merged, GENERATORS_KEY: {"generators": generators}}
 
 
 def same_everywhere(states: Sequence[Mapping[str, Any]]) -> bool:

@@ -25,11 +25,9 @@ from d2v_plugin.evaluation.provenance import find_origin
 from d2v_plugin.evaluation.table import Scores, format_scores
 from d2v_plugin.evaluation.unit import EvaluationUnit
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.models.data2vec1.factory import create_model_v1
-from d2v_plugin.models.data2vec2.config import Data2VecConfig
-from d2v_plugin.models.data2vec2.factory import create_model
-from d2v_plugin.probing import format_accuracies
+from d2v_plugin.models.families import create_model
 from d2v_plugin.probing.section import Probing
+from d2v_plugin.probing.table import format_accuracies
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.verbs.common import BASELINE_SEED, choose_checkpoint
 from d2v_plugin.verbs.evaluate.config import EvaluateConfig
@@ -159,7 +157,7 @@ def create_untrained(path: str | Path) -> EncoderModel:
     with torch.random.fork_rng(), torch.inference_mode(False):
         torch.manual_seed(BASELINE_SEED)
 
-        return create_model(config) if isinstance(config, Data2VecConfig) else create_model_v1(config)
+        return create_model(config)
 
 
 def _format(scores: Scores) -> Iterator[str]:

@@ -21,7 +21,7 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.contracts import Spell, StepInfo
 from d2v_plugin.core.registry import create, registered_names
-from d2v_plugin.criteria.base import Criterion, CriterionSection
+from d2v_plugin.criteria.base import Criterion, CriterionSection, criterion_of
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.data.dataset import ManifestDataset
 from d2v_plugin.data.rows import RowReader
@@ -162,7 +162,7 @@ class InspectTask(Runnable):
         batch = take(next(iter(self._rows.read(0, num_samples, num_samples))), num_samples)
         batch.to(self._device)
         step = StepInfo(number=config.step, seed=config.common.seed)
-        pictures = draw_sheet(self._model, self._model.criterion, batch, step, self._spell).pictures
+        pictures = draw_sheet(self._model, criterion_of(self._model), batch, step, self._spell).pictures
         num_tokens = self._model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality).x.size(1)
         pictures |= {"samplers": self._draw_samplers(num_tokens)}
 

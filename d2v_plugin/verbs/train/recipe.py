@@ -19,7 +19,7 @@ from torch import nn
 from typing_extensions import override
 
 from d2v_plugin.core.registry import create
-from d2v_plugin.criteria.base import Criterion
+from d2v_plugin.criteria.base import Criterion, criterion_of
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
 from d2v_plugin.data.reader import name_sample
 from d2v_plugin.evaluation.provenance import check_labels, describe_origin, write_origin
@@ -121,8 +121,8 @@ class TrainRecipe(ExtensibleRecipe):
         eval_readers: list[DataReader[Any]] = [probing.create_reader(gangs)] if probing.probes else []
 
         model = context.get_model_as(EncoderModel)
-        criterion = model.criterion
-        assert isinstance(criterion, Criterion)
+        criterion = criterion_of(model)
+        assert criterion is not None
         rank = gangs.root.rank
         guard = UpdateGuard(
             Suspects(context.output_dir, rank, partial(name_sample, train_reader)), create_watch(config.guard, rank), rank=rank

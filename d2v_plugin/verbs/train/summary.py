@@ -12,17 +12,17 @@ import torch
 from fairseq2.checkpoint import CheckpointDir
 from fairseq2.gang import create_fake_gangs
 from fairseq2.recipe.base import RecipeContext
-from fairseq2.recipe.internal.model import _ModelHolder
 from fairseq2.task import Task as Runnable
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.fairseq2_private import ModelHolder
 from d2v_plugin.evaluation.run_scores import Scores
 from d2v_plugin.evaluation.table import format_scores
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.pictures.recorder import Album
-from d2v_plugin.probing import format_accuracies
 from d2v_plugin.probing.section import Probing
+from d2v_plugin.probing.table import format_accuracies
 from d2v_plugin.verbs.common import BASELINE_SEED
 from d2v_plugin.weights.loading import load_weights
 
@@ -94,7 +94,7 @@ class Summarizer:
 
 def create_random_model(context: RecipeContext) -> EncoderModel:
     """A new model of the run's configuration, the same one in every run."""
-    holder = context.resolver.resolve(_ModelHolder, key="model")
+    holder = context.resolver.resolve(ModelHolder, key="model")
     gangs = create_fake_gangs(context.device)
 
     with torch.random.fork_rng():

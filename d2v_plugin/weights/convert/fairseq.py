@@ -17,6 +17,7 @@ from torch import Tensor
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
+from d2v_plugin.models.families import AnyConfig
 from d2v_plugin.weights.convert.fairseq_config import convert_config
 from d2v_plugin.weights.convert.fairseq_data2vec1 import (
     FAIRSEQ_V1_MODELS,
@@ -27,7 +28,7 @@ from d2v_plugin.weights.convert.fairseq_data2vec1 import (
 )
 from d2v_plugin.weights.convert.fairseq_info import describe_pretraining, teacher_scope
 from d2v_plugin.weights.directory import ModelDirectory
-from d2v_plugin.weights.state import AnyConfig, State, build_skeleton, compare
+from d2v_plugin.weights.state import State, build_skeleton, compare
 from d2v_plugin.weights.torch_file import InertObject, read_torch_file
 
 KNOWN_MODELS: Final = ("data2vec_multi", *FAIRSEQ_V1_MODELS)

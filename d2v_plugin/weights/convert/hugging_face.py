@@ -19,7 +19,7 @@ from torch import Tensor
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model
 from d2v_plugin.models.data2vec1.config import Audio1Config, Data2Vec1ModelConfig, Image1Config, Text1Config
-from d2v_plugin.models.data2vec1.factory import create_model_v1
+from d2v_plugin.models.families import create_model
 from d2v_plugin.weights.state import State
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def _import_weights(config: Data2Vec1ModelConfig, weights: State) -> State:
         weights = _join_projections(weights)
 
     with torch.device("meta"):
-        expected = create_model_v1(config).state_dict()
+        expected = create_model(config).state_dict()
     state, missing = {}, []
     for name, tensor in expected.items():
         source_name = _rename(config, name)

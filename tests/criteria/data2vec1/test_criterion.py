@@ -29,7 +29,7 @@ from d2v_plugin.masking.base import MaskSampler
 from d2v_plugin.masking.published import BeitBlockMaskConfig, BeitBlockMaskSampler, SpanMaskConfig, SpanMaskSampler
 from d2v_plugin.models.data2vec1.archs import ARCHS
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope1
-from d2v_plugin.models.data2vec1.factory import create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
 from d2v_plugin.models.data2vec2.archs import image_tiny
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.training.optimizer import Data2VecAdamWConfig, build_adamw

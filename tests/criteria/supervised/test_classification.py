@@ -13,7 +13,7 @@ from d2v_plugin.core.contracts import StepInfo
 from d2v_plugin.criteria.supervised.classification import ClassificationConfig, ClassificationCriterion
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.models.data2vec1.archs import ARCHS as ARCHS_V1
-from d2v_plugin.models.data2vec1.factory import create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, TextConfig
 from d2v_plugin.models.data2vec2.factory import create_model

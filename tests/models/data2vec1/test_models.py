@@ -14,7 +14,7 @@ from torch import Tensor
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.models.data2vec1.archs import ARCHS
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model, attention_mask
-from d2v_plugin.models.data2vec1.factory import create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
 from d2v_plugin.weights.convert.fairseq_data2vec1 import convert_config_v1, convert_state_dict_v1
 
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -15,7 +15,7 @@ import d2v_plugin
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.criteria.data2vec1.teacher import copy_teacher
 from d2v_plugin.models.data2vec1.archs import ARCHS
-from d2v_plugin.models.data2vec1.factory import create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
 from d2v_plugin.weights.convert.fairseq import convert_fairseq
 from d2v_plugin.weights.convert.fairseq_data2vec1 import (
     convert_config_v1,

@@ -24,7 +24,7 @@ from transformers import (
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.data2vec1.archs import ARCHS
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model
-from d2v_plugin.models.data2vec1.factory import create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
 from d2v_plugin.weights.convert.hugging_face import convert_hugging_face, export_hugging_face
 
 SIZE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
