@@ -1,7 +1,25 @@
-"""Errors that several packages raise."""
+"""Errors that several packages raise, and what caused an error."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names the file and everything that is wrong with it."""
+
+
+def causes(ex: BaseException | None) -> Iterator[BaseException]:
+    """An exception, what it was raised from, and so on; each once, although the interpreter can close a circle of them."""
+    seen: set[int] = set()
+    while ex is not None and id(ex) not in seen:
+        seen.add(id(ex))
+        yield ex
+        ex = ex.__cause__
+
+
+def root_cause(ex: BaseException) -> BaseException:
+    """The first of all causes."""
+    *_, last = causes(ex)
+
+    return last

@@ -1,0 +1,23 @@
+"""Text on the screen: tables, and lines that the log would break."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right, each as wide as it needs."""
+    table = [header, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for row in table
+    ]
+
+
+def print_unwrapped(text: str) -> None:
+    """Print to standard output at once. The log would break lines at the width of the terminal, and tables and paths with them."""
+    print(text, flush=True)
