@@ -19,5 +19,5 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
 
 
 def print_unwrapped(text: str) -> None:
-    """Print to standard output at once. The log would break lines at the width of the terminal, and tables and paths with them."""
+    """Print to standard output at once: the log would break tables and paths at the width of the terminal."""
     print(text, flush=True)
