@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # What the user writes -> what the answer must contain. `{tmp}` is a directory, `{recipe}` a correct recipe.
 MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
