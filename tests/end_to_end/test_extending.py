@@ -120,9 +120,13 @@ def test_extensions_are_listed_by_name(command: Any, write_example: Any) -> None
 
 
 def test_a_mask_sampler_draws_the_masks(run: Any) -> None:
-    lines = read_lines(run(EXAMPLES["half_planes.py"][1][0]) / "metrics" / "train.jsonl")
+    training, inspection = EXAMPLES["half_planes.py"][1]
+
+    lines = read_lines(run(training) / "metrics" / "train.jsonl")
+    pictures = run(inspection)
 
     assert lines[-1]["Masked Fraction"] == pytest.approx(int(0.7 * 64) / 64)
+    assert list(pictures.rglob("*.png"))
 
 
 def test_impossible_settings_are_named(command: Any, write_example: Any, tiny_recipe: Path, tmp_path: Path) -> None:
