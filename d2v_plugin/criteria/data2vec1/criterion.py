@@ -32,7 +32,7 @@ from d2v_plugin.criteria.targets import TargetConfig, make_targets
 from d2v_plugin.masking.base import MaskSampler, MaskSection
 from d2v_plugin.masking.published import corrupt_tokens
 from d2v_plugin.models.base import LocalFeatures
-from d2v_plugin.models.data2vec1.base import AverageScope, Data2Vec1Model
+from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope
 from d2v_plugin.models.data2vec1.blocks import BlockFeature
 from d2v_plugin.models.data2vec1.text import Data2VecTextModel
 from d2v_plugin.models.statistics import channel_deviations
@@ -61,7 +61,7 @@ class Data2Vec1Config:
     ema: EmaConfig = field(default_factory=EmaConfig)
     """Decay of the teacher."""
 
-    teacher_scope: AverageScope = "layers"
+    teacher_scope: TeacherScope = "layers"
     """Which modules are averaged; the teacher shares the others with the student."""
 
     targets: TargetConfig = field(default_factory=TargetConfig)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from d2v_plugin.models.base import find_part
-from d2v_plugin.models.data2vec1.base import AverageScope, Data2Vec1Model
+from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope
 from d2v_plugin.models.data2vec1.blocks import BlockOutput
 
 
-def copy_teacher(model: Data2Vec1Model, scope: AverageScope) -> Data2Vec1Model:
+def copy_teacher(model: Data2Vec1Model, scope: TeacherScope) -> Data2Vec1Model:
     """The student without what only predicts and what it shares with its teacher; frozen, in evaluation mode."""
     left_out = [find_part(model, name) for name in model.head_modules]
     if scope != "all":
@@ -39,7 +39,7 @@ def copy_teacher(model: Data2Vec1Model, scope: AverageScope) -> Data2Vec1Model:
 def run_teacher(
     teacher: Data2Vec1Model,
     model: Data2Vec1Model,
-    scope: AverageScope,
+    scope: TeacherScope,
     *,
     inputs: Tensor,
     local: Tensor,

@@ -21,7 +21,7 @@ from d2v_plugin.models.base import BlockList, EncoderModel, Features, LocalFeatu
 from d2v_plugin.models.data2vec1.blocks import BlockOutput
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig
 
-AverageScope = Literal["layers", "encoder", "all"]
+TeacherScope = Literal["layers", "encoder", "all"]
 """Modules that the teacher has of its own; it shares the others with the student (fairseq copies them every update).
 
 ``layers``: the Transformer; feature and position encoder are shared (speech and text). ``encoder``: also position convolutions,

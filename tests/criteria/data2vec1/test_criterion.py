@@ -28,7 +28,7 @@ from d2v_plugin.criteria.targets import TargetConfig
 from d2v_plugin.masking.base import MaskSampler
 from d2v_plugin.masking.published import BeitBlockMaskConfig, BeitBlockMaskSampler, SpanMaskConfig, SpanMaskSampler
 from d2v_plugin.models.data2vec1.archs import ARCHS
-from d2v_plugin.models.data2vec1.base import AverageScope, Data2Vec1Model
+from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope
 from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
 from d2v_plugin.models.data2vec2.archs import image_tiny
 from d2v_plugin.models.data2vec2.factory import create_model
@@ -60,7 +60,7 @@ class Golden:
         state = load_file(self.folder / f"{name}.safetensors")
         return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
-    def build(self, *, scope: AverageScope, ema: EmaConfig | None = None, teacher: bool = True) -> tuple[Any, Data2Vec1Criterion]:
+    def build(self, *, scope: TeacherScope, ema: EmaConfig | None = None, teacher: bool = True) -> tuple[Any, Data2Vec1Criterion]:
         """
         :param teacher: load the original's; its unaveraged parts are not the student's either, before the first step.
         """
@@ -264,7 +264,7 @@ TINY = ["audio_tiny", "text_tiny", "vision_tiny"]
 
 @pytest.mark.parametrize("arch", TINY)
 @pytest.mark.parametrize("scope", ["layers", "encoder", "all"])
-def test_every_student_parameter_and_no_teacher_parameter_gets_a_gradient(arch: str, scope: AverageScope) -> None:
+def test_every_student_parameter_and_no_teacher_parameter_gets_a_gradient(arch: str, scope: TeacherScope) -> None:
     model = make_model(arch)
     make_criterion(model, teacher_scope=scope)
 
