@@ -28,7 +28,6 @@ def convolve(x: Tensor, conv: nn.Conv1d | nn.Conv2d) -> Tensor:
     if isinstance(conv, nn.Conv2d):
         x = x.movedim(-1, 1)
         return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups).movedim(1, -1)
-
     return _convolve_sequence(x, conv)
 
 
@@ -39,7 +38,6 @@ def norm_gelu_convolve(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, conv: 
     """
     if not (recomputes(x) and _wants_products(x, conv)):
         return convolve(norm_gelu(x, norm_weight, norm_bias), conv)
-
     return _convolve_sequence(x, conv, norm_weight, norm_bias)
 
 
@@ -62,7 +60,6 @@ class ConvBlock(nn.Sequential):
         if self.trims_end:
             for dim in range(1, x.dim() - 1):
                 x = x.narrow(dim, 0, x.size(dim) - 1)
-
         return norm_gelu(x)
 
 

@@ -22,7 +22,6 @@ def norm_gelu(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = Non
         if weight is None or bias is None:
             return F.gelu(F.layer_norm(x, x.shape[-1:]))
         return F.gelu(F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float()).type_as(x))
-
     return _NormGelu.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -47,7 +46,6 @@ def differentiate_norm_gelu(
 
 def _normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     normed: tuple[Tensor, Tensor, Tensor] = torch.native_layer_norm(x, x.shape[-1:], weight, bias, 1e-5)
-
     return normed
 
 
@@ -55,7 +53,6 @@ class _NormGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
-
         return compute_norm_gelu(x, weight, bias)
 
     @staticmethod

@@ -110,7 +110,6 @@ class EncoderModel(nn.Module, ABC):
         if self.criterion is None:
             raise RuntimeError("The model has no criterion; for features call `extract_features`.")
         draw_layers(self, step, batch.ids.device)
-
         return self.criterion(self, batch, step)  # type: ignore[no-any-return]
 
     def extract_features(
@@ -192,7 +191,6 @@ class EncoderModel(nn.Module, ABC):
         """As in every module, but constants and the teacher of a criterion stay frozen: fairseq2 calls this on load."""
         super().requires_grad_(requires_grad)
         self.freeze_constants()
-
         return self
 
 

@@ -54,7 +54,6 @@ def count_frames(num_samples: LengthT, conv_layers: Sequence[tuple[int, int, int
     """Frames that the convolutions make of so many samples; 0 or less for fewer than one frame needs."""
     for _, kernel_size, stride in conv_layers:
         num_samples = (num_samples - kernel_size) // stride + 1
-
     return num_samples
 
 
@@ -65,14 +64,12 @@ def mark_padded_frames(
     if padding_mask is None:
         return None
     lengths = count_frames((~padding_mask).sum(dim=-1), conv_layers)
-
     return torch.arange(num_frames, device=padding_mask.device) >= lengths.unsqueeze(-1)
 
 
 def build_position_blocks(config: WaveformConfig, dim: int) -> list[ConvBlock]:
     """The grouped convolutions over the full sequence that give relative positions (data2vec, section 3.1)."""
     kernel_size = config.position_kernel
-
     return [
         ConvBlock(nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=config.position_groups))
         for _ in range(config.position_depth)
@@ -120,14 +117,12 @@ def _activate(x: Tensor, norm: nn.Module) -> Tensor:
         return norm_gelu(x, norm.weight, norm.bias)
     if isinstance(norm, nn.GroupNorm):
         x = norm(x.transpose(1, 2)).transpose(1, 2)
-
     return F.gelu(x)
 
 
 def _build_norm(kind: str, channels: int, *, first: bool) -> nn.Module:
     if kind == "layer_norm":
         return ChannelNorm(channels)
-
     return nn.GroupNorm(channels, channels) if first else nn.Identity()
 
 

@@ -71,7 +71,6 @@ class Decoder(ABC):
         :param lengths: (N,) how many frames of each row count.
         """
         rows = zip(log_probs.float().cpu(), lengths.tolist(), strict=True)
-
         return [self.decode(row[:length]) for row, length in rows]
 
 

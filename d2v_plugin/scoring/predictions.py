@@ -37,7 +37,6 @@ class Prediction:
 def build_predictions(ids: Tensor, losses: Tensor, hypotheses: Sequence[Value], references: Sequence[Value]) -> list[Prediction]:
     """The predictions of a batch, with one target for each sample."""
     columns = zip(ids.tolist(), losses.tolist(), hypotheses, references, strict=True)
-
     return [Prediction(id, loss, 1, hypothesis, reference) for id, loss, hypothesis, reference in columns]
 
 
@@ -55,7 +54,6 @@ def mean_loss(predictions: Iterable[Prediction]) -> float:
     """The loss per target; NaN if there are no predictions."""
     rows = list(predictions)
     num_targets = sum(prediction.num_targets for prediction in rows)
-
     return sum(prediction.loss for prediction in rows) / num_targets if num_targets else float("nan")
 
 

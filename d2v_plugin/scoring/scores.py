@@ -25,7 +25,6 @@ def accuracy(hypotheses: ArrayLike, references: ArrayLike) -> float:
     :param hypotheses: (N,) classes, as indices or names.
     """
     own, right = _pair(hypotheses, references)
-
     return float((own == right).mean()) if len(own) else float("nan")
 
 
@@ -37,7 +36,6 @@ def f1(hypotheses: ArrayLike, references: ArrayLike, positive: int | str = 1) ->
     own, right = (side == positive for side in _pair(hypotheses, references))
     if not len(own):
         return float("nan")
-
     return 2.0 * float((own & right).sum()) / max(1, int(own.sum() + right.sum()))
 
 
@@ -66,7 +64,6 @@ def pearson_and_spearman(hypotheses: ArrayLike, references: ArrayLike) -> float:
 def pearson(hypotheses: ArrayLike, references: ArrayLike) -> float:
     """Linear correlation of numbers (N,); 0 if one side is constant."""
     own, right = _pair(hypotheses, references)
-
     return _correlate(own[:, None], right[:, None])
 
 
@@ -75,7 +72,6 @@ def spearman(hypotheses: ArrayLike, references: ArrayLike) -> float:
     own, right = _pair(hypotheses, references)
     if np.isnan(own.astype(np.float64)).any():
         return float("nan")
-
     return _correlate(rankdata(own)[:, None], rankdata(right)[:, None])
 
 
@@ -108,7 +104,6 @@ def _pair(hypotheses: ArrayLike, references: ArrayLike) -> tuple[NDArray[np.gene
     own, right = np.asarray(hypotheses), np.asarray(references)
     if len(own) != len(right):
         raise ValueError(f"There are {len(own)} hypotheses for {len(right)} references; each needs its own.")
-
     return own, right
 
 

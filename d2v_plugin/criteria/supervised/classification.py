@@ -66,7 +66,6 @@ class ClassificationConfig(SupervisedConfig, Validatable):
     @override
     def validate(self) -> ValidationResult:
         shares = {"dropout": self.dropout, "label_smoothing": self.label_smoothing}
-
         return report(
             *((not 0.0 <= x < 1.0, f"`{name}` must be at least 0 and less than 1, but is {x}.") for name, x in shares.items()),
             (not self.scores, "`scores` must name at least one score."),
@@ -110,7 +109,6 @@ class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
         """One vector per sample, (N, D)."""
         if self.config.pooling == "mean":
             return pool_tokens(features.x, features.padding_mask)
-
         return features.x[:, 0] if features.extra_tokens is None else features.extra_tokens[:, -1]
 
     def compute_logits(self, model: EncoderModel, batch: Batch, step: StepInfo | None = None) -> Tensor:
@@ -128,13 +126,11 @@ class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
         if self.labels is None:
             return F.mse_loss(logits.squeeze(1), labels.to(logits.dtype), reduction="none")
         smoothing = self.config.label_smoothing if self.training else 0.0
-
         return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
     @override
     def forward(self, model: EncoderModel, batch: Batch, step: StepInfo) -> LossOutput:
         losses = self.compute_losses(self.compute_logits(model, batch, step), expect_labels(batch))
-
         return LossOutput(losses.sum(), len(losses))
 
     @override
@@ -151,7 +147,6 @@ class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
         """(N, K) the best classes, the best one first; or (N,) numbers."""
         if self.labels is None:
             return logits.squeeze(1)
-
         return logits.topk(min(_NUM_BEST, logits.size(1)), dim=1).indices
 
     @override
@@ -172,7 +167,6 @@ class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
         best = _first(value)
         if isinstance(best, str):
             return best
-
         return f"{best:.4g}" if self.labels is None or not isinstance(best, int) else self.labels.names[best]
 
 
@@ -197,7 +191,6 @@ class Head(nn.Module):
             x = self.norm(x)
         if self.dense is not None:
             x = self.dense(self.dropout(x)).tanh()
-
         return self.proj(self.dropout(x))  # type: ignore[no-any-return]
 
 
@@ -207,7 +200,6 @@ def expect_labels(batch: Batch) -> Tensor:
     """
     if batch.labels is None:
         raise RuntimeError("The batch has no labels. Choose a task that reads them, such as `image_classification`.")
-
     return batch.labels
 
 

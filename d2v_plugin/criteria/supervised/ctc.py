@@ -65,13 +65,11 @@ class CtcCriterion(FrameCriterion):
             lengths = torch.full((len(logits),), logits.size(1), device=logits.device)
         else:
             lengths = (~padding_mask).sum(dim=1)
-
         return logits.log_softmax(dim=-1), lengths
 
     @override
     def forward(self, model: EncoderModel, batch: Batch, step: StepInfo) -> LossOutput:
         losses = _compute_losses(*self.compute_log_probs(model, batch, step), batch)
-
         return LossOutput(losses.sum(), batch.num_examples)
 
     @override
@@ -94,7 +92,6 @@ class CtcCriterion(FrameCriterion):
     @override
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         hypotheses, references = ([str(getattr(row, side)) for row in predictions] for side in ("hypothesis", "reference"))
-
         return {"wer": word_error_rate(hypotheses, references), "cer": character_error_rate(hypotheses, references)}
 
 
@@ -112,5 +109,4 @@ def _compute_losses(log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
 def _expect_transcripts(batch: Batch) -> tuple[Tensor, Tensor]:
     if batch.labels is None or batch.label_lengths is None:
         raise RuntimeError("The batch has no transcripts. Choose a task that reads them, such as `speech_recognition`.")
-
     return batch.labels, batch.label_lengths

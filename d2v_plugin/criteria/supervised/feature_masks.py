@@ -139,5 +139,4 @@ def _draw_noise(step: StepInfo, ids: Tensor, x: Tensor, std: float) -> Tensor:
         return x.new_zeros(())
     # Frames take the part of views.
     keys = row_keys(step.seed, step.number, ids, num_views=x.size(1))
-
     return (gaussian(keys, x.size(2), stream=_Stream.NOISE) * std).view(x.shape).to(x.dtype)

@@ -43,14 +43,12 @@ class FrameCriterion(SupervisedCriterion[EncoderModel]):
     @override
     def unused_modules(self, model: EncoderModel) -> Sequence[str]:
         is_masked = self.masking is not None and self.masking.probability > 0.0
-
         return [name for name in super().unused_modules(model) if name != "mask_emb" or not is_masked]
 
     @override
     def extract(self, model: EncoderModel, batch: Batch, step: StepInfo | None) -> Features:
         if step is None or self.masking is None:
             return super().extract(model, batch, step)
-
         return extract_masked(model, batch, step, self.masking)
 
     def compute_logits(self, model: EncoderModel, batch: Batch, step: StepInfo | None) -> tuple[Tensor, Tensor | None]:
@@ -59,5 +57,4 @@ class FrameCriterion(SupervisedCriterion[EncoderModel]):
         :param step: None = evaluation.
         """
         features = self.encode(model, batch, step)
-
         return self.head(self.dropout(features.x)).float(), features.padding_mask

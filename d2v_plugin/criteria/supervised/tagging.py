@@ -57,7 +57,6 @@ class AudioTaggingConfig(SupervisedConfig, Validatable):
     @override
     def validate(self) -> ValidationResult:
         wrong = self.mixup is not None and not 0.0 <= self.mixup < 1.0
-
         return report((wrong, f"`mixup` must be at least 0 and less than 1, but is {self.mixup}."))
 
 
@@ -80,7 +79,6 @@ class AudioTaggingCriterion(FrameCriterion):
     def compute_log_probs(self, model: EncoderModel, batch: Batch, step: StepInfo | None = None) -> Tensor:
         """(N, C) the logarithm of each tag's probability, float32, less than 0."""
         pool = pool_linear_softmax if self.config.pooling == "linear_softmax" else pool_mean
-
         return pool(*self.compute_logits(model, batch, step))
 
     @override
@@ -88,27 +86,23 @@ class AudioTaggingCriterion(FrameCriterion):
         if self.config.mixup is not None:
             batch = mix_recordings(batch, step, self.config.mixup)
         losses = _compute_losses(self.compute_log_probs(model, batch, step), _expect_tags(batch))
-
         return LossOutput(losses.sum(), batch.num_examples)
 
     @override
     def predict(self, model: EncoderModel, batch: Batch) -> list[Prediction]:
         tags = _expect_tags(batch)
         log_probs = self.compute_log_probs(model, batch)
-
         return build_predictions(batch.ids, _compute_losses(log_probs, tags), log_probs.exp().tolist(), tags.tolist())
 
     @override
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         probs, tags = ([cast(Any, getattr(row, side)) for row in predictions] for side in ("hypothesis", "reference"))
-
         return {"mean_average_precision": mean_average_precision(probs, tags)}
 
     @override
     def format(self, value: Value) -> str:
         """The tags that are at least as likely as not, or that apply."""
         assert self.labels is not None and isinstance(value, list)
-
         return ";".join(name for name, share in zip(self.labels.names, value, strict=True) if share >= 0.5)
 
 
@@ -121,7 +115,6 @@ def pool_linear_softmax(logits: Tensor, padding_mask: Tensor | None) -> Tensor:
     """
     log_probs = _mask_frames(F.logsigmoid(logits), padding_mask)
     pooled = (2 * log_probs).logsumexp(dim=1) - log_probs.logsumexp(dim=1)
-
     return pooled.clamp(max=_MAX_LOG_PROB)
 
 
@@ -129,7 +122,6 @@ def pool_mean(logits: Tensor, padding_mask: Tensor | None) -> Tensor:
     """Mean of the probabilities, as logarithm; shapes as in :func:`pool_linear_softmax`."""
     num_frames = logits.size(1) if padding_mask is None else (~padding_mask).sum(dim=1, keepdim=True)
     log_probs = _mask_frames(F.logsigmoid(logits), padding_mask)
-
     return (log_probs.logsumexp(dim=1) - torch.as_tensor(num_frames, device=logits.device).log()).clamp(max=_MAX_LOG_PROB)
 
 
@@ -162,12 +154,10 @@ def _mask_frames(log_probs: Tensor, padding_mask: Tensor | None) -> Tensor:
 def _compute_losses(log_probs: Tensor, tags: Tensor) -> Tensor:
     """(N,) binary cross-entropy, summed over the tags."""
     log_complements = (-log_probs.expm1()).log()
-
     return -(tags * log_probs + (1.0 - tags) * log_complements).sum(dim=1)
 
 
 def _expect_tags(batch: Batch) -> Tensor:
     if batch.labels is None or batch.labels.dim() != 2:
         raise RuntimeError("The batch has no tags. Set `task.name: audio_classification` and `task.config.tags: true`.")
-
     return batch.labels

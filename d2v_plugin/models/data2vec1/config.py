@@ -116,7 +116,6 @@ class Data2Vec1ModelConfig(EncoderConfig):
     @override
     def frontends(self) -> dict[Modality, AudioConfig | TextConfig | ImageConfig]:
         candidates = {Modality.TEXT: self.text, Modality.AUDIO: self.audio, Modality.IMAGE: self.image}
-
         return {modality: config for modality, config in candidates.items() if config is not None}
 
     @property
@@ -142,7 +141,6 @@ class Data2Vec1ModelConfig(EncoderConfig):
     @override
     def count_layers(self) -> int:
         waveform_layers = 0 if self.audio is None else self.audio.position_depth + len(self.audio.conv_layers)
-
         return self.depth + self.head_layers + waveform_layers
 
     @override

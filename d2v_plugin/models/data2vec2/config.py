@@ -207,7 +207,6 @@ class Data2VecConfig(EncoderConfig):
             Modality.AUDIO: self.audio,
             Modality.IMAGE: self.image,
         }
-
         return {modality: config for modality, config in candidates.items() if config is not None}
 
     @override

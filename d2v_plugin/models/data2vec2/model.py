@@ -58,14 +58,12 @@ class Data2VecModel(EncoderModel):
         if mask is None:
             return local
         assert fill is not None
-
         return replace(local, x=torch.where(mask.unsqueeze(-1), fill, local.x))
 
     @override
     def encode_whole(self, local: LocalFeatures) -> Features:
         frontend = self.frontend(local.modality)
         layers = [x for x, _ in self.encode(frontend.contextualise(local))]
-
         return split_extra(layers[-1], local.padding_mask, layers, frontend.num_extra_tokens)
 
     def encode(self, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
@@ -89,7 +87,6 @@ class Data2VecModel(EncoderModel):
         :returns: (N·M, X + K, D)
         """
         tokens = frontend.contextualise(local, kept, masked)
-
         return list(self.encode(tokens))[-1][0]
 
     def decode(

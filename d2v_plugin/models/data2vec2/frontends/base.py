@@ -36,6 +36,9 @@ class Frontend(nn.Module):
 
     modality: ClassVar[Modality]
 
+    side: int | None = None
+    """Patches along each side of an image; None for sequences."""
+
     local_encoder: nn.Module | None
     project_features: nn.Module | None
     context_encoder: ContextEncoder
@@ -97,14 +100,12 @@ class Frontend(nn.Module):
     def encode_local(self, inputs: Tensor) -> Tensor:
         """The first half of :meth:`extract_local`: raw input -> (N, S, C)."""
         assert self.local_encoder is not None
-
         return scale_gradient(self.local_encoder, inputs, self.local_grad_scale)
 
     def project_local(self, x: Tensor, padding_mask: Tensor | None = None) -> LocalFeatures:
         """The second half of :meth:`extract_local`: from the local encoder's channels to the model's width."""
         if self.project_features is not None:
             x = self.project_features(x)
-
         return LocalFeatures(x, self._downsample_padding(padding_mask, x.size(1)), self.modality)
 
     def contextualise(self, local: LocalFeatures, kept: Tensor | None = None, masked: Tensor | None = None) -> Tokens:
@@ -146,7 +147,6 @@ class Frontend(nn.Module):
     def _keep_tokens(self, local: LocalFeatures, kept: Tensor, masked: Tensor) -> tuple[Tensor, Tensor | None]:
         """Kept tokens (N·M, K, D) with positions, and their padding mask."""
         x = self._add_positions(local.x, local.padding_mask)
-
         return select_tokens(x, kept), self._select_padding(local.padding_mask, kept)
 
     def _select_padding(self, padding_mask: Tensor | None, kept: Tensor) -> Tensor | None:
@@ -166,25 +166,15 @@ class Frontend(nn.Module):
 
         with torch.autocast(positions.device.type, enabled=False):
             biases = attention_biases(
-                token_distances(positions, self._grid_width, self.alibi.distance),
+                token_distances(positions, self.side, self.alibi.distance),
                 self.alibi_scale,
+                padding_mask,
                 num_layers=self.num_layers,
                 num_heads=self.num_heads,
                 num_extra_tokens=self.num_extra_tokens,
             )
-        if padding_mask is None:
-            return list(biases)
 
-        masked_biases: dict[int, Tensor] = {}
-        for bias in biases:
-            if id(bias) not in masked_biases:
-                masked_biases[id(bias)] = bias.masked_fill(padding_mask, -torch.inf)
-
-        return [masked_biases[id(bias)] for bias in biases]
-
-    @property
-    def _grid_width(self) -> int | None:
-        return None
+        return list(biases)
 
 
 def select_tokens(x: Tensor, positions: Tensor) -> Tensor:
