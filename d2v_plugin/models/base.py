@@ -33,9 +33,10 @@ class EncoderConfig(Validatable):
     depth: int
 
     @property
-    @abstractmethod
-    def frontends(self) -> Mapping[Modality, Any]:
-        """The configuration of each modality that the model takes, text before audio before images."""
+    def frontends(self) -> dict[Modality, Any]:
+        """The configuration of each modality that the model takes, in the original's order."""
+        configs = {modality: getattr(self, modality.value) for modality in (Modality.TEXT, Modality.AUDIO, Modality.IMAGE)}
+        return {modality: config for modality, config in configs.items() if config is not None}
 
     @abstractmethod
     def count_layers(self) -> int:

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v_plugin.layers.convolution import ConvBlock, convolve, norm_gelu_convolve
-from d2v_plugin.layers.norm_gelu import norm_gelu
+from d2v_plugin.layers.convolution import ConvBlock, convolve, norm_gelu, norm_gelu_convolve
 
 LengthT = TypeVar("LengthT", int, Tensor)
 
@@ -43,6 +42,11 @@ class WaveformConfig:
     def position_kernel(self) -> int:
         """Kernel size of each position convolution."""
         return max(3, self.position_width // self.position_depth)
+
+    @property
+    def num_convolutions(self) -> int:
+        """All convolutions, those of positions included."""
+        return len(self.conv_layers) + self.position_depth
 
     @property
     def samples_per_frame(self) -> int:
@@ -86,7 +90,8 @@ class WaveformEncoder(nn.Module):
         for i, (channels, kernel_size, stride) in enumerate(config.conv_layers):
             conv = nn.Conv1d(in_channels, channels, kernel_size, stride=stride, bias=False)
             nn.init.kaiming_normal_(conv.weight)
-            layers.append(WaveformLayer(conv, _build_norm(config.conv_norm, channels, first=i == 0)))
+            # Numbered as in the original, where number 1 is a dropout of rate 0, and number 3 GELU.
+            layers.append(nn.ModuleDict({"0": conv, "2": _build_norm(config.conv_norm, channels, first=i == 0)}))
             in_channels = channels
         self.conv_layers = nn.ModuleList(layers)
         self.specs = config.conv_layers
@@ -124,13 +129,6 @@ def _build_norm(kind: str, channels: int, *, first: bool) -> nn.Module:
     if kind == "layer_norm":
         return ChannelNorm(channels)
     return nn.GroupNorm(channels, channels) if first else nn.Identity()
-
-
-class WaveformLayer(nn.ModuleDict):
-    """Convolution and norm, before GELU; numbered as in the original, where number 1 is a dropout of rate 0."""
-
-    def __init__(self, conv: nn.Conv1d, norm: nn.Module) -> None:
-        super().__init__({"0": conv, "2": norm})
 
 
 class ChannelNorm(nn.ModuleDict):

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v_plugin.layers import feed_forward
+from d2v_plugin.layers.convolution import norm_gelu
 from d2v_plugin.layers.dropout import Dropout
 from d2v_plugin.layers.feed_forward import FeedForward, norm_feed_forward, norm_two_layers
-from d2v_plugin.layers.norm_gelu import norm_gelu
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -157,7 +157,7 @@ class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
         hypotheses = [_first(prediction.hypothesis) for prediction in predictions]
         found = {name: _SCORES[name](hypotheses, references) for name in self.config.scores if name in _SCORES}
         if "top5_accuracy" in self.config.scores:
-            hits = [prediction.reference in _as_list(prediction.hypothesis) for prediction in predictions]
+            hits = [prediction.reference in cast(list[int], prediction.hypothesis) for prediction in predictions]
             found["top5_accuracy"] = sum(hits) / len(hits) if hits else float("nan")
 
         return {name: found[name] for name in self.config.scores}
@@ -205,7 +205,3 @@ def expect_labels(batch: Batch) -> Tensor:
 
 def _first(value: Value) -> str | int | float:
     return value[0] if isinstance(value, list) else value
-
-
-def _as_list(value: Value) -> list[Any]:
-    return value if isinstance(value, list) else [value]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v_plugin.core.batch import Modality
@@ -154,27 +155,21 @@ class Frontend(nn.Module):
 
     def _build_biases(self, positions: Tensor, padding_mask: Tensor | None) -> list[Tensor | None]:
         """The attention bias of every block of this frontend and of the shared encoder."""
+        num_extra = self.num_extra_tokens
         if padding_mask is not None:
-            if self.num_extra_tokens > 0:
-                no_padding = padding_mask.new_zeros(padding_mask.size(0), self.num_extra_tokens)
-                padding_mask = torch.cat([no_padding, padding_mask], dim=1)
-            # (R, X + K) -> (R, 1, 1, X + K)
-            padding_mask = padding_mask[:, None, None, :]
-
+            # (R, K) -> (R, 1, 1, X + K)
+            padding_mask = F.pad(padding_mask, (num_extra, 0))[:, None, None, :]
         if self.alibi is None:
             return [None if padding_mask is None else ~padding_mask] * self.num_layers
 
         with torch.autocast(positions.device.type, enabled=False):
-            biases = attention_biases(
-                token_distances(positions, self.side, self.alibi.distance),
-                self.alibi_scale,
-                padding_mask,
-                num_layers=self.num_layers,
-                num_heads=self.num_heads,
-                num_extra_tokens=self.num_extra_tokens,
-            )
+            distances = token_distances(positions, self.side, self.alibi.distance)
+            biases = attention_biases(distances, self.alibi_scale, num_heads=self.num_heads, num_extra_tokens=num_extra)
+        if padding_mask is not None:
+            biases = [bias.masked_fill(padding_mask, -torch.inf) for bias in biases]
 
-        return list(biases)
+        # One scale for all layers: the bias is built once.
+        return [*biases] * self.num_layers if len(biases) == 1 else [*biases]
 
 
 def select_tokens(x: Tensor, positions: Tensor) -> Tensor:
