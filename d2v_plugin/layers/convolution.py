@@ -1,7 +1,11 @@
-"""Convolutions in the layout of the Transformer, channels last: no transpositions, and faster on CPUs and GPUs alike."""
+"""Convolutions in the layout of the Transformer, channels last: no transpositions, and faster on CPUs and GPUs alike.
+
+At first reading skip all but :class:`ConvBlock` and the functions without underscore.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from d2v_plugin.layers.recomputation import compute_dtype, compute_norm_gelu, differentiate_norm_gelu, norm_gelu, recomputes
+from d2v_plugin.layers.cpu import compute_dtype, recomputes, uses_own_kernels
 
 
 def convolve(x: Tensor, conv: nn.Conv1d | nn.Conv2d) -> Tensor:
@@ -23,7 +27,6 @@ def convolve(x: Tensor, conv: nn.Conv1d | nn.Conv2d) -> Tensor:
     if isinstance(conv, nn.Conv2d):
         x = x.movedim(-1, 1)
         return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups).movedim(1, -1)
-
     return _convolve_sequence(x, conv)
 
 
@@ -34,8 +37,60 @@ def norm_gelu_convolve(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, conv: 
     """
     if not (recomputes(x) and _wants_products(x, conv)):
         return convolve(norm_gelu(x, norm_weight, norm_bias), conv)
-
     return _convolve_sequence(x, conv, norm_weight, norm_bias)
+
+
+def norm_gelu(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """``gelu(layer_norm(x))`` over the channels, which keeps ``x`` only.
+
+    :param x: (..., C)
+    :param weight, bias: (C); with them the norm is computed in fp32 also where autocast chose another dtype for ``x``.
+    """
+    if not recomputes(x):
+        if weight is None or bias is None:
+            return F.gelu(F.layer_norm(x, x.shape[-1:]))
+        return F.gelu(F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float()).type_as(x))
+    return _NormGelu.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution of the same length or size, layer norm over the channels (no parameters), GELU.
+
+    A sequence of one, for the name of its parameters in the original: ``0.weight``, ``0.bias``.
+    """
+
+    def __init__(self, conv: nn.Conv1d | nn.Conv2d) -> None:
+        super().__init__(conv)
+        self.trims_end = conv.kernel_size[0] % 2 == 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """
+        :param x: (R, S, C) or (R, H, W, C)
+        :returns: the same with the convolution's output channels.
+        """
+        x = convolve(x, self[0])  # type: ignore[arg-type]
+        if self.trims_end:
+            for dim in range(1, x.dim() - 1):
+                x = x.narrow(dim, 0, x.size(dim) - 1)
+        return norm_gelu(x)
+
+
+def convolve_blocks(x: Tensor, blocks: Iterable[nn.Module], padding_mask: Tensor | None, *, residual: bool = False) -> Tensor:
+    """Run :class:`ConvBlock` s one after the other.
+
+    :param x: (R, S, C), or (R, H, W, C) without padding.
+    :param padding_mask: (R, S), True = padding; it acts as the zero padding behind a shorter sequence.
+    :param residual: add the input of a block to its output where the numbers of channels agree.
+    """
+    for block in blocks:
+        if padding_mask is not None:
+            x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
+        skipped = x
+        x = block(x)
+        if residual and skipped.size(-1) == x.size(-1):
+            x = x + skipped
+
+    return x
 
 
 def _convolve_sequence(x: Tensor, conv: nn.Conv1d, norm_weight: Tensor | None = None, norm_bias: Tensor | None = None) -> Tensor:
@@ -57,7 +112,7 @@ def _convolve_sequence(x: Tensor, conv: nn.Conv1d, norm_weight: Tensor | None = 
 
 
 def _wants_products(x: Tensor, conv: nn.Conv1d) -> bool:
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and conv.groups == 1 and conv.in_channels > 1
+    return uses_own_kernels(x) and conv.groups == 1 and conv.in_channels > 1
 
 
 class _DenseConvolution(torch.autograd.Function):
@@ -107,7 +162,7 @@ class _DenseConvolution(torch.autograd.Function):
             grad_x = _differentiate_input(grad, activated, weight, ctx.stride, ctx.padding)
             del activated
             if norm_weight is not None:
-                grad_x, grad_norm_weight, grad_norm_bias = differentiate_norm_gelu(
+                grad_x, grad_norm_weight, grad_norm_bias = _differentiate_norm_gelu(
                     grad_x.movedim(1, -1).to(x.dtype), x.movedim(1, -1), norm_weight, norm_bias
                 )
                 grad_x = grad_x.movedim(-1, 1)
@@ -116,7 +171,7 @@ class _DenseConvolution(torch.autograd.Function):
 
 
 def _activate(x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None) -> Tensor:
-    return x if norm_weight is None else compute_norm_gelu(x.movedim(1, -1), norm_weight, norm_bias).movedim(-1, 1)
+    return x if norm_weight is None else _compute_norm_gelu(x.movedim(1, -1), norm_weight, norm_bias).movedim(-1, 1)
 
 
 def _differentiate_input(grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
@@ -158,24 +213,37 @@ def _differentiate_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: int, 
     return total.view(num_outputs, kernel_size, num_inputs).transpose(1, 2).unsqueeze(2)
 
 
-class ConvBlock(nn.Sequential):
-    """Convolution of the same length or size, layer norm over the channels (no parameters), GELU.
+def _compute_norm_gelu(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """:func:`norm_gelu` on a CPU, for functions that compute it again."""
+    return F.gelu(_normalize(x, weight, bias)[0])
 
-    A sequence of one, for the name of its parameters in the original: ``0.weight``, ``0.bias``.
-    """
 
-    def __init__(self, conv: nn.Conv1d | nn.Conv2d) -> None:
-        super().__init__(conv)
-        self.trims_end = conv.kernel_size[0] % 2 == 0
+def _differentiate_norm_gelu(
+    grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients of :func:`norm_gelu` for the same arguments."""
+    normed, mean, rstd = _normalize(x, weight, bias)
+    grad = torch.ops.aten.gelu_backward(grad, normed)
+    has_weight = weight is not None
+    gradients: tuple[Tensor, Tensor | None, Tensor | None] = torch.ops.aten.native_layer_norm_backward(
+        grad, x, x.shape[-1:], mean, rstd, weight, bias, [True, has_weight, has_weight]
+    )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """
-        :param x: (R, S, C) or (R, H, W, C)
-        :returns: the same with the convolution's output channels.
-        """
-        x = convolve(x, self[0])  # type: ignore[arg-type]
-        if self.trims_end:
-            for dim in range(1, x.dim() - 1):
-                x = x.narrow(dim, 0, x.size(dim) - 1)
+    return gradients
 
-        return norm_gelu(x)
+
+def _normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    normed: tuple[Tensor, Tensor, Tensor] = torch.native_layer_norm(x, x.shape[-1:], weight, bias, 1e-5)
+    return normed
+
+
+class _NormGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        return _compute_norm_gelu(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return _differentiate_norm_gelu(grad, *ctx.saved_tensors)

@@ -1,4 +1,4 @@
-"""How the model is sharded, checkpointed and compiled: block by block."""
+"""Sharding, activation checkpointing and compilation of models, block by block."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from fairseq2.models.utils.fsdp import apply_layerwise_fsdp
 from fairseq2.nn.fsdp import FSDPWrapper
 from torch import nn
 
-from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.models.data2vec2.encoder import BlockList
+from d2v_plugin.models.base import BlockList, EncoderModel
 
 ModelT = TypeVar("ModelT", bound=EncoderModel)
 
@@ -23,7 +22,6 @@ def apply_fsdp(model: ModelT, granularity: str, wrapper: FSDPWrapper) -> ModelT:
         raise NotSupportedError(f"`trainer.fsdp.granularity` must be `layer`, but is `{granularity}`.")
     for blocks in _find_block_lists(model):
         apply_layerwise_fsdp(blocks, wrapper)
-
     return model
 
 
@@ -32,7 +30,6 @@ def apply_activation_checkpointing(model: ModelT, every_nth_layer: int) -> Model
     for blocks in _find_block_lists(model):
         if any(parameter.requires_grad for parameter in blocks.parameters()):
             apply_layerwise_ac(blocks, every_nth_layer)
-
     return model
 
 

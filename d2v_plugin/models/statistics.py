@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Signs(NamedTuple):
-    """What is measured of a set of representations."""
+    """Measures of a set of representations."""
 
     deviation: float
     """Standard deviation over all tokens, over their root mean square: 0 if they are equal, 1 if their mean is zero."""

@@ -6,8 +6,7 @@ much as befits its own length, and what is drawn does not depend on its batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -18,11 +17,8 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import StepInfo
 from d2v_plugin.core.random import gaussian, row_keys, uniform
-from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
+from d2v_plugin.core.validation import report
 from d2v_plugin.models.base import EncoderModel, Features
-from d2v_plugin.models.data2vec1.audio import Data2VecAudioModel
-from d2v_plugin.models.data2vec2.frontends.base import LocalFeatures
-from d2v_plugin.models.data2vec2.model import Data2VecModel
 
 
 class _Stream(IntEnum):
@@ -37,7 +33,7 @@ class _Stream(IntEnum):
 
 @dataclass(kw_only=True)
 class FeatureMaskConfig(Validatable):
-    """Which features are hidden while a model is fine-tuned; the defaults are those of 100 hours of speech."""
+    """Features to hide while a model is fine-tuned; the defaults are those of 100 hours of speech."""
 
     probability: float = 0.65
     """The share of frames in spans if these did not overlap (they do: half of the frames or so); 0 = none."""
@@ -52,77 +48,33 @@ class FeatureMaskConfig(Validatable):
     """Length of a span of channels."""
 
     noise_std: float = 0.01
-    """What stands at masked frames in data2vec 2.0: Gaussian noise of this deviation; 0 = zeros (the original's ``zero_mask``).
-    In 1.0 it is the embedding learned in pre-training."""
+    """Deviation of the Gaussian noise at masked frames of data2vec 2.0; 0 = zeros (the original's ``zero_mask``). In 1.0 the
+    embedding learned in pre-training stands there."""
 
     @override
     def validate(self) -> ValidationResult:
-        result = ValidationResult()
-        for name in ("probability", "channel_probability"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                result.add_error(f"`{name}` must be at least 0 and less than 1, but is {getattr(self, name)}.")
-        for name in ("length", "channel_length"):
-            if getattr(self, name) < 1:
-                result.add_error(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
-        if self.noise_std < 0.0:
-            result.add_error(f"`noise_std` must not be negative, but is {self.noise_std}.")
+        shares = {"probability": self.probability, "channel_probability": self.channel_probability}
+        lengths = {"length": self.length, "channel_length": self.channel_length}
 
-        return result
-
-
-class MaskedFineTuning(SupervisedCriterion[EncoderModel]):
-    """Fine-tuning on recordings of which a part is hidden."""
-
-    def __init__(self, config: SupervisedConfig, masking: FeatureMaskConfig | None) -> None:
-        """:param masking: None = nothing is hidden."""
-        super().__init__(config)
-        self.masking = masking
-
-    @override
-    def build(self, model: EncoderModel) -> None:
-        has_audio = isinstance(model, Data2VecAudioModel) or (isinstance(model, Data2VecModel) and model.config.audio is not None)
-        if not has_audio:
-            raise ValueError("the model has no frontend for `audio`; choose an arch that has one, such as `audio_base`.")
-        super().build(model)
-
-    @override
-    def unused_modules(self, model: EncoderModel) -> Sequence[str]:
-        unused = super().unused_modules(model)
-        if self.masking is None or self.masking.probability == 0.0:
-            return unused
-
-        return [name for name in unused if name != "mask_emb"]
-
-    @override
-    def extract(self, model: EncoderModel, batch: Batch, step: StepInfo | None) -> Features:
-        if step is None or self.masking is None:
-            return super().extract(model, batch, step)
-
-        return extract_masked(model, batch, step, self.masking)
+        return report(
+            *((not 0.0 <= x < 1.0, f"`{name}` must be at least 0 and less than 1, but is {x}.") for name, x in shares.items()),
+            *((x < 1, f"`{name}` must be at least 1, but is {x}.") for name, x in lengths.items()),
+            (self.noise_std < 0.0, f"`noise_std` must not be negative, but is {self.noise_std}."),
+        )
 
 
 def extract_masked(model: EncoderModel, batch: Batch, step: StepInfo, config: FeatureMaskConfig) -> Features:
     """The features of a batch of recordings of which a part is hidden.
 
-    :param model: ``data2vec`` or ``data2vec1``, with a frontend for audio.
+    :param model: with a frontend for audio.
     """
+    local = model.extract_local(batch.inputs, batch.padding_mask, modality=Modality.AUDIO)
     keys = row_keys(step.seed, step.number, batch.ids, num_views=1)
-    if isinstance(model, Data2VecModel):
-        frontend = model.frontend(Modality.AUDIO)
-        local = frontend.extract_local(batch.inputs, batch.padding_mask)
-        x, padding_mask = local.x, local.padding_mask
-        frames = draw_frame_mask(keys, x.size(1), padding_mask, config).unsqueeze(-1)
-        fill = _draw_noise(step, batch.ids, x, config.noise_std) if config.noise_std > 0.0 else x.new_zeros(())
-        x = hide_channels(torch.where(frames, fill, x), keys, config)
+    frames = draw_frame_mask(keys, local.x.size(1), local.padding_mask, config)
+    fill = None if model.has_mask_embedding else _draw_noise(step, batch.ids, local.x, config.noise_std)
+    local = model.mask_local(local, frames, fill)
 
-        return model.encode_whole(frontend, LocalFeatures(x, padding_mask))
-
-    assert isinstance(model, Data2VecAudioModel)
-    x = model.extract_local(batch.inputs)
-    padding_mask = model.downsample_padding(batch.padding_mask, x.size(1))
-    x = hide_channels(model.mask_local(x, draw_frame_mask(keys, x.size(1), padding_mask, config)), keys, config)
-
-    return model.encode_whole(x, padding_mask)
+    return model.encode_whole(replace(local, x=hide_channels(local.x, keys, config)))
 
 
 def draw_frame_mask(keys: Tensor, num_frames: int, padding_mask: Tensor | None, config: FeatureMaskConfig) -> Tensor:
@@ -182,8 +134,9 @@ def draw_spans(
 
 
 def _draw_noise(step: StepInfo, ids: Tensor, x: Tensor, std: float) -> Tensor:
-    """Noise (N, S, D) that depends on sample and frame, not on how far the batch is padded."""
+    """Noise (N, S, D) that depends on sample and frame, not on how far the batch is padded; a scalar 0 without deviation."""
+    if std == 0.0:
+        return x.new_zeros(())
     # Frames take the part of views.
     keys = row_keys(step.seed, step.number, ids, num_views=x.size(1))
-
     return (gaussian(keys, x.size(2), stream=_Stream.NOISE) * std).view(x.shape).to(x.dtype)
