@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def normalise_patches(images: Tensor, patch_size: int) -> Tensor:
+def normalize_patches(images: Tensor, patch_size: int) -> Tensor:
     """Cut images into patches and give the pixels of each zero mean and unit variance (MAE, section 3).
 
     :param images: (N, C, H, W)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
+from fairseq2.recipe.error import RecipeError
 from torch import Tensor
+
+from d2v_plugin.models.statistics import mean_valid
 
 
 @dataclass(kw_only=True)
 class TargetConfig:
-    """What the student has to predict. Norms have no parameters and apply in the order of the fields."""
+    """Recipe of the targets. Norms have no parameters and apply in the order of the fields."""
 
     num_layers: int = 8
     """K: how many of the teacher's top blocks are averaged."""
@@ -36,6 +40,19 @@ class TargetConfig:
     """Normalise each channel of the average over the tokens of the sample."""
 
 
+def check_depth(config: TargetConfig, depth: int) -> None:
+    """
+    :raises RecipeError: the model has too few blocks.
+    """
+    if not 1 <= config.num_layers <= depth:
+        raise RecipeError(f"`targets.num_layers` must be between 1 and the model's depth ({depth}), but is {config.num_layers}.")
+
+
+def top_layers(config: TargetConfig, layers: Iterable[Tensor], depth: int) -> Iterator[Tensor]:
+    """The last K of so many layers, as they come."""
+    return islice(layers, depth - config.num_layers, None)
+
+
 def make_targets(config: TargetConfig, layers: Iterable[Tensor], padding_mask: Tensor | None = None) -> Tensor:
     """Average K layers; they are summed as they come, never kept together.
 
@@ -48,9 +65,10 @@ def make_targets(config: TargetConfig, layers: Iterable[Tensor], padding_mask: T
     for layer in layers:
         layer = layer.float()
         if config.batch_norm_layers:
-            layer = _normalise_tokens(layer.flatten(0, 1).unsqueeze(0), _flatten(padding_mask)).view_as(layer)
+            whole_padding = None if padding_mask is None else padding_mask.reshape(1, -1)
+            layer = _normalize_tokens(layer.flatten(0, 1).unsqueeze(0), whole_padding).view_as(layer)
         if config.instance_norm_layers:
-            layer = _normalise_tokens(layer, padding_mask)
+            layer = _normalize_tokens(layer, padding_mask)
         if config.layer_norm_layers:
             layer = F.layer_norm(layer, layer.shape[-1:])
         total = layer if total is None else total + layer
@@ -62,23 +80,17 @@ def make_targets(config: TargetConfig, layers: Iterable[Tensor], padding_mask: T
     if config.layer_norm:
         targets = F.layer_norm(targets, targets.shape[-1:])
     if config.instance_norm:
-        targets = _normalise_tokens(targets, padding_mask)
+        targets = _normalize_tokens(targets, padding_mask)
 
     return targets
 
 
-def _normalise_tokens(x: Tensor, padding_mask: Tensor | None, eps: float = 1e-5) -> Tensor:
+def _normalize_tokens(x: Tensor, padding_mask: Tensor | None, eps: float = 1e-5) -> Tensor:
     """Zero mean and unit (biased) variance of each channel over the valid tokens: (N, S, D) -> (N, S, D)."""
     if padding_mask is None:
         variance, mean = torch.var_mean(x, dim=1, keepdim=True, correction=0)
     else:
-        valid = (~padding_mask).unsqueeze(-1).to(x.dtype)
-        num_valid = valid.sum(dim=1, keepdim=True)
-        mean = (x * valid).sum(dim=1, keepdim=True) / num_valid
-        variance = ((x - mean).square() * valid).sum(dim=1, keepdim=True) / num_valid
+        mean = mean_valid(x, padding_mask).unsqueeze(1)
+        variance = mean_valid((x - mean).square(), padding_mask).unsqueeze(1)
 
     return (x - mean) * torch.rsqrt(variance + eps)
-
-
-def _flatten(padding_mask: Tensor | None) -> Tensor | None:
-    return None if padding_mask is None else padding_mask.reshape(1, -1)

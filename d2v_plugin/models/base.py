@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from torch import Tensor, nn
 from typing_extensions import Self, override
@@ -87,7 +87,8 @@ class EncoderModel(nn.Module, ABC):
     def freeze_constants(self) -> None:
         """Exclude from training what is a parameter only by name, and what the criterion owns but does not train."""
         for name in self.frozen:
-            find_part(self, name).requires_grad_(False)
+            if (part := find_part(self, name)) is not None:
+                part.requires_grad_(False)
         if self.criterion is not None:
             self.criterion.freeze_constants()
 
@@ -100,14 +101,12 @@ class EncoderModel(nn.Module, ABC):
         return self
 
 
-def find_part(module: nn.Module, name: str) -> nn.Module | nn.Parameter:
-    """The submodule or parameter of this name.
-
-    :raises AttributeError: there is none.
-    """
-    owner, _, last = name.rpartition(".")
-    part = getattr(module.get_submodule(owner), last)
-    assert isinstance(part, nn.Module | nn.Parameter)
+def find_part(module: nn.Module, name: str) -> nn.Module | nn.Parameter | None:
+    """The submodule or parameter of this dotted name; None if it is switched off."""
+    part: Any = module
+    for step in name.split("."):
+        part = getattr(part, step, None)
+    assert part is None or isinstance(part, nn.Module | nn.Parameter)
 
     return part
 

@@ -33,16 +33,15 @@ from d2v_plugin.data.dataset import (
     TextManifest,
 )
 from d2v_plugin.data.sentences import Sentences, SentencesConfig
-from d2v_plugin.masking.base import (
+from d2v_plugin.masking.base import MaskSampler, MaskSection
+from d2v_plugin.masking.random_blocks import (
     BlockMaskConfig,
     BlockMaskSampler,
     InverseBlockMaskSampler,
-    MaskSampler,
-    MaskSection,
     RandomMaskConfig,
     RandomMaskSampler,
 )
-from d2v_plugin.masking.published import BeitBlockMaskConfig, BeitBlockMaskSampler, SpanMaskConfig, SpanMaskSampler
+from d2v_plugin.masking.spans_and_beit import BeitBlockMaskConfig, BeitBlockMaskSampler, SpanMaskConfig, SpanMaskSampler
 from d2v_plugin.models.families import FAMILIES, register_models
 from d2v_plugin.probing.attentive import AttentiveProbe, AttentiveProbeConfig
 from d2v_plugin.probing.base import register_probe

@@ -17,7 +17,8 @@ from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Config, Data2Vec2Criterion
 from d2v_plugin.criteria.ema import EmaConfig
 from d2v_plugin.criteria.targets import TargetConfig
-from d2v_plugin.masking.base import RandomMaskConfig, RandomMaskSampler, split_mask
+from d2v_plugin.masking.drawing import split_mask
+from d2v_plugin.masking.random_blocks import RandomMaskConfig, RandomMaskSampler
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.models.data2vec2.frontends.base import select_tokens
 from d2v_plugin.models.data2vec2.model import Data2VecModel

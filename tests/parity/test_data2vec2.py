@@ -110,10 +110,10 @@ def test_targets_and_predictions(golden: Any) -> None:
     with torch.no_grad():
         local = frontend.extract_local(batch.inputs, batch.padding_mask)
         taps = [tap for _, tap in criterion.teacher(model, batch, local)]
-        targets = criterion._make_targets(model, batch, local)
-        kept, masked = criterion._draw_masks(model, frontend, batch, local, STEP, mask)
-        x = model.encode_views(frontend, local, kept, masked)
-        predictions = model.decode(frontend.decoder, x[:, frontend.num_extra_tokens :], kept, masked, noise, None)
+        targets = criterion.compute_targets(model, batch, local)
+        views = criterion.draw_views(model, batch, local, STEP, mask)
+        x = model.encode_views(frontend, local, views)
+        (predictions,) = criterion.predict(model, frontend, x[:, frontend.num_extra_tokens :], views, noise)
 
     for i, tap in enumerate(taps):
         assert_close(tap, io[f"teacher_tap.{i}"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 
 import torch
 from fairseq2.utils.validation import Validatable, ValidationResult
@@ -17,22 +16,12 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import StepInfo
-from d2v_plugin.core.random import gaussian, row_keys, uniform
+from d2v_plugin.core.random import Stream, gaussian, uniform
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
 from d2v_plugin.models.base import EncoderModel, Features
 from d2v_plugin.models.data2vec1.audio import Data2VecAudioModel
 from d2v_plugin.models.data2vec2.frontends.base import LocalFeatures
 from d2v_plugin.models.data2vec2.model import Data2VecModel
-
-
-class _Stream(IntEnum):
-    """Sequences of random numbers beside those of :mod:`d2v_plugin.masking.base` and :mod:`d2v_plugin.masking.published`."""
-
-    FRAMES = 32
-    NUM_FRAME_SPANS = 33
-    CHANNELS = 34
-    NUM_CHANNEL_SPANS = 35
-    NOISE = 36
 
 
 @dataclass(kw_only=True)
@@ -106,7 +95,7 @@ def extract_masked(model: EncoderModel, batch: Batch, step: StepInfo, config: Fe
 
     :param model: ``data2vec`` or ``data2vec1``, with a frontend for audio.
     """
-    keys = row_keys(step.seed, step.number, batch.ids, num_views=1)
+    keys = step.keys(batch.ids)
     if isinstance(model, Data2VecModel):
         frontend = model.frontend(Modality.AUDIO)
         local = frontend.extract_local(batch.inputs, batch.padding_mask)
@@ -128,7 +117,7 @@ def extract_masked(model: EncoderModel, batch: Batch, step: StepInfo, config: Fe
 def draw_frame_mask(keys: Tensor, num_frames: int, padding_mask: Tensor | None, config: FeatureMaskConfig) -> Tensor:
     """Choose the frames to hide.
 
-    :param keys: (N,) from :func:`d2v_plugin.core.random.row_keys`.
+    :param keys: (N,) from :meth:`d2v_plugin.core.contracts.StepInfo.keys`.
     :param padding_mask: (N, S), True = padding.
     :returns: (N, S), True = hidden; never padding, and never all of a recording.
     """
@@ -136,8 +125,8 @@ def draw_frame_mask(keys: Tensor, num_frames: int, padding_mask: Tensor | None, 
         lengths = torch.full((keys.size(0), 1), num_frames, device=keys.device)
     else:
         lengths = (~padding_mask).sum(dim=1, keepdim=True)
-    rounding = uniform(keys, 1, stream=_Stream.NUM_FRAME_SPANS)
-    ranks = uniform(keys, num_frames, stream=_Stream.FRAMES)
+    rounding = uniform(keys, 1, stream=Stream.NUM_FRAME_SPANS)
+    ranks = uniform(keys, num_frames, stream=Stream.FRAMES)
 
     return draw_spans(ranks, rounding, lengths, config.probability, config.length, at_least=int(config.probability > 0.0))
 
@@ -146,8 +135,8 @@ def hide_channels(x: Tensor, keys: Tensor, config: FeatureMaskConfig) -> Tensor:
     """Set spans of channels to zero in all frames of a recording: (N, S, D) -> (N, S, D)."""
     num_channels = x.size(-1)
     lengths = torch.full((keys.size(0), 1), num_channels, device=keys.device)
-    rounding = uniform(keys, 1, stream=_Stream.NUM_CHANNEL_SPANS)
-    ranks = uniform(keys, num_channels, stream=_Stream.CHANNELS)
+    rounding = uniform(keys, 1, stream=Stream.NUM_CHANNEL_SPANS)
+    ranks = uniform(keys, num_channels, stream=Stream.CHANNELS)
     channels = draw_spans(ranks, rounding, lengths, config.channel_probability, config.channel_length, at_least=0)
 
     return x.masked_fill(channels.unsqueeze(1), 0.0)
@@ -184,6 +173,6 @@ def draw_spans(
 def _draw_noise(step: StepInfo, ids: Tensor, x: Tensor, std: float) -> Tensor:
     """Noise (N, S, D) that depends on sample and frame, not on how far the batch is padded."""
     # Frames take the part of views.
-    keys = row_keys(step.seed, step.number, ids, num_views=x.size(1))
+    keys = step.keys(ids, num_views=x.size(1))
 
-    return (gaussian(keys, x.size(2), stream=_Stream.NOISE) * std).view(x.shape).to(x.dtype)
+    return (gaussian(keys, x.size(2), stream=Stream.FRAME_NOISE) * std).view(x.shape).to(x.dtype)

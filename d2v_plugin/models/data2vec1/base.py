@@ -172,7 +172,7 @@ def attention_mask(padding_mask: Tensor | None, context: Tensor | None) -> Tenso
     return mask | torch.eye(context.size(-1), dtype=torch.bool, device=context.device)
 
 
-TeacherScope1 = Literal["layers", "encoder", "all"]
+TeacherScope = Literal["layers", "encoder", "all"]
 """Which modules the teacher has of its own; it shares the others with the student (fairseq copies them every update).
 
 ``layers``: the Transformer; feature and position encoder are shared (speech and text). ``encoder``: also position convolutions,

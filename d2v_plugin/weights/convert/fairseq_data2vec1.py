@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.models.data2vec1.base import TeacherScope1
+from d2v_plugin.models.data2vec1.base import TeacherScope
 from d2v_plugin.models.data2vec1.config import Audio1Config, Data2Vec1ModelConfig, Image1Config, Text1Config
 from d2v_plugin.weights.convert.fairseq_config import parse_conv_layers
 from d2v_plugin.weights.state import State
@@ -88,8 +88,8 @@ def convert_teacher_v1(model: Mapping[str, Any], teacher: Mapping[str, Tensor]) 
     return {f"{prefix}{name}": tensor.float() for name, tensor in teacher.items() if not _is_constant(name)}
 
 
-def teacher_scope_v1(model: Mapping[str, Any]) -> TeacherScope1:
-    """What is averaged; see :data:`d2v_plugin.models.data2vec1.base.TeacherScope1`."""
+def teacher_scope_v1(model: Mapping[str, Any]) -> TeacherScope:
+    """What is averaged; see :data:`d2v_plugin.models.data2vec1.base.TeacherScope`."""
     match model.get("_name"):
         case "data2vec_audio" if model.get("ema_layers_only", True):
             return "layers"

@@ -16,19 +16,15 @@ from torch import Tensor
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, StepInfo
-from d2v_plugin.criteria.data2vec1.criterion import (
-    Data2Vec1Config,
-    Data2Vec1Criterion,
-    context_window,
-    covariance_loss,
-    variance_loss,
-)
+from d2v_plugin.criteria.data2vec1.context import context_window
+from d2v_plugin.criteria.data2vec1.criterion import Data2Vec1Config, Data2Vec1Criterion
 from d2v_plugin.criteria.ema import EmaConfig, decay_at
+from d2v_plugin.criteria.losses import covariance_loss, variance_loss
 from d2v_plugin.criteria.targets import TargetConfig
 from d2v_plugin.masking.base import MaskSampler
-from d2v_plugin.masking.published import BeitBlockMaskConfig, BeitBlockMaskSampler, SpanMaskConfig, SpanMaskSampler
+from d2v_plugin.masking.spans_and_beit import BeitBlockMaskConfig, BeitBlockMaskSampler, SpanMaskConfig, SpanMaskSampler
 from d2v_plugin.models.data2vec1.archs import ARCHS
-from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope1
+from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope
 from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
 from d2v_plugin.models.data2vec2.archs import image_tiny
 from d2v_plugin.models.data2vec2.factory import create_model
@@ -60,9 +56,7 @@ class Golden:
         state = load_file(self.folder / f"{name}.safetensors")
         return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
-    def build(
-        self, *, scope: TeacherScope1, ema: EmaConfig | None = None, teacher: bool = True
-    ) -> tuple[Any, Data2Vec1Criterion]:
+    def build(self, *, scope: TeacherScope, ema: EmaConfig | None = None, teacher: bool = True) -> tuple[Any, Data2Vec1Criterion]:
         """
         :param teacher: load the original's; its unaveraged parts are not the student's either, before the first step.
         """
@@ -148,12 +142,10 @@ def test_teacher_taps_targets_and_predictions(golden: Golden) -> None:
     extra = model.num_extra_tokens
 
     with torch.no_grad():
-        local = model.extract_local(batch.inputs)
-        padding_mask = model.downsample_padding(batch.padding_mask, mask.size(1))
-        encoder = criterion.teacher.context_encoder
-        outputs = list(encoder.run(encoder.prepare(local, padding_mask)))
-        targets = criterion._make_targets(model, batch, local, padding_mask)[mask]
-        x = criterion._encode_masked(model, local, padding_mask, mask, torch.zeros(2, dtype=torch.int64))
+        local = criterion.extract_local(model, batch)
+        outputs = list(criterion.teacher(model, batch, local))
+        targets = criterion.compute_targets(model, batch, local)[mask]
+        x = criterion.encode_masked(model, local, mask, STEP.keys(batch.ids))
         predictions = model.predict(x[:, extra:][mask])
 
     valid = torch.ones_like(mask) if batch.modality is not Modality.TEXT else ~batch.padding_mask
@@ -262,12 +254,19 @@ def make_batch(model: Data2Vec1Model, num_samples: int = 3) -> Batch:
     return Batch(Modality.IMAGE, torch.randn(num_samples, 3, 32, 32), ids)
 
 
+def compute_targets(model: Data2Vec1Model, batch: Batch) -> Tensor:
+    criterion = model.criterion
+    assert isinstance(criterion, Data2Vec1Criterion)
+
+    return criterion.compute_targets(model, batch, criterion.extract_local(model, batch))
+
+
 TINY = ["audio_tiny", "text_tiny", "vision_tiny"]
 
 
 @pytest.mark.parametrize("arch", TINY)
 @pytest.mark.parametrize("scope", ["layers", "encoder", "all"])
-def test_every_student_parameter_and_no_teacher_parameter_gets_a_gradient(arch: str, scope: TeacherScope1) -> None:
+def test_every_student_parameter_and_no_teacher_parameter_gets_a_gradient(arch: str, scope: TeacherScope) -> None:
     model = make_model(arch)
     make_criterion(model, teacher_scope=scope)
 
@@ -340,16 +339,16 @@ def test_padding_does_not_change_the_loss(arch: str, context: dict[str, Any]) ->
 def test_the_teacher_sees_the_whole_text() -> None:
     """Not only what is masked, as in fairseq #4881."""
     model = make_model("text_tiny")
-    criterion = make_criterion(model)
+    make_criterion(model)
     batch = make_batch(model)
     mask = torch.zeros(3, 24, dtype=torch.bool)
     mask[:, :4] = True
 
-    targets = criterion._make_targets(model, batch, batch.inputs, None)
+    targets = compute_targets(model, batch)
     changed = copy.deepcopy(batch)
     changed.inputs[:, 20] = 7
 
-    assert not torch.allclose(criterion._make_targets(model, changed, changed.inputs, None)[mask], targets[mask])
+    assert not torch.allclose(compute_targets(model, changed)[mask], targets[mask])
 
 
 def test_random_and_kept_tokens_are_targets_too() -> None:
@@ -395,10 +394,9 @@ def test_the_teacher_never_drops_out(arch: str) -> None:
     model = make_model(arch, dropout=0.5, attention_dropout=0.5, layer_drop=0.5, drop_path=0.5)
     criterion = make_criterion(model)
     batch = make_batch(model)
-    local = model.extract_local(batch.inputs)
 
     assert model.training and not criterion.teacher.training
-    targets = [criterion._make_targets(model, batch, local, None) for _ in range(2)]
+    targets = [compute_targets(model, batch) for _ in range(2)]
     assert torch.equal(*targets)
 
 
@@ -407,10 +405,11 @@ def test_the_teacher_never_drops_out(arch: str) -> None:
 def test_target_features_differ_unless_they_are_the_same(arch: str, feature: Any) -> None:
     model = make_model(arch)
     batch = make_batch(model)
-    local = model.extract_local(batch.inputs)
-    default = make_criterion(model)._make_targets(model, batch, local, None)
+    make_criterion(model)
+    default = compute_targets(model, batch)
 
-    targets = make_criterion(model, target_feature=feature)._make_targets(model, batch, local, None)
+    make_criterion(model, target_feature=feature)
+    targets = compute_targets(model, batch)
 
     assert torch.equal(targets, default) == (feature == "ffn")
 
@@ -420,7 +419,7 @@ def test_a_restricted_context_hides_what_is_far(arch: str) -> None:
     model = make_model(arch)
     # Without statistics over the sample, which see everything.
     plain = TargetConfig(num_layers=1, instance_norm_layers=False)
-    criterion = make_criterion(model, target_window=1, targets=plain)
+    make_criterion(model, target_window=1, targets=plain)
     batch = make_batch(model)
     changed = copy.deepcopy(batch)
     if arch == "text_tiny":
@@ -430,15 +429,15 @@ def test_a_restricted_context_hides_what_is_far(arch: str) -> None:
         changed.inputs[:, :, :, -4:] += 1.0
         far = 8 - 1 - 4 - 1
 
-    before = criterion._make_targets(model, batch, model.extract_local(batch.inputs), None)
-    after = criterion._make_targets(model, changed, model.extract_local(changed.inputs), None)
+    before = compute_targets(model, batch)
+    after = compute_targets(model, changed)
 
     width = 24 if arch == "text_tiny" else 8
     difference = (before - after).abs().amax(dim=-1).view(3, -1, width).amax(dim=(0, 1))
     assert float(difference[: far + 1].max()) < 1e-6
     assert float(difference[far + 2 :].min()) > 0.0
-    everything = make_criterion(model, targets=plain)._make_targets(model, batch, model.extract_local(batch.inputs), None)
-    assert not torch.allclose(everything, before)
+    make_criterion(model, targets=plain)
+    assert not torch.allclose(compute_targets(model, batch), before)
 
 
 def test_windows_are_squares_in_images_and_class_tokens_do_not_leak() -> None:
@@ -490,7 +489,7 @@ def test_training_lowers_the_loss() -> None:
 )
 def test_settings_without_meaning_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Data2Vec1Config(**settings)
+        Data2Vec1Criterion(Data2Vec1Config(**settings), SpanMaskSampler(SpanMaskConfig()))
 
 
 def test_models_that_it_cannot_train_are_refused() -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from d2v_plugin.core.contracts import Views
 from d2v_plugin.layers.convolution import ConvBlock, convolve, norm_gelu_convolve
 from d2v_plugin.layers.recomputation import norm_gelu
 from d2v_plugin.models.data2vec2.config import AudioConfig, Data2VecConfig
@@ -54,19 +55,12 @@ class AudioFrontend(Frontend):
         return x + self.relative_positional_encoder(x, padding_mask)  # type: ignore[no-any-return]
 
     @override
-    def _keep_tokens(self, local: LocalFeatures, kept: Tensor, masked: Tensor) -> tuple[Tensor, Tensor | None]:
-        x, padding_mask = local.x, local.padding_mask
-        num_views = kept.size(0) // x.size(0)
-
+    def _keep_tokens(self, local: LocalFeatures, views: Views) -> Tensor:
         # Positions see the full sequence, with zeros where it is masked: (N, S, D) -> (N·M, S, D)
-        views = x.repeat_interleave(num_views, dim=0)
-        views = views.masked_fill(_mark(masked, x.size(1)).unsqueeze(-1), 0.0)
-        no_leak = padding_mask if padding_mask is not None and not self.original_padding else None
-        if no_leak is not None:
-            no_leak = no_leak.repeat_interleave(num_views, dim=0)
-        positions = self.relative_positional_encoder(views, no_leak)
+        x = local.x.repeat_interleave(views.num_views, dim=0).masked_fill(views.mask.unsqueeze(-1), 0.0)
+        positions = self.relative_positional_encoder(x, None if self.original_padding else views.padding_mask)
 
-        return select_tokens(x, kept) + select_tokens(positions, kept), self._select_padding(padding_mask, kept)
+        return select_tokens(local.x, views.kept) + select_tokens(positions, views.kept)
 
 
 def count_frames(num_samples: LengthT, conv_layers: Sequence[tuple[int, int, int]]) -> LengthT:
@@ -82,13 +76,6 @@ def mark_padded_frames(padding_mask: Tensor, num_frames: int, conv_layers: Seque
     lengths = count_frames((~padding_mask).sum(dim=-1), conv_layers)
 
     return torch.arange(num_frames, device=padding_mask.device) >= lengths.unsqueeze(-1)
-
-
-def _mark(positions: Tensor, length: int) -> Tensor:
-    """(R, K) positions -> (R, S) bool, True at the positions."""
-    marks = positions.new_zeros((positions.size(0), length), dtype=torch.bool)
-
-    return marks.scatter_(1, positions, True)
 
 
 class WaveformEncoder(nn.Module):
