@@ -108,11 +108,11 @@ def test_targets_and_predictions(golden: Any) -> None:
     frontend = model.frontend()
 
     with torch.no_grad():
-        local = frontend.extract_local(batch.inputs, batch.padding_mask)
+        local = model.extract_local(batch.inputs, batch.padding_mask)
         taps = [tap for _, tap in criterion.teacher(model, batch, local)]
         targets = criterion.compute_targets(model, batch, local)
         views = criterion.draw_views(model, batch, local, STEP, mask)
-        x = model.encode_views(frontend, local, views)
+        x = model.encode_views(local, views)
         (predictions,) = criterion.predict(model, frontend, x[:, frontend.num_extra_tokens :], views, noise)
 
     for i, tap in enumerate(taps):

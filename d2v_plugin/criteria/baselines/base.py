@@ -13,16 +13,16 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import StepInfo, Views
 from d2v_plugin.core.validation import ensure_valid
-from d2v_plugin.criteria.base import Criterion
+from d2v_plugin.criteria.base import MaskingCriterion
 from d2v_plugin.masking.base import MaskSampler
 from d2v_plugin.masking.drawing import draw_views
-from d2v_plugin.models.data2vec2.frontends.base import Frontend, LocalFeatures
+from d2v_plugin.models.base import LocalFeatures
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
 ConfigT = TypeVar("ConfigT")
 
 
-class ComparisonCriterion(Criterion[Data2VecModel], Generic[ConfigT]):
+class ComparisonCriterion(MaskingCriterion[Data2VecModel], Generic[ConfigT]):
     """Trains frontend and encoder of a data2vec 2.0 model for another objective.
 
     The model's decoders stay as they are: they are frozen, because data parallelism waits for the gradient of every trainable
@@ -63,21 +63,10 @@ class ComparisonCriterion(Criterion[Data2VecModel], Generic[ConfigT]):
         for module in self._idle:
             module.requires_grad_(False)
 
-    def draw_views(
-        self, frontend: Frontend, batch: Batch, step: StepInfo, local: LocalFeatures, mask: Tensor | None = None
-    ) -> Views:
-        """Draw one mask for each sample of a batch.
-
-        :param mask: (N, S) a given mask, equally many in every row; None = draw one.
-        """
-        length = local.x.size(1)
-
-        return draw_views(self.sampler, step, batch, length, local.padding_mask, output_length=frontend.output_length, mask=mask)
-
     @override
-    @torch.no_grad()
-    def masks_of(self, model: Data2VecModel, batch: Batch, step: StepInfo) -> Tensor:
-        frontend = model.frontend()
-        local = frontend.extract_local(batch.inputs, batch.padding_mask)
+    def draw_views(
+        self, model: Data2VecModel, batch: Batch, local: LocalFeatures, step: StepInfo, mask: Tensor | None = None
+    ) -> Views:
+        length, output_length = local.x.size(1), model.output_length
 
-        return self.draw_views(frontend, batch, step, local).mask.unsqueeze(1)
+        return draw_views(self.sampler, step, batch, length, local.padding_mask, output_length=output_length, mask=mask)

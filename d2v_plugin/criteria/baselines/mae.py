@@ -87,10 +87,9 @@ class MaeCriterion(ComparisonCriterion[MaeConfig]):
         """
         :param mask: (N, S), True = masked, equally many in every row; None = drawn from (seed, step, sample id).
         """
-        frontend = model.frontend(batch.modality)
-        local = frontend.extract_local(batch.inputs)
-        views = self.draw_views(frontend, batch, step, local, mask)
-        predictions = self.decoder(model.encode_views(frontend, local, views), views)
+        local = model.extract_local(batch.inputs)
+        views = self.draw_views(model, batch, local, step, mask)
+        predictions = self.decoder(model.encode_views(local, views), views)
 
         assert model.config.image is not None
         pixels = select_tokens(normalize_patches(batch.inputs, model.config.image.patch_size), views.masked)

@@ -18,8 +18,8 @@ from d2v_plugin.masking.base import MaskSection
 from d2v_plugin.masking.drawing import draw_views
 from d2v_plugin.masking.tokens import check_shares, corrupt_tokens
 from d2v_plugin.models.data2vec2.frontends.base import select_tokens
-from d2v_plugin.models.data2vec2.frontends.text import TokenEmbedding
 from d2v_plugin.models.data2vec2.model import Data2VecModel
+from d2v_plugin.models.tokens import TokenEmbedding
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,8 @@ from d2v_plugin.core.random import Stream, uniform
 from d2v_plugin.core.validation import report
 from d2v_plugin.criteria.baselines.base import ComparisonCriterion
 from d2v_plugin.masking.spans_and_beit import SpanMaskSection
-from d2v_plugin.models.data2vec2.frontends.base import LocalFeatures, select_tokens
+from d2v_plugin.models.base import LocalFeatures
+from d2v_plugin.models.data2vec2.frontends.base import select_tokens
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.models.statistics import mean_valid
 
@@ -148,7 +149,7 @@ class Wav2Vec2Criterion(ComparisonCriterion[Wav2Vec2Config]):
 
         raw = frontend.encode_local(batch.inputs)
         local = frontend.project_local(raw, batch.padding_mask)
-        views = self.draw_views(frontend, batch, step, local, mask)
+        views = self.draw_views(model, batch, local, step, mask)
         masked = views.masked
         if distractors is None:
             distractors = draw_distractors(views.keys, masked.size(1), config.num_distractors)

@@ -25,7 +25,7 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views
 from d2v_plugin.core.validation import ensure_valid, report
-from d2v_plugin.criteria.base import Criterion
+from d2v_plugin.criteria.base import MaskingCriterion
 from d2v_plugin.criteria.data2vec1.context import compute_reach, context_window
 from d2v_plugin.criteria.data2vec1.teacher import Data2Vec1Teacher
 from d2v_plugin.criteria.ema import EmaConfig, decay_at
@@ -35,10 +35,10 @@ from d2v_plugin.masking.base import MaskSampler
 from d2v_plugin.masking.drawing import draw_views
 from d2v_plugin.masking.spans_and_beit import SpanMaskSection
 from d2v_plugin.masking.tokens import check_shares, corrupt_tokens
+from d2v_plugin.models.base import LocalFeatures
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope
 from d2v_plugin.models.data2vec1.blocks import BlockFeature
 from d2v_plugin.models.data2vec1.text import Data2VecTextModel
-from d2v_plugin.models.data2vec2.frontends.base import LocalFeatures
 
 
 @dataclass(kw_only=True)
@@ -108,7 +108,7 @@ class Data2Vec1Config(Validatable):
         )
 
 
-class Data2Vec1Criterion(Criterion[Data2Vec1Model]):
+class Data2Vec1Criterion(MaskingCriterion[Data2Vec1Model]):
     """The objective of data2vec 1.0; owns the teacher."""
 
     teacher: Data2Vec1Teacher
@@ -150,7 +150,7 @@ class Data2Vec1Criterion(Criterion[Data2Vec1Model]):
         config, num_extra = self.config, model.num_extra_tokens
 
         # The student comes first: under autocast the weights that a pass without gradients has cast would have none.
-        local = self.extract_local(model, batch)
+        local = model.extract_local(batch.inputs, batch.padding_mask, modality=batch.modality)
         if mask is None:
             views = self.draw_views(model, batch, local, step)
             mask, num_targets = views.mask, views.masked.numel()
@@ -186,18 +186,13 @@ class Data2Vec1Criterion(Criterion[Data2Vec1Model]):
 
         return LossOutput(torch.stack(list(terms.values())).sum(), num_targets, metrics, observation)
 
-    def extract_local(self, model: Data2Vec1Model, batch: Batch) -> LocalFeatures:
-        """Encode every token by itself, (N, X + S, D); token ids (N, S) of text."""
-        model.check_modality(batch.modality)
-        x = model.extract_local(batch.inputs)
+    @override
+    def draw_views(
+        self, model: Data2Vec1Model, batch: Batch, local: LocalFeatures, step: StepInfo, mask: Tensor | None = None
+    ) -> Views:
+        length, output_length = local.x.size(1) - model.num_extra_tokens, model.output_length
 
-        return LocalFeatures(x, model.downsample_padding(batch.padding_mask, x.size(1) - model.num_extra_tokens))
-
-    def draw_views(self, model: Data2Vec1Model, batch: Batch, local: LocalFeatures, step: StepInfo) -> Views:
-        """Draw one mask for each sample of a batch."""
-        length = local.x.size(1) - model.num_extra_tokens
-
-        return draw_views(self.sampler, step, batch, length, local.padding_mask, output_length=model.output_length)
+        return draw_views(self.sampler, step, batch, length, local.padding_mask, output_length=output_length, mask=mask)
 
     def encode_masked(self, model: Data2Vec1Model, local: LocalFeatures, mask: Tensor, keys: Tensor) -> Tensor:
         """Encode masked samples at full length: (N, X + S, D).
@@ -206,10 +201,10 @@ class Data2Vec1Criterion(Criterion[Data2Vec1Model]):
         :param keys: (N,) what random tokens of text are drawn from.
         """
         config = self.config
-        masked = model.mask_local(local.x, mask)
+        masked = model.mask_local(local, mask)
         if isinstance(model, Data2VecTextModel) and (config.random_tokens or config.kept_tokens):
-            masked = corrupt_tokens(
-                masked,
+            masked.x = corrupt_tokens(
+                masked.x,
                 local.x,
                 mask,
                 keys,
@@ -217,8 +212,8 @@ class Data2Vec1Criterion(Criterion[Data2Vec1Model]):
                 random_share=config.random_tokens,
                 kept_share=config.kept_tokens,
             )
-        x = masked
-        for output in model.encode(masked, local.padding_mask):
+        x = masked.x
+        for output in model.encode(masked):
             x = output.block
 
         return model.context_encoder.finish(x)
@@ -254,10 +249,5 @@ class Data2Vec1Criterion(Criterion[Data2Vec1Model]):
 
     @override
     @torch.no_grad()
-    def masks_of(self, model: Data2Vec1Model, batch: Batch, step: StepInfo) -> Tensor:
-        return self.draw_views(model, batch, self.extract_local(model, batch), step).mask.unsqueeze(1)
-
-    @override
-    @torch.no_grad()
     def teacher_layers(self, model: Data2Vec1Model, batch: Batch) -> list[Tensor]:
-        return list(self._run_teacher(model, batch, self.extract_local(model, batch)))
+        return list(self._run_teacher(model, batch, model.extract_local(batch.inputs, batch.padding_mask)))

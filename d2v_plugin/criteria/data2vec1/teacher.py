@@ -11,10 +11,9 @@ from torch import Tensor
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.criteria.teacher import Teacher
-from d2v_plugin.models.base import find_part
+from d2v_plugin.models.base import LocalFeatures, find_part
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope
 from d2v_plugin.models.data2vec1.blocks import BlockOutput
-from d2v_plugin.models.data2vec2.frontends.base import LocalFeatures
 
 
 class Data2Vec1Teacher(Teacher[Data2Vec1Model]):
@@ -52,7 +51,7 @@ class Data2Vec1Teacher(Teacher[Data2Vec1Model]):
         :returns: the output of one block after the other, extra tokens included.
         """
         (copied,) = self._copied
-        x = copied.extract_local(batch.inputs) if self.scope == "all" else local.x.detach()
+        x = copied.embed(batch.inputs) if self.scope == "all" else local.x.detach()
         positions = model if self.scope == "layers" else copied
 
         yield from copied.context_encoder.run(positions.context_encoder.prepare(x, local.padding_mask, context))

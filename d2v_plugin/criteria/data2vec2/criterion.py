@@ -15,7 +15,7 @@ from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views
 from d2v_plugin.core.random import Stream, gaussian
 from d2v_plugin.core.validation import ensure_valid, report
-from d2v_plugin.criteria.base import Criterion
+from d2v_plugin.criteria.base import MaskingCriterion
 from d2v_plugin.criteria.data2vec2.teacher import Data2Vec2Teacher, TeacherScope
 from d2v_plugin.criteria.ema import EmaConfig, decay_at
 from d2v_plugin.criteria.losses import measure_regression, name_metrics, regression_loss
@@ -23,7 +23,8 @@ from d2v_plugin.criteria.pixels import normalize_patches
 from d2v_plugin.criteria.targets import TargetConfig, check_depth, make_targets, top_layers
 from d2v_plugin.masking.base import MaskSampler, MaskSection
 from d2v_plugin.masking.drawing import draw_views
-from d2v_plugin.models.data2vec2.frontends.base import Frontend, LocalFeatures, select_tokens
+from d2v_plugin.models.base import LocalFeatures
+from d2v_plugin.models.data2vec2.frontends.base import Frontend, select_tokens
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.models.statistics import mean_valid
 
@@ -110,7 +111,7 @@ class ModalitySettings:
     reconstruction_weight: float
 
 
-class Data2Vec2Criterion(Criterion[Data2VecModel]):
+class Data2Vec2Criterion(MaskingCriterion[Data2VecModel]):
     """The objective of data2vec 2.0; owns the teacher."""
 
     teacher: Data2Vec2Teacher
@@ -180,7 +181,7 @@ class Data2Vec2Criterion(Criterion[Data2VecModel]):
         # The student comes first: under autocast the weights that a pass without gradients has cast would have none.
         local = frontend.extract_local(batch.inputs, batch.padding_mask)
         views = self.draw_views(model, batch, local, step, mask)
-        x = model.encode_views(frontend, local, views)
+        x = model.encode_views(local, views)
         predictions = self.predict(model, frontend, x[:, num_extra:], views, noise)
 
         targets = self.compute_targets(model, batch, local)
@@ -209,10 +210,10 @@ class Data2Vec2Criterion(Criterion[Data2VecModel]):
 
         return LossOutput(loss, num_targets, metrics, observation)
 
+    @override
     def draw_views(
         self, model: Data2VecModel, batch: Batch, local: LocalFeatures, step: StepInfo, mask: Tensor | None = None
     ) -> Views:
-        """Draw the masked views of a batch, or make them of given masks."""
         return draw_views(
             self.settings[batch.modality].sampler,
             step,
@@ -277,14 +278,7 @@ class Data2Vec2Criterion(Criterion[Data2VecModel]):
 
     @override
     @torch.no_grad()
-    def masks_of(self, model: Data2VecModel, batch: Batch, step: StepInfo) -> Tensor:
-        local = model.frontend(batch.modality).extract_local(batch.inputs, batch.padding_mask)
-
-        return self.draw_views(model, batch, local, step).mask.unflatten(0, (batch.num_examples, -1))
-
-    @override
-    @torch.no_grad()
     def teacher_layers(self, model: Data2VecModel, batch: Batch) -> list[Tensor]:
-        local = model.frontend(batch.modality).extract_local(batch.inputs, batch.padding_mask)
+        local = model.extract_local(batch.inputs, batch.padding_mask, modality=batch.modality)
 
         return list(self._run_teacher(model, batch, local))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.criteria.teacher import Teacher
-from d2v_plugin.models.data2vec2.encoder import BlockList
-from d2v_plugin.models.data2vec2.frontends.base import Frontend, LocalFeatures
+from d2v_plugin.models.base import BlockList, LocalFeatures
+from d2v_plugin.models.data2vec2.frontends.base import Frontend
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
 TeacherScope = Literal["blocks", "context", "all"]

@@ -142,7 +142,7 @@ def test_teacher_taps_targets_and_predictions(golden: Golden) -> None:
     extra = model.num_extra_tokens
 
     with torch.no_grad():
-        local = criterion.extract_local(model, batch)
+        local = model.extract_local(batch.inputs, batch.padding_mask)
         outputs = list(criterion.teacher(model, batch, local))
         targets = criterion.compute_targets(model, batch, local)[mask]
         x = criterion.encode_masked(model, local, mask, STEP.keys(batch.ids))
@@ -258,7 +258,7 @@ def compute_targets(model: Data2Vec1Model, batch: Batch) -> Tensor:
     criterion = model.criterion
     assert isinstance(criterion, Data2Vec1Criterion)
 
-    return criterion.compute_targets(model, batch, criterion.extract_local(model, batch))
+    return criterion.compute_targets(model, batch, model.extract_local(batch.inputs, batch.padding_mask))
 
 
 TINY = ["audio_tiny", "text_tiny", "vision_tiny"]

@@ -103,7 +103,7 @@ def test_padding_does_not_change_predictions(audio_model: Data2VecModel) -> None
         padding_mask = None if local.padding_mask is None else local.padding_mask.repeat_interleave(2, dim=0)
         views = Views(kept, masked, padding_mask, torch.arange(2), num_views=2)
         assert frontend.decoder is not None
-        return audio_model.decode(frontend.decoder, audio_model.encode_views(frontend, local, views), views, noise)
+        return audio_model.decode(frontend.decoder, audio_model.encode_views(local, views), views, noise)
 
     with torch.no_grad():
         assert torch.allclose(predict(waveform, None, num_frames), predict(padded, padding_mask, num_padded), atol=1e-5)
@@ -123,7 +123,7 @@ def test_masked_tokens_do_not_reach_the_encoder() -> None:
     changed[:, :, rows, :, columns] += 10.0
     changed = changed.flatten(4, 5).flatten(2, 3)
 
-    outputs = [model.encode_views(frontend, frontend.extract_local(x), views) for x in (images, changed)]
+    outputs = [model.encode_views(frontend.extract_local(x), views) for x in (images, changed)]
 
     assert not torch.equal(images, changed)
     assert torch.equal(*outputs)
@@ -137,7 +137,7 @@ def test_views_share_one_pass_of_the_local_encoder() -> None:
     frontend.local_encoder.register_forward_hook(lambda module, args, output: calls.append(output.size(0)))
     views = Views(torch.arange(16).expand(6, -1), torch.arange(16, 64).expand(6, -1), None, torch.arange(6), num_views=3)
 
-    model.encode_views(frontend, frontend.extract_local(torch.randn(2, 3, 32, 32)), views)
+    model.encode_views(frontend.extract_local(torch.randn(2, 3, 32, 32)), views)
 
     assert calls == [2]
 
