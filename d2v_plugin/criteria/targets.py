@@ -1,14 +1,12 @@
-"""From the teacher's taps to targets: normalise each layer, average the top ones, normalise again (data2vec, section 3.3)."""
+"""Targets: the teacher's layers, each normalised, the top ones averaged, normalised again (data2vec, section 3.3); and pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
-from fairseq2.recipe.error import RecipeError
 from torch import Tensor
 
 from d2v_plugin.models.statistics import mean_valid
@@ -38,19 +36,6 @@ class TargetConfig:
 
     instance_norm: bool = False
     """Normalise each channel of the average over the tokens of the sample."""
-
-
-def check_depth(config: TargetConfig, depth: int) -> None:
-    """
-    :raises RecipeError: the model has too few blocks.
-    """
-    if not 1 <= config.num_layers <= depth:
-        raise RecipeError(f"`targets.num_layers` must be between 1 and the model's depth ({depth}), but is {config.num_layers}.")
-
-
-def top_layers(config: TargetConfig, layers: Iterable[Tensor], depth: int) -> Iterator[Tensor]:
-    """The last K of so many layers, as they come."""
-    return islice(layers, depth - config.num_layers, None)
 
 
 def make_targets(config: TargetConfig, layers: Iterable[Tensor], padding_mask: Tensor | None = None) -> Tensor:
@@ -94,3 +79,20 @@ def _normalize_tokens(x: Tensor, padding_mask: Tensor | None, eps: float = 1e-5)
         variance = mean_valid((x - mean).square(), padding_mask).unsqueeze(1)
 
     return (x - mean) * torch.rsqrt(variance + eps)
+
+
+def normalize_patches(images: Tensor, patch_size: int) -> Tensor:
+    """Cut images into patches and give the pixels of each zero mean and unit variance (MAE, section 3).
+
+    :param images: (N, C, H, W)
+    :param patch_size: P, in pixels.
+    :returns: (N, S, P·P·C) fp32, patches row by row, the channels of a pixel adjacent.
+    """
+    num_samples, channels, height, width = images.shape
+
+    # (N, C, H, W) -> (N, C, H/P, P, W/P, P) -> (N, H/P, W/P, P, P, C)
+    x = images.float().view(num_samples, channels, height // patch_size, patch_size, width // patch_size, patch_size)
+    x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    variance, mean = torch.var_mean(x, dim=-1, keepdim=True)
+
+    return (x - mean) * torch.rsqrt(variance + 1e-6)

@@ -144,13 +144,9 @@ def register_criteria(container: DependencyContainer) -> None:
 
 
 def _create_data2vec2(resolver: DependencyResolver, config: Data2Vec2Config) -> Data2Vec2Criterion:
-    samplers = {}
-    for modality in Modality:
-        own = config.modalities.get(modality.value)
-        masking = config.masking if own is None or own.masking is None else own.masking
-        samplers[modality] = create(resolver, MaskSampler, masking)
-
-    return Data2Vec2Criterion(config, samplers)
+    return Data2Vec2Criterion(
+        config, {modality: create(resolver, MaskSampler, config.of(modality).masking) for modality in Modality}
+    )
 
 
 def _with_sampler(criterion: Callable[[Any, MaskSampler], Criterion[Any]]) -> Callable[[DependencyResolver, Any], Criterion[Any]]:

@@ -50,7 +50,7 @@ def test_local_features_and_taps(golden: Any) -> None:
 
     with torch.no_grad():
         local = model.frontend().extract_local(io[f"{case}/source"], io.get(f"{case}/padding_mask"))
-        tokens = model.frontend().contextualise(local)
+        tokens = model.frontend().contextualize(local)
         taps = [tap for _, tap in model.encode(tokens)]
 
     assert_close(local.x, io[f"{case}/local_features"])

@@ -14,7 +14,7 @@ from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views
 from d2v_plugin.core.validation import report
 from d2v_plugin.criteria.baselines.base import ComparisonCriterion
-from d2v_plugin.criteria.pixels import normalize_patches
+from d2v_plugin.criteria.targets import normalize_patches
 from d2v_plugin.masking.base import MaskSection
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.encoder import build_blocks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -218,12 +218,9 @@ class Wav2Vec2Criterion(ComparisonCriterion[Wav2Vec2Config]):
 
     def _encode_masked(self, model: Data2VecModel, local: LocalFeatures, views: Views) -> Tensor:
         """The encoder's output at full length, (N, S, D)."""
-        x = self.dropout(local.x)
-        x = torch.where(views.mask.unsqueeze(-1), self.mask_embedding.to(x.dtype), x)
-        frontend = model.frontend()
-        tokens = frontend.contextualise(LocalFeatures(x, local.padding_mask))
+        local = replace(local, x=self.dropout(local.x))
 
-        return list(model.encode(tokens))[-1][0][:, frontend.num_extra_tokens :]
+        return model.encode_whole(model.mask_local(local, views.mask, self.mask_embedding.to(local.x.dtype))).x
 
     def compare(self, predictions: Tensor, targets: Tensor, codes: Tensor, distractors: Tensor) -> Tensor:
         """Cosine similarities of each prediction with its target, which comes first, and its distractors, in fp32.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def compute_reach(lengths: Tensor, *, share: float | None, window: int | None, is_image: bool) -> Tensor:
-    """How far a position sees to each side, (N,); one of ``share`` and ``window`` is given.
+def compute_reach(shape: tuple[int, ...], lengths: Tensor, *, share: float | None, window: int | None) -> Tensor:
+    """Compute how far a position sees to each side, (N,); one of ``share`` and ``window`` is given.
 
+    :param shape: (S,) of sequences or (H, W) of images.
     :param lengths: (N,) how many positions each sample has.
     :param share: of the sample that is seen (images: of the area), half of it to each side.
     :param window: the reach itself.
@@ -17,25 +20,22 @@ def compute_reach(lengths: Tensor, *, share: float | None, window: int | None, i
     if share is None:
         assert window is not None
         return torch.full_like(lengths, window)
-    if is_image:
-        return (lengths * share).sqrt() / 2
+    width = lengths * share
 
-    return lengths * share / 2
+    return (width.sqrt() if len(shape) == 2 else width) / 2
 
 
-def context_window(length: int, reach: Tensor, *, is_image: bool, num_extra_tokens: int) -> Tensor:
-    """Which positions see each other.
+def context_window(shape: tuple[int, ...], reach: Tensor, *, num_extra_tokens: int) -> Tensor:
+    """Mark which positions see each other: (N or 1, X + S, X + S), True = may attend.
 
     Extra tokens see everything, but only themselves are seen: otherwise they would carry the whole sample everywhere.
 
-    :param length: S
+    :param shape: (S,) of sequences or (H, W) of images, row by row.
     :param reach: (N or 1,) how far a position sees, to each side.
-    :returns: (N or 1, X + S, X + S) bool
     """
-    positions = torch.arange(length, device=reach.device)
-    if is_image:
-        side = round(length**0.5)
-        down, across = positions // side, positions % side
+    positions = torch.arange(math.prod(shape), device=reach.device)
+    if len(shape) == 2:
+        down, across = positions // shape[1], positions % shape[1]
         distance = torch.maximum((down[:, None] - down).abs(), (across[:, None] - across).abs())
     else:
         distance = (positions[:, None] - positions).abs()

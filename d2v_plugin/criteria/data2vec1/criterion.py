@@ -13,6 +13,7 @@ Where fairseq's released code does something else than the paper:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -22,15 +23,14 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from typing_extensions import override
 
-from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views
 from d2v_plugin.core.validation import ensure_valid, report
-from d2v_plugin.criteria.base import MaskingCriterion
 from d2v_plugin.criteria.data2vec1.context import compute_reach, context_window
 from d2v_plugin.criteria.data2vec1.teacher import Data2Vec1Teacher
-from d2v_plugin.criteria.ema import EmaConfig, decay_at
-from d2v_plugin.criteria.losses import covariance_loss, measure_regression, name_metrics, regression_loss, variance_loss
-from d2v_plugin.criteria.targets import TargetConfig, check_depth, make_targets, top_layers
+from d2v_plugin.criteria.distillation import DistillationCriterion
+from d2v_plugin.criteria.ema import EmaConfig
+from d2v_plugin.criteria.targets import TargetConfig
 from d2v_plugin.masking.base import MaskSampler
 from d2v_plugin.masking.drawing import draw_views
 from d2v_plugin.masking.spans_and_beit import SpanMaskSection
@@ -39,6 +39,7 @@ from d2v_plugin.models.base import LocalFeatures
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope
 from d2v_plugin.models.data2vec1.blocks import BlockFeature
 from d2v_plugin.models.data2vec1.text import Data2VecTextModel
+from d2v_plugin.models.statistics import channel_deviations
 
 
 @dataclass(kw_only=True)
@@ -108,10 +109,10 @@ class Data2Vec1Config(Validatable):
         )
 
 
-class Data2Vec1Criterion(MaskingCriterion[Data2Vec1Model]):
-    """The objective of data2vec 1.0; owns the teacher."""
+class Data2Vec1Criterion(DistillationCriterion[Data2Vec1Model]):
+    """The objective of data2vec 1.0."""
 
-    teacher: Data2Vec1Teacher
+    config: Data2Vec1Config
 
     def __init__(self, config: Data2Vec1Config, sampler: MaskSampler) -> None:
         """
@@ -121,7 +122,7 @@ class Data2Vec1Criterion(MaskingCriterion[Data2Vec1Model]):
         ensure_valid(config)
         self.config = config
         self.sampler = sampler
-        self.metric_names = name_metrics(
+        self.name_metrics(
             regression_loss=True,
             variance_loss=config.variance_weight > 0.0,
             covariance_loss=config.covariance_weight > 0.0,
@@ -131,16 +132,8 @@ class Data2Vec1Criterion(MaskingCriterion[Data2Vec1Model]):
     def build(self, model: Data2Vec1Model) -> None:
         if not isinstance(model, Data2Vec1Model):
             raise RecipeError(f"`data2vec1` trains models of the family `data2vec1`, but `model` is a {type(model).__name__}.")
-        check_depth(self.config.targets, len(model.blocks))
+        super().build(model)
         self.teacher = Data2Vec1Teacher(model, self.config.teacher_scope)
-
-    @override
-    def freeze_constants(self) -> None:
-        self.teacher.requires_grad_(False)
-
-    @override
-    def after_step(self, model: Data2Vec1Model, step_nr: int) -> None:
-        self.teacher.follow(model, decay_at(self.config.ema, step_nr))
 
     @override
     def forward(self, model: Data2Vec1Model, batch: Batch, step: StepInfo, *, mask: Tensor | None = None) -> LossOutput:
@@ -164,27 +157,18 @@ class Data2Vec1Criterion(MaskingCriterion[Data2Vec1Model]):
         all_targets = self.compute_targets(model, batch, local)
         targets = all_targets.flatten(0, 1).index_select(0, positions)
 
-        scale = config.loss_scale if config.loss_scale is not None else model.config.dim**-0.5
-        terms = {"regression_loss": regression_loss(predictions, targets, config.loss_beta) * scale}
+        terms = {"regression_loss": self.distance(predictions, targets) * self.scale(model)}
         # Statistics of the batch, not of a target: they count as often as there are targets, which the trainer divides by.
         if config.variance_weight > 0.0:
             terms["variance_loss"] = variance_loss(predictions, config.variance_margin) * config.variance_weight * num_targets
         if config.covariance_weight > 0.0:
             terms["covariance_loss"] = covariance_loss(predictions) * config.covariance_weight * num_targets
 
-        metrics = measure_regression(
-            terms,
-            num_targets,
-            predictions,
-            targets,
-            masked_fraction=num_targets / mask.numel(),
-            ema_decay=decay_at(config.ema, step.number),
-        )
         # Text has no local features, only ids.
         features = local.x.detach()[:, num_extra:] if local.x.is_floating_point() else None
         observation = Observation(features, all_targets, predictions.detach(), local.padding_mask)
 
-        return LossOutput(torch.stack(list(terms.values())).sum(), num_targets, metrics, observation)
+        return self.sum_up(step, terms, predictions, targets, num_targets / mask.numel(), observation)
 
     @override
     def draw_views(
@@ -218,36 +202,34 @@ class Data2Vec1Criterion(MaskingCriterion[Data2Vec1Model]):
 
         return model.context_encoder.finish(x)
 
-    @torch.no_grad()
-    def compute_targets(self, model: Data2Vec1Model, batch: Batch, local: LocalFeatures) -> Tensor:
-        """(N, S, D) fp32"""
-        config = self.config.targets
-        layers = self._run_teacher(model, batch, local, context=self._restrict_context(model, local))
-        padding_mask = None if model.config.original_padding else local.padding_mask
-
-        return make_targets(config, top_layers(config, layers, len(model.blocks)), padding_mask)
-
-    def _run_teacher(
-        self, model: Data2Vec1Model, batch: Batch, local: LocalFeatures, *, context: Tensor | None = None
-    ) -> Iterator[Tensor]:
-        for output in self.teacher(model, batch, local, context=context):
+    @override
+    def run_teacher(self, model: Data2Vec1Model, batch: Batch, local: LocalFeatures) -> Iterator[Tensor]:
+        for output in self.teacher(model, batch, local, context=self._restrict_context(model, local)):
             yield getattr(output, self.config.target_feature)[:, model.num_extra_tokens :]
 
     def _restrict_context(self, model: Data2Vec1Model, local: LocalFeatures) -> Tensor | None:
-        """(N or 1, X + S, X + S), True = may attend."""
-        config = self.config
-        if config.target_context is None and config.target_window is None:
+        """The positions that each one sees, see :func:`context_window`; None = all."""
+        share, window = self.config.target_context, self.config.target_window
+        if share is None and window is None:
             return None
-        length, is_image = local.x.size(1) - model.num_extra_tokens, model.config.modality is Modality.IMAGE
+        shape = model.grid_shape(local.x.size(1) - model.num_extra_tokens)
         if local.padding_mask is None:
-            lengths = torch.full((1,), length, device=local.x.device)
+            lengths = torch.full((1,), math.prod(shape), device=local.x.device)
         else:
             lengths = (~local.padding_mask).sum(dim=-1)
-        reach = compute_reach(lengths, share=config.target_context, window=config.target_window, is_image=is_image)
+        reach = compute_reach(shape, lengths, share=share, window=window)
 
-        return context_window(length, reach, is_image=is_image, num_extra_tokens=model.num_extra_tokens)
+        return context_window(shape, reach, num_extra_tokens=model.num_extra_tokens)
 
-    @override
-    @torch.no_grad()
-    def teacher_layers(self, model: Data2Vec1Model, batch: Batch) -> list[Tensor]:
-        return list(self._run_teacher(model, batch, model.extract_local(batch.inputs, batch.padding_mask)))
+
+def variance_loss(x: Tensor, margin: float) -> Tensor:
+    """Mean over channels of how far the deviation of (P, D) is below the margin."""
+    return torch.relu(margin - channel_deviations(x)).mean()
+
+
+def covariance_loss(x: Tensor) -> Tensor:
+    """Sum of the squared covariances of different channels of (P, D), over D."""
+    centred = x - x.mean(dim=0)
+    covariance = centred.T @ centred / max(1, x.size(0) - 1)
+
+    return (covariance.square().sum() - covariance.diagonal().square().sum()) / x.size(1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from d2v_plugin.core.batch import Batch
-from d2v_plugin.criteria.teacher import Teacher
+from d2v_plugin.criteria.distillation import Teacher
 from d2v_plugin.models.base import LocalFeatures, find_part
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope
 from d2v_plugin.models.data2vec1.blocks import BlockOutput

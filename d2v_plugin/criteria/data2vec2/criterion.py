@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from fairseq2.recipe.error import RecipeError
@@ -15,12 +16,10 @@ from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views
 from d2v_plugin.core.random import Stream, gaussian
 from d2v_plugin.core.validation import ensure_valid, report
-from d2v_plugin.criteria.base import MaskingCriterion
 from d2v_plugin.criteria.data2vec2.teacher import Data2Vec2Teacher, TeacherScope
-from d2v_plugin.criteria.ema import EmaConfig, decay_at
-from d2v_plugin.criteria.losses import measure_regression, name_metrics, regression_loss
-from d2v_plugin.criteria.pixels import normalize_patches
-from d2v_plugin.criteria.targets import TargetConfig, check_depth, make_targets, top_layers
+from d2v_plugin.criteria.distillation import DistillationCriterion
+from d2v_plugin.criteria.ema import EmaConfig
+from d2v_plugin.criteria.targets import TargetConfig, normalize_patches
 from d2v_plugin.masking.base import MaskSampler, MaskSection
 from d2v_plugin.masking.drawing import draw_views
 from d2v_plugin.models.base import LocalFeatures
@@ -100,23 +99,19 @@ class Data2Vec2Config(Validatable):
             *((name not in known, message.format(name)) for name in self.modalities),
         )
 
+    def of(self, modality: Modality) -> Data2Vec2Config:
+        """The settings of one modality."""
+        own = self.modalities.get(modality.value, ModalityOverrides())
 
-@dataclass(frozen=True)
-class ModalitySettings:
-    """The settings of one modality after overrides."""
-
-    sampler: MaskSampler
-    teacher_scope: TeacherScope
-    cls_weight: float
-    reconstruction_weight: float
+        return replace(self, **{name: value for name, value in vars(own).items() if value is not None})
 
 
-class Data2Vec2Criterion(MaskingCriterion[Data2VecModel]):
-    """The objective of data2vec 2.0; owns the teacher."""
+class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
+    """The objective of data2vec 2.0."""
 
-    teacher: Data2Vec2Teacher
+    config: Data2Vec2Config
 
-    def __init__(self, config: Data2Vec2Config, samplers: dict[Modality, MaskSampler]) -> None:
+    def __init__(self, config: Data2Vec2Config, samplers: Mapping[Modality, MaskSampler]) -> None:
         """
         :param samplers: one mask sampler for each modality.
         :raises ValueError: the settings are impossible.
@@ -124,48 +119,30 @@ class Data2Vec2Criterion(MaskingCriterion[Data2VecModel]):
         super().__init__()
         ensure_valid(config)
         self.config = config
-        self.settings = {modality: self._resolve(modality, samplers[modality]) for modality in Modality}
-        self.metric_names = name_metrics(
+        self.samplers = samplers
+        self.settings = {modality: config.of(modality) for modality in Modality}
+        self.name_metrics(
             regression_loss=True,
             cls_loss=any(s.cls_weight > 0.0 for s in self.settings.values()),
             reconstruction_loss=any(s.reconstruction_weight > 0.0 for s in self.settings.values()),
         )
 
-    def _resolve(self, modality: Modality, sampler: MaskSampler) -> ModalitySettings:
-        config, own = self.config, self.config.modalities.get(modality.value, ModalityOverrides())
-
-        return ModalitySettings(
-            sampler,
-            config.teacher_scope if own.teacher_scope is None else own.teacher_scope,
-            config.cls_weight if own.cls_weight is None else own.cls_weight,
-            config.reconstruction_weight if own.reconstruction_weight is None else own.reconstruction_weight,
-        )
-
     @override
     def build(self, model: Data2VecModel) -> None:
-        check_depth(self.config.targets, len(model.blocks))
+        super().build(model)
         for name, frontend in model.modality_encoders.items():
             modality = Modality[name]
             if frontend.decoder is None and model.shared_decoder is None:
                 raise RecipeError(f"A decoder is needed: set `decoder` of `{modality.value}` or `shared_decoder` of the model.")
             if frontend.num_extra_tokens == 0 and self.settings[modality].cls_weight > 0.0:
                 raise RecipeError(f"The CLS loss needs a token: set `num_extra_tokens` of `{modality.value}` or `cls_weight: 0`.")
-        self.teacher = Data2Vec2Teacher(
-            model, {name: self.settings[Modality[name]].teacher_scope for name in model.modality_encoders}
-        )
+        scopes = {name: self.settings[Modality[name]].teacher_scope for name in model.modality_encoders}
+        self.teacher = Data2Vec2Teacher(model, scopes)
 
         image = model.config.image
         if image is not None and self.settings[Modality.IMAGE].reconstruction_weight > 0.0:
             device = next(model.parameters()).device
             self.recon_proj = nn.Linear(model.config.dim, image.num_channels * image.patch_size**2, device=device)
-
-    @override
-    def freeze_constants(self) -> None:
-        self.teacher.requires_grad_(False)
-
-    @override
-    def after_step(self, model: Data2VecModel, step_nr: int) -> None:
-        self.teacher.follow(model, decay_at(self.config.ema, step_nr))
 
     @override
     def forward(
@@ -175,11 +152,11 @@ class Data2Vec2Criterion(MaskingCriterion[Data2VecModel]):
         :param mask: (N·M, S), True = masked, equally many in every row; None = drawn from (seed, step, sample id, view).
         :param noise: (N·M, S - K, D) the mask tokens in the order of their positions; None = drawn likewise.
         """
-        config, settings, frontend = self.config, self.settings[batch.modality], model.frontend(batch.modality)
-        num_extra = frontend.num_extra_tokens
+        config, frontend = self.settings[batch.modality], model.frontend(batch.modality)
+        num_extra, scale = frontend.num_extra_tokens, self.scale(model)
 
         # The student comes first: under autocast the weights that a pass without gradients has cast would have none.
-        local = frontend.extract_local(batch.inputs, batch.padding_mask)
+        local = model.extract_local(batch.inputs, batch.padding_mask, modality=batch.modality)
         views = self.draw_views(model, batch, local, step, mask)
         x = model.encode_views(local, views)
         predictions = self.predict(model, frontend, x[:, num_extra:], views, noise)
@@ -187,40 +164,30 @@ class Data2Vec2Criterion(MaskingCriterion[Data2VecModel]):
         targets = self.compute_targets(model, batch, local)
         masked_targets = select_tokens(targets, views.masked)
 
-        scale = config.loss_scale if config.loss_scale is not None else model.config.dim**-0.5
         terms = {"regression_loss": self._regress_tokens(predictions, masked_targets) * scale * config.regression_weight}
-        if settings.cls_weight > 0.0:
+        if config.cls_weight > 0.0:
             cls_loss = self._regress_samples(x[:, num_extra - 1], targets, local, views)
-            terms["cls_loss"] = cls_loss * scale * settings.cls_weight
-        if settings.reconstruction_weight > 0.0:
+            terms["cls_loss"] = cls_loss * scale * config.cls_weight
+        if config.reconstruction_weight > 0.0:
             reconstruction_loss = self._reconstruct_pixels(model, batch, predictions[0], views)
-            terms["reconstruction_loss"] = reconstruction_loss * scale * settings.reconstruction_weight
-        loss, num_targets = torch.stack(list(terms.values())).sum(), views.masked.numel()
+            terms["reconstruction_loss"] = reconstruction_loss * scale * config.reconstruction_weight
 
-        # Modalities may differ in their terms, but the trainer wants the same metrics from every batch.
-        metrics = {name: loss.new_zeros(()) for name in self.metric_names} | measure_regression(
-            terms,
-            num_targets,
-            predictions[0],
-            masked_targets,
-            masked_fraction=views.masked.size(1) / targets.size(1),
-            ema_decay=decay_at(config.ema, step.number),
-        )
         observation = Observation(local.x.detach(), targets, predictions[0].detach(), local.padding_mask)
+        share = views.masked.size(1) / targets.size(1)
 
-        return LossOutput(loss, num_targets, metrics, observation)
+        return self.sum_up(step, terms, predictions[0], masked_targets, share, observation)
 
     @override
     def draw_views(
         self, model: Data2VecModel, batch: Batch, local: LocalFeatures, step: StepInfo, mask: Tensor | None = None
     ) -> Views:
         return draw_views(
-            self.settings[batch.modality].sampler,
+            self.samplers[batch.modality],
             step,
             batch,
             local.x.size(1),
             local.padding_mask,
-            output_length=model.frontend(batch.modality).output_length,
+            output_length=partial(model.output_length, modality=batch.modality),
             num_views=self.config.num_views,
             avoid_padding=not model.config.original_padding,
             mask=mask,
@@ -241,20 +208,14 @@ class Data2Vec2Criterion(MaskingCriterion[Data2VecModel]):
 
         return [model.decode(decoder, x, views, noise) for decoder in decoders if decoder is not None]
 
-    @torch.no_grad()
-    def compute_targets(self, model: Data2VecModel, batch: Batch, local: LocalFeatures) -> Tensor:
-        """(N, S, D) fp32; one teacher pass per sample serves all of its views."""
-        config = self.config.targets
-        layers = top_layers(config, self._run_teacher(model, batch, local), len(model.blocks))
-
-        return make_targets(config, layers, None if model.config.original_padding else local.padding_mask)
-
-    def _run_teacher(self, model: Data2VecModel, batch: Batch, local: LocalFeatures) -> Iterator[Tensor]:
-        return (output if self.config.targets.end_of_block else tap for output, tap in self.teacher(model, batch, local))
+    @override
+    def run_teacher(self, model: Data2VecModel, batch: Batch, local: LocalFeatures) -> Iterator[Tensor]:
+        for output, tap in self.teacher(model, batch, local):
+            yield output if self.config.targets.end_of_block else tap
 
     def _regress_tokens(self, predictions: list[Tensor], masked_targets: Tensor) -> Tensor:
         """The regression of masked tokens, summed over them and over the decoders."""
-        return torch.stack([self._distance(prediction, masked_targets) for prediction in predictions]).sum()
+        return torch.stack([self.distance(prediction, masked_targets) for prediction in predictions]).sum()
 
     def _regress_samples(self, x: Tensor, targets: Tensor, local: LocalFeatures, views: Views) -> Tensor:
         """The regression of each sample's mean target.
@@ -264,21 +225,11 @@ class Data2Vec2Criterion(MaskingCriterion[Data2VecModel]):
         means = mean_valid(targets, local.padding_mask).repeat_interleave(views.num_views, dim=0)
 
         # Each view counts as often as it has targets: the trainer's normalisation then leaves a mean over the views.
-        return self._distance(x, means) * views.masked.size(1)
+        return self.distance(x, means) * views.masked.size(1)
 
     def _reconstruct_pixels(self, model: Data2VecModel, batch: Batch, prediction: Tensor, views: Views) -> Tensor:
         """The regression of the normalised pixels of masked patches."""
         assert model.config.image is not None
         pixels = select_tokens(normalize_patches(batch.inputs, model.config.image.patch_size), views.masked)
 
-        return self._distance(self.recon_proj(prediction), pixels)
-
-    def _distance(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        return regression_loss(predictions, targets, self.config.loss_beta)
-
-    @override
-    @torch.no_grad()
-    def teacher_layers(self, model: Data2VecModel, batch: Batch) -> list[Tensor]:
-        local = model.extract_local(batch.inputs, batch.padding_mask, modality=batch.modality)
-
-        return list(self._run_teacher(model, batch, local))
+        return self.distance(self.recon_proj(prediction), pixels)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v_plugin.core.batch import Batch
-from d2v_plugin.criteria.teacher import Teacher
+from d2v_plugin.criteria.distillation import Teacher
 from d2v_plugin.models.base import BlockList, LocalFeatures
 from d2v_plugin.models.data2vec2.frontends.base import Frontend
 from d2v_plugin.models.data2vec2.model import Data2VecModel
@@ -52,7 +52,7 @@ class Data2Vec2Teacher(Teacher[Data2VecModel]):
             frontend = self.modality_encoders[name]  # type: ignore[assignment]
             if frontend.local_encoder is not None:
                 local = frontend.extract_local(batch.inputs, batch.padding_mask)
-        tokens = frontend.contextualise(local)
+        tokens = frontend.contextualize(local)
 
         x = tokens.x
         for block, bias in zip(self.blocks, tokens.biases, strict=True):

@@ -65,7 +65,7 @@ class Data2VecModel(EncoderModel):
     @override
     def encode_whole(self, local: LocalFeatures) -> Features:
         frontend = self.frontend(local.modality)
-        layers = [x for x, _ in self.encode(frontend.contextualise(local))]
+        layers = [x for x, _ in self.encode(frontend.contextualize(local))]
 
         return split_extra(layers[-1], local.padding_mask, layers, frontend.num_extra_tokens)
 
@@ -84,7 +84,7 @@ class Data2VecModel(EncoderModel):
 
     def encode_views(self, local: LocalFeatures, views: Views) -> Tensor:
         """The student's pass over M views of each sample, of which it sees the kept tokens: (N·M, X + K, D)."""
-        tokens = self.frontend(local.modality).contextualise(local, views)
+        tokens = self.frontend(local.modality).contextualize(local, views)
 
         return list(self.encode(tokens))[-1][0]
 

@@ -17,9 +17,8 @@ from torch import Tensor
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, StepInfo
 from d2v_plugin.criteria.data2vec1.context import context_window
-from d2v_plugin.criteria.data2vec1.criterion import Data2Vec1Config, Data2Vec1Criterion
+from d2v_plugin.criteria.data2vec1.criterion import Data2Vec1Config, Data2Vec1Criterion, covariance_loss, variance_loss
 from d2v_plugin.criteria.ema import EmaConfig, decay_at
-from d2v_plugin.criteria.losses import covariance_loss, variance_loss
 from d2v_plugin.criteria.targets import TargetConfig
 from d2v_plugin.masking.base import MaskSampler
 from d2v_plugin.masking.spans_and_beit import BeitBlockMaskConfig, BeitBlockMaskSampler, SpanMaskConfig, SpanMaskSampler
@@ -441,7 +440,7 @@ def test_a_restricted_context_hides_what_is_far(arch: str) -> None:
 
 
 def test_windows_are_squares_in_images_and_class_tokens_do_not_leak() -> None:
-    window = context_window(9, torch.tensor([1.0]), is_image=True, num_extra_tokens=1)[0]
+    window = context_window((3, 3), torch.tensor([1.0]), num_extra_tokens=1)[0]
 
     assert window[0].all()
     assert not window[1:, 0].any()

@@ -31,7 +31,7 @@ class Tokens:
 class Frontend(nn.Module):
     """One modality's part of the model; the names of its modules are the original's.
 
-    :meth:`extract_local` sees each sample once; :meth:`contextualise` sees each view, and in it only the kept tokens
+    :meth:`extract_local` sees each sample once; :meth:`contextualize` sees each view, and in it only the kept tokens
     (data2vec 2.0, section 3.1).
     """
 
@@ -108,7 +108,7 @@ class Frontend(nn.Module):
 
         return LocalFeatures(x, self._downsample_padding(padding_mask, x.size(1)), self.modality)
 
-    def contextualise(self, local: LocalFeatures, views: Views | None = None) -> Tokens:
+    def contextualize(self, local: LocalFeatures, views: Views | None = None) -> Tokens:
         """Add positions, drop the masked tokens and run the prenet.
 
         :param local: N samples.
