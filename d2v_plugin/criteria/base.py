@@ -66,8 +66,9 @@ class MaskingCriterion(Criterion[ModelT]):
     @torch.no_grad()
     def masks_of(self, model: ModelT, batch: Batch, step: StepInfo) -> Tensor:
         local = model.extract_local(batch.inputs, batch.padding_mask, modality=batch.modality)
+        mask = self.draw_views(model, batch, local, step).mask
 
-        return self.draw_views(model, batch, local, step).mask.unflatten(0, (batch.num_examples, -1))
+        return mask.view(batch.num_examples, -1, mask.size(1))
 
 
 def criterion_of(model: EncoderModel) -> Criterion[Any] | None:

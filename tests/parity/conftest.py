@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,11 @@ from d2v_plugin.models.data2vec2.frontends.base import select_tokens
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.weights.convert.fairseq_config import convert_config
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+if str(Path(__file__).parent) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).parent))
+
+from originals import GOLDEN, read_ema, strip_prefix
+
 SCOPES = {Modality.AUDIO: "context", Modality.IMAGE: "all", Modality.TEXT: "blocks"}
 
 
@@ -68,10 +73,7 @@ class Golden:
             ),
             loss_scale=original["loss_scale"],
             cls_weight=original["cls_loss"] * num_samples * original["clone_batch"],
-            ema=ema
-            or EmaConfig(
-                start=original["ema_decay"], end=original["ema_end_decay"], anneal_steps=original["ema_anneal_end_step"]
-            ),
+            ema=ema or read_ema(original),
         )
         unused = RandomMaskSampler(RandomMaskConfig())
         criterion = Data2Vec2Criterion(config, dict.fromkeys(Modality, unused))
@@ -94,10 +96,6 @@ class Golden:
         ids = torch.arange(io["source"].size(0))
 
         return Batch(self.modality, io["source"], ids, io.get("padding_mask")), mask, select_tokens(io["noise_full"], masked)
-
-
-def strip_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 @pytest.fixture(params=list(Modality), ids=lambda modality: modality.value)

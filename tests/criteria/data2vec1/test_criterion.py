@@ -1,24 +1,20 @@
-"""data2vec 1.0 computes what the original computes where the original is right, and what the paper says where it is not."""
+"""The objective of data2vec 1.0 beyond parity: the paper where the original does something else, randomness, options."""
 
 from __future__ import annotations
 
 import copy
-import json
-import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fairseq2.recipe.error import RecipeError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, StepInfo
 from d2v_plugin.criteria.data2vec1.context import context_window
 from d2v_plugin.criteria.data2vec1.criterion import Data2Vec1Config, Data2Vec1Criterion, covariance_loss, variance_loss
-from d2v_plugin.criteria.ema import EmaConfig, decay_at
+from d2v_plugin.criteria.ema import EmaConfig
 from d2v_plugin.criteria.targets import TargetConfig
 from d2v_plugin.masking.base import MaskSampler
 from d2v_plugin.masking.spans_and_beit import BeitBlockMaskConfig, BeitBlockMaskSampler, SpanMaskConfig, SpanMaskSampler
@@ -27,197 +23,9 @@ from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope
 from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
 from d2v_plugin.models.data2vec2.archs import image_tiny
 from d2v_plugin.models.data2vec2.factory import create_model
-from d2v_plugin.training.optimizer import Data2VecAdamWConfig, build_adamw
-from d2v_plugin.weights.convert.fairseq_data2vec1 import (
-    convert_config_v1,
-    convert_state_dict_v1,
-    convert_teacher_v1,
-    teacher_scope_v1,
-)
 
-GOLDEN = Path(__file__).parents[2] / "golden"
-NAMES = ["audio", "text", "vision"]
 STEP = StepInfo(number=1, seed=1)
 PAD = 1
-
-
-class Golden:
-    """One model of the original and what came out of it."""
-
-    def __init__(self, name: str) -> None:
-        self.folder = GOLDEN / f"d2v1_{name}_tiny"
-        self.config = json.loads((self.folder / "config.json").read_text())
-        self.settings = self.config["model"]
-        self.weights = self.load("weights", "model/")
-        self.teacher = convert_teacher_v1(self.settings, self.load("weights", "ema/"))
-
-    def load(self, name: str, prefix: str = "") -> dict[str, Any]:
-        state = load_file(self.folder / f"{name}.safetensors")
-        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-    def build(self, *, scope: TeacherScope, ema: EmaConfig | None = None, teacher: bool = True) -> tuple[Any, Data2Vec1Criterion]:
-        """
-        :param teacher: load the original's; its unaveraged parts are not the student's either, before the first step.
-        """
-        state = convert_state_dict_v1(self.settings, self.weights)
-        config = convert_config_v1(self.settings, state)
-        config.original_padding = True
-        model = create_model_v1(config)
-        model.load_state_dict(state)
-        settings = self.settings
-        criterion = Data2Vec1Criterion(
-            Data2Vec1Config(
-                teacher_scope=scope,
-                targets=TargetConfig(
-                    num_layers=settings["average_top_k_layers"],
-                    instance_norm_layers=settings["instance_norm_target_layer"],
-                    layer_norm_layers=settings["layer_norm_target_layer"],
-                    layer_norm=settings["layer_norm_targets"],
-                ),
-                target_feature="block" if settings.get("end_of_block_targets") else "ffn",
-                loss_beta=settings["loss_beta"],
-                loss_scale=settings["loss_scale"],
-                ema=ema
-                or EmaConfig(
-                    start=settings["ema_decay"], end=settings["ema_end_decay"], anneal_steps=settings["ema_anneal_end_step"]
-                ),
-            ),
-            SpanMaskSampler(SpanMaskConfig()),
-        )
-        criterion.build(model)
-        if teacher:
-            criterion.teacher.load_state_dict(self.teacher, strict=False)
-        model.criterion = criterion
-        model.train()
-        model.requires_grad_(True)
-
-        return model, criterion
-
-    def make_batch(self, io: dict[str, Tensor]) -> tuple[Batch, Tensor]:
-        mask = io["mask"].flatten(1).bool()
-        ids = torch.arange(mask.size(0))
-        if "img" in io:
-            return Batch(Modality.IMAGE, io["img"], ids), mask
-        if "source" in io:
-            return Batch(Modality.AUDIO, io["source"], ids, io["padding_mask"].bool()), mask
-        return Batch(Modality.TEXT, io["target_tokens"], ids, io["target_tokens"].eq(PAD)), mask
-
-
-@pytest.fixture(params=NAMES)
-def golden(request: pytest.FixtureRequest) -> Golden:
-    return Golden(request.param)
-
-
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    """max |a - b| / max(1, max |b|), the measure that golden/README.md proposes."""
-    assert actual.shape == expected.shape
-    assert float((actual - expected).detach().abs().max()) <= tolerance * max(1.0, float(expected.detach().abs().max()))
-
-
-def test_losses_and_every_gradient(golden: Golden) -> None:
-    model, criterion = golden.build(scope="encoder")
-    io = golden.load("io_pretrain")
-    batch, mask = golden.make_batch(io)
-
-    output = criterion(model, batch, STEP, mask=mask)
-    (output.loss / output.num_targets).backward()
-
-    assert output.num_targets == int(io["sample_size"])
-    assert output.loss.item() == pytest.approx(float(io["losses_sum/total"]), rel=1e-5)
-    if "target_var" in io:
-        assert float(output.metrics["target_deviation"]) == pytest.approx(float(io["target_var"]), rel=1e-5)
-        assert float(output.metrics["prediction_deviation"]) == pytest.approx(float(io["pred_var"]), rel=1e-5)
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    expected = golden.load("io_pretrain", "grad/")
-    assert gradients.keys() == expected.keys()
-    for name, gradient in gradients.items():
-        assert_close(gradient, expected[name])
-
-
-def test_teacher_taps_targets_and_predictions(golden: Golden) -> None:
-    model, criterion = golden.build(scope="encoder")
-    io = golden.load("io_pretrain")
-    batch, mask = golden.make_batch(io)
-    extra = model.num_extra_tokens
-
-    with torch.no_grad():
-        local = model.extract_local(batch.inputs, batch.padding_mask)
-        outputs = list(criterion.teacher(model, batch, local))
-        targets = criterion.compute_targets(model, batch, local)[mask]
-        x = criterion.encode_masked(model, local, mask, STEP.keys(batch.ids))
-        predictions = model.predict(x[:, extra:][mask])
-
-    valid = torch.ones_like(mask) if batch.modality is not Modality.TEXT else ~batch.padding_mask
-    for i, output in enumerate(outputs):
-        feature = getattr(output, criterion.config.target_feature)
-        assert_close(feature[:, extra:][valid], io[f"teacher_tap.{i}"][valid])
-    assert_close(targets, io["targets_masked"])
-    assert_close(predictions, io["pred_masked"])
-
-
-def test_one_step_of_the_average(golden: Golden) -> None:
-    scope = teacher_scope_v1(golden.settings)
-    model, criterion = golden.build(scope=scope)
-    schedule = golden.config["ema"]
-
-    for step, decay in schedule["decay_schedule"].items():
-        assert decay_at(criterion.config.ema, int(step)) == pytest.approx(decay, rel=1e-9)
-    criterion.after_step(model, schedule["step"])
-
-    # What is skipped is copied from the student, which is to say that both share it.
-    whole = {**model.state_dict(), **criterion.teacher.state_dict()}
-    expected = convert_teacher_v1(golden.settings, golden.load("io_ema", "ema_after/"))
-    assert expected
-    for name, value in expected.items():
-        if name.startswith("encoder.norm."):
-            continue  # averaged by the original, and not used
-        assert_close(whole[name], value, 1e-6)
-
-
-def test_student_and_teacher_after_four_updates(golden: Golden) -> None:
-    """fairseq's trainer, its Adam and its schedules: loss and gradient norm of each update, then all weights."""
-    io, trace = golden.load("io_pretrain"), golden.config["trainer"]
-    overrides = trace["overrides"]
-    ema = EmaConfig(
-        start=overrides["model.ema_decay"],
-        end=overrides["model.ema_end_decay"],
-        anneal_steps=overrides["model.ema_anneal_end_step"],
-    )
-    model, criterion = golden.build(scope=teacher_scope_v1(golden.settings), ema=ema, teacher=False)
-    batch, mask = golden.make_batch(io)
-    group = trace["param_groups"][0]
-    optimizer = build_adamw(
-        model,
-        Data2VecAdamWConfig(
-            betas=tuple(group["betas"]), eps=group["eps"], weight_decay=group["weight_decay"], decay_all=True, fairseq_eps=True
-        ),
-    )
-    parameters = [p for p in model.parameters() if p.requires_grad]
-
-    for i, update in enumerate(trace["log"], start=1):
-        output = criterion(model, batch, STEP, mask=mask)
-        (output.loss / output.num_targets).backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, trace["clip_norm"] or math.inf)
-        assert output.loss.item() / output.num_targets == pytest.approx(update["loss"], rel=1e-4)
-        assert float(norm) == pytest.approx(update["gnorm"], rel=1e-4)
-        for param_group in optimizer.param_groups:
-            param_group["lr"] = update["lr"]
-        optimizer.step()
-        optimizer.zero_grad()
-        if i < len(trace["log"]):  # the original's teacher lags one update behind at the end
-            criterion.after_step(model, i)
-
-    state = model.state_dict()
-    student = convert_state_dict_v1(golden.settings, golden.load("trainer", "student_final/"))
-    teacher = convert_teacher_v1(golden.settings, golden.load("trainer", "teacher_final/"))
-    assert student and teacher
-    for name, value in student.items():
-        # The gradient of a key's bias is zero but for round-off, which Adam turns into steps.
-        if not name.endswith("k_proj.bias"):
-            assert_close(state[name], value)
-    for name, value in criterion.teacher.state_dict().items():
-        if name in teacher and not name.endswith("k_proj.bias"):
-            assert_close(value, teacher[name])
 
 
 def make_model(arch: str, **changes: Any) -> Data2Vec1Model:
@@ -300,7 +108,7 @@ def test_masks_depend_on_seed_step_and_sample_only(arch: str) -> None:
 
     loss = model(batch, STEP).loss
 
-    assert_close(model(reordered, STEP).loss, loss)
+    torch.testing.assert_close(model(reordered, STEP).loss, loss, rtol=1e-5, atol=1e-5)
     assert model(batch, StepInfo(number=2, seed=1)).loss != loss
     assert criterion(model, batch, StepInfo(number=1, seed=2)).loss != loss
 
@@ -385,7 +193,7 @@ def test_shared_modules_follow_the_student_at_once(arch: str) -> None:
                 parameter.add_(1.0)
     criterion.after_step(model, 1)
     for name, parameter in criterion.teacher.named_parameters():
-        assert_close(parameter, before[name] + 0.5, 1e-6)
+        torch.testing.assert_close(parameter.detach(), before[name].detach() + 0.5, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("arch", TINY)
