@@ -37,9 +37,9 @@ def count_update(config: Data2VecConfig, shape: Shape, scope: TeacherScope) -> d
     """FLOPs of each component of one update of a model with one frontend."""
     (frontend,) = config.frontends.values()
     dim, hidden_dim = config.dim, int(config.dim * config.mlp_ratio)
-    num_blocks = frontend.prenet_depth + config.depth
+    num_blocks: int = frontend.prenet_depth + config.depth
     rows = shape.num_samples * shape.num_views
-    whole = frontend.num_extra_tokens + shape.num_tokens
+    whole: int = frontend.num_extra_tokens + shape.num_tokens
     kept = whole - shape.num_masked
 
     def linear(num_tokens: float) -> float:

@@ -34,9 +34,10 @@ class EncoderConfig(Validatable):
     original_padding: bool
 
     @property
-    @abstractmethod
-    def frontends(self) -> Mapping[Modality, Any]:
-        """The configuration of each modality that the model takes, text before audio before images."""
+    def frontends(self) -> dict[Modality, Any]:
+        """The configuration of each modality that the model takes, in the original's order."""
+        configs = {modality: getattr(self, modality.value) for modality in (Modality.TEXT, Modality.AUDIO, Modality.IMAGE)}
+        return {modality: config for modality, config in configs.items() if config is not None}
 
     @abstractmethod
     def count_layers(self) -> int:
@@ -111,7 +112,6 @@ class EncoderModel(nn.Module, ABC):
         if self.criterion is None:
             raise RuntimeError("The model has no criterion; for features call `extract_features`.")
         draw_layers(self, step, batch.ids.device)
-
         return self.criterion(self, batch, step)  # type: ignore[no-any-return]
 
     def extract_features(
@@ -193,7 +193,6 @@ class EncoderModel(nn.Module, ABC):
         """As in every module, but constants and the teacher of a criterion stay frozen: fairseq2 calls this on load."""
         super().requires_grad_(requires_grad)
         self.freeze_constants()
-
         return self
 
 

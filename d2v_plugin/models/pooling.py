@@ -51,7 +51,6 @@ def pool_features(features: Features, layer: int = -1, pooling: Pooling = "mean"
     (layer,) = resolve_layers([layer], len(features.layers))
     if pooling == "cls":
         return _class_token(features, layer).to(torch.float32)
-
     return pool_tokens(features.layers[layer], features.padding_mask, pooling)
 
 
@@ -79,7 +78,6 @@ def split_samples(x: Tensor, padding_mask: Tensor | None) -> Sequence[Tensor]:
     if padding_mask is None:
         return x.unbind(0)
     lengths = (~padding_mask).sum(dim=1).tolist()
-
     return [row[:length] for row, length in zip(x, lengths, strict=True)]
 
 
@@ -87,5 +85,4 @@ def _class_token(features: Features, layer: int) -> Tensor:
     """(N, D)"""
     if features.extra_layers is None:
         return features.layers[layer][:, 0]
-
     return features.extra_layers[layer][:, -1]

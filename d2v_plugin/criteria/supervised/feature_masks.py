@@ -6,7 +6,6 @@ much as befits its own length, and what is drawn does not depend on its batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,13 +16,13 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import StepInfo
 from d2v_plugin.core.random import Stream, gaussian, uniform
-from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
+from d2v_plugin.core.validation import report
 from d2v_plugin.models.base import EncoderModel, Features
 
 
 @dataclass(kw_only=True)
 class FeatureMaskConfig(Validatable):
-    """Which features are hidden while a model is fine-tuned; the defaults are those of 100 hours of speech."""
+    """Features to hide while a model is fine-tuned; the defaults are those of 100 hours of speech."""
 
     probability: float = 0.65
     """The share of frames in spans if these did not overlap (they do: half of the frames or so); 0 = none."""
@@ -38,52 +37,19 @@ class FeatureMaskConfig(Validatable):
     """Length of a span of channels."""
 
     noise_std: float = 0.01
-    """What stands at masked frames in data2vec 2.0: Gaussian noise of this deviation; 0 = zeros (the original's ``zero_mask``).
-    In 1.0 it is the embedding learned in pre-training."""
+    """Deviation of the Gaussian noise at masked frames of data2vec 2.0; 0 = zeros (the original's ``zero_mask``). In 1.0 the
+    embedding learned in pre-training stands there."""
 
     @override
     def validate(self) -> ValidationResult:
-        result = ValidationResult()
-        for name in ("probability", "channel_probability"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                result.add_error(f"`{name}` must be at least 0 and less than 1, but is {getattr(self, name)}.")
-        for name in ("length", "channel_length"):
-            if getattr(self, name) < 1:
-                result.add_error(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
-        if self.noise_std < 0.0:
-            result.add_error(f"`noise_std` must not be negative, but is {self.noise_std}.")
+        shares = {"probability": self.probability, "channel_probability": self.channel_probability}
+        lengths = {"length": self.length, "channel_length": self.channel_length}
 
-        return result
-
-
-class MaskedFineTuning(SupervisedCriterion[EncoderModel]):
-    """Fine-tuning on recordings of which a part is hidden."""
-
-    def __init__(self, config: SupervisedConfig, masking: FeatureMaskConfig | None) -> None:
-        """:param masking: None = nothing is hidden."""
-        super().__init__(config)
-        self.masking = masking
-
-    @override
-    def build(self, model: EncoderModel) -> None:
-        if Modality.AUDIO not in model.config.frontends:
-            raise ValueError("the model has no frontend for `audio`; choose an arch that has one, such as `audio_base`.")
-        super().build(model)
-
-    @override
-    def unused_modules(self, model: EncoderModel) -> Sequence[str]:
-        unused = super().unused_modules(model)
-        if self.masking is None or self.masking.probability == 0.0:
-            return unused
-
-        return [name for name in unused if name != "mask_emb"]
-
-    @override
-    def extract(self, model: EncoderModel, batch: Batch, step: StepInfo | None) -> Features:
-        if step is None or self.masking is None:
-            return super().extract(model, batch, step)
-
-        return extract_masked(model, batch, step, self.masking)
+        return report(
+            *((not 0.0 <= x < 1.0, f"`{name}` must be at least 0 and less than 1, but is {x}.") for name, x in shares.items()),
+            *((x < 1, f"`{name}` must be at least 1, but is {x}.") for name, x in lengths.items()),
+            (self.noise_std < 0.0, f"`noise_std` must not be negative, but is {self.noise_std}."),
+        )
 
 
 def extract_masked(model: EncoderModel, batch: Batch, step: StepInfo, config: FeatureMaskConfig) -> Features:
@@ -162,5 +128,4 @@ def _draw_noise(step: StepInfo, ids: Tensor, x: Tensor, std: float) -> Tensor:
         return x.new_zeros(())
     # Frames take the part of views.
     keys = step.keys(ids, num_views=x.size(1))
-
     return (gaussian(keys, x.size(2), stream=Stream.FRAME_NOISE) * std).view(x.shape).to(x.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from torch import nn
 
@@ -13,6 +14,7 @@ from d2v_plugin.models.data2vec1.blocks import BeitBlock
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig
 from d2v_plugin.models.data2vec1.text import Data2VecTextModel
 from d2v_plugin.models.data2vec1.vision import Data2VecVisionModel
+from d2v_plugin.models.initialization import initialize_as_bert, normal
 
 
 def create_model(config: Data2Vec1ModelConfig) -> Data2Vec1Model:
@@ -36,19 +38,9 @@ def create_model(config: Data2Vec1ModelConfig) -> Data2Vec1Model:
 
 def initialize(model: Data2Vec1Model) -> None:
     """Apply BERT's initialisation of the encoder (text: of everything); convolutions, projections and heads keep PyTorch's."""
+    is_vision = isinstance(model, Data2VecVisionModel)
     for module in model.get_submodule("encoder").modules():
-        match module:
-            case nn.Linear() if isinstance(model, Data2VecVisionModel):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            case nn.Linear():
-                nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-            case nn.Embedding():
-                nn.init.normal_(module.weight, std=0.02)
-                if module.padding_idx is not None and not module.weight.is_meta:
-                    nn.init.zeros_(module.weight[module.padding_idx])
+        initialize_as_bert(module, partial(nn.init.trunc_normal_, std=0.02) if is_vision else normal)
 
     if isinstance(model, Data2VecVisionModel):
         # BEiT: deeper blocks start with smaller residuals.

@@ -59,14 +59,12 @@ class Data2VecModel(EncoderModel):
         if mask is None:
             return local
         assert fill is not None
-
         return replace(local, x=torch.where(mask.unsqueeze(-1), fill, local.x))
 
     @override
     def encode_whole(self, local: LocalFeatures) -> Features:
         frontend = self.frontend(local.modality)
         layers = [x for x, _ in self.encode(frontend.contextualize(local))]
-
         return split_extra(layers[-1], local.padding_mask, layers, frontend.num_extra_tokens)
 
     def encode(self, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
@@ -85,7 +83,6 @@ class Data2VecModel(EncoderModel):
     def encode_views(self, local: LocalFeatures, views: Views) -> Tensor:
         """The student's pass over M views of each sample, of which it sees the kept tokens: (N·M, X + K, D)."""
         tokens = self.frontend(local.modality).contextualize(local, views)
-
         return list(self.encode(tokens))[-1][0]
 
     def decode(self, decoder: ConvDecoder, x: Tensor, views: Views, noise: Tensor) -> Tensor:

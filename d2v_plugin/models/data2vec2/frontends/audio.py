@@ -72,5 +72,4 @@ class ConvPositions(nn.Module):
         if self.pre_norm:
             norm, stack = blocks
             x, blocks = norm(x), list(stack.children())
-
         return convolve_blocks(x, blocks, padding_mask)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v_plugin.core.batch import Modality
@@ -36,6 +37,9 @@ class Frontend(nn.Module):
     """
 
     modality: ClassVar[Modality]
+
+    side: int | None = None
+    """Patches along each side of an image; None for sequences."""
 
     local_encoder: nn.Module | None
     project_features: nn.Module | None
@@ -98,14 +102,12 @@ class Frontend(nn.Module):
     def encode_local(self, inputs: Tensor) -> Tensor:
         """The first half of :meth:`extract_local`: raw input -> (N, S, C)."""
         assert self.local_encoder is not None
-
         return scale_gradient(self.local_encoder, inputs, self.local_grad_scale)
 
     def project_local(self, x: Tensor, padding_mask: Tensor | None = None) -> LocalFeatures:
         """The second half of :meth:`extract_local`: from the local encoder's channels to the model's width."""
         if self.project_features is not None:
             x = self.project_features(x)
-
         return LocalFeatures(x, self._downsample_padding(padding_mask, x.size(1)), self.modality)
 
     def contextualize(self, local: LocalFeatures, views: Views | None = None) -> Tokens:
@@ -149,37 +151,21 @@ class Frontend(nn.Module):
 
     def _build_biases(self, positions: Tensor, padding_mask: Tensor | None) -> list[Tensor | None]:
         """The attention bias of every block of this frontend and of the shared encoder."""
+        num_extra = self.num_extra_tokens
         if padding_mask is not None:
-            if self.num_extra_tokens > 0:
-                no_padding = padding_mask.new_zeros(padding_mask.size(0), self.num_extra_tokens)
-                padding_mask = torch.cat([no_padding, padding_mask], dim=1)
-            # (R, X + K) -> (R, 1, 1, X + K)
-            padding_mask = padding_mask[:, None, None, :]
-
+            # (R, K) -> (R, 1, 1, X + K)
+            padding_mask = F.pad(padding_mask, (num_extra, 0))[:, None, None, :]
         if self.alibi is None:
             return [None if padding_mask is None else ~padding_mask] * self.num_layers
 
         with torch.autocast(positions.device.type, enabled=False):
-            biases = attention_biases(
-                token_distances(positions, self._grid_width, self.alibi.distance),
-                self.alibi_scale,
-                num_layers=self.num_layers,
-                num_heads=self.num_heads,
-                num_extra_tokens=self.num_extra_tokens,
-            )
-        if padding_mask is None:
-            return list(biases)
+            distances = token_distances(positions, self.side, self.alibi.distance)
+            biases = attention_biases(distances, self.alibi_scale, num_heads=self.num_heads, num_extra_tokens=num_extra)
+        if padding_mask is not None:
+            biases = [bias.masked_fill(padding_mask, -torch.inf) for bias in biases]
 
-        masked_biases: dict[int, Tensor] = {}
-        for bias in biases:
-            if id(bias) not in masked_biases:
-                masked_biases[id(bias)] = bias.masked_fill(padding_mask, -torch.inf)
-
-        return [masked_biases[id(bias)] for bias in biases]
-
-    @property
-    def _grid_width(self) -> int | None:
-        return None
+        # One scale for all layers: the bias is built once.
+        return [*biases] * self.num_layers if len(biases) == 1 else [*biases]
 
 
 def select_tokens(x: Tensor, positions: Tensor) -> Tensor:
