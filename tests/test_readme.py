@@ -1,4 +1,4 @@
-"""What the README tells people to type works; the line with the tests is CI's (.ci/run)."""
+"""Commands of the README and of the pages work as they stand there; the line with the tests is CI's (.ci/run)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def read_commands(path: str) -> list[str]:
     return lines
 
 
-DOCS = ("README.md", "recipes/fine_tuning.md", "recipes/long_runs.md", "recipes/README.md")
+DOCS = (
+    *("README.md", "recipes/README.md", "recipes/fine_tuning.md", "recipes/long_runs.md", "recipes/comparing.md"),
+    *("recipes/pictures.md", "recipes/differences.md", "recipes/speed/README.md"),
+)
 COMMANDS = [line for path in DOCS for line in read_commands(path)]
 RECIPES = sorted({line[line.index("recipe ") :] for line in COMMANDS if " recipe " in line and "venv" not in line})
 TRAIN = [line for line in RECIPES if line.startswith("recipe train")]
