@@ -175,10 +175,8 @@ class Update:
         if modality is Modality.IMAGE:
             grid = (frontend.side, frontend.side)  # type: ignore[assignment]
             num_tokens = grid[0] * grid[1]
-        settings = self.criterion.settings[modality]
-        shape = Shape(
-            batch.num_examples, self.criterion.config.num_views, num_tokens, settings.sampler.num_masked(grid), input_length
-        )
+        settings, sampler = self.criterion.settings[modality], self.criterion.samplers[modality]
+        shape = Shape(batch.num_examples, settings.num_views, num_tokens, sampler.num_masked(grid), input_length)
 
         return sum(count_update(self.model.config, shape, settings.teacher_scope).values())
 

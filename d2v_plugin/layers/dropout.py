@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from typing_extensions import override
 
-from d2v_plugin.core.random import Stream, finalise, hash_columns, hash_rows
+from d2v_plugin.core.random import Stream, finalize, hash_columns, hash_rows
 from d2v_plugin.layers.cpu import uses_own_kernels
 
 PIECE_SIZE: Final = 2**19
@@ -66,7 +66,7 @@ class DropoutFactors:
     def draw(self, piece: int, count: int) -> Tensor:
         """(count,) fp32: the factors of the elements of a piece, in memory that the next call writes to again."""
         # One word serves two elements: halves are between -2^15 and 2^15, floats exactly.
-        words = finalise(self._rows[piece] ^ self._columns[: (count + 1) // 2])
+        words = finalize(self._rows[piece] ^ self._columns[: (count + 1) // 2])
         factors = self._factors[: 2 * len(words)].copy_(words.view(torch.int16))
         return factors.lt_(self._threshold).mul_(self._scale)[:count]
 

@@ -31,6 +31,7 @@ class EncoderConfig(Validatable):
 
     dim: int
     depth: int
+    original_padding: bool
 
     @property
     def frontends(self) -> dict[Modality, Any]:

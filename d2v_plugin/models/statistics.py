@@ -50,6 +50,18 @@ def describe(x: Tensor, padding_mask: Tensor | None = None) -> Signs:
     return Signs(float((total / x.square().sum()).sqrt()), float(rank), float(variation))
 
 
+def mean_valid(x: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Mean over the positions that are no padding: (N, S, ...) -> (N, ...).
+
+    :param padding_mask: (N, S), True = padding, where ``x`` may hold anything; None = nothing is padded.
+    """
+    if padding_mask is None:
+        return x.mean(dim=1)
+    padding_mask = padding_mask.view(*padding_mask.shape, *[1] * (x.dim() - 2))
+
+    return x.masked_fill(padding_mask, 0.0).sum(dim=1) / (~padding_mask).sum(dim=1)
+
+
 def channel_deviations(x: Tensor) -> Tensor:
     """Standard deviation of each channel over all tokens: (..., D) -> (D) fp32, near 0 when representations collapse."""
     return (x.float().flatten(0, -2).var(dim=0) + 1e-6).sqrt()

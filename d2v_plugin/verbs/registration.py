@@ -33,16 +33,15 @@ from d2v_plugin.data.dataset import (
     TextManifest,
 )
 from d2v_plugin.data.sentences import Sentences, SentencesConfig
-from d2v_plugin.masking.base import (
+from d2v_plugin.masking.base import MaskSampler, MaskSection
+from d2v_plugin.masking.random_blocks import (
     BlockMaskConfig,
     BlockMaskSampler,
     InverseBlockMaskSampler,
-    MaskSampler,
-    MaskSection,
     RandomMaskConfig,
     RandomMaskSampler,
 )
-from d2v_plugin.masking.published import BeitBlockMaskConfig, BeitBlockMaskSampler, SpanMaskConfig, SpanMaskSampler
+from d2v_plugin.masking.spans_and_beit import BeitBlockMaskConfig, BeitBlockMaskSampler, SpanMaskConfig, SpanMaskSampler
 from d2v_plugin.models.families import FAMILIES, register_models
 from d2v_plugin.probing.attentive import AttentiveProbe, AttentiveProbeConfig
 from d2v_plugin.probing.base import register_probe
@@ -145,13 +144,9 @@ def register_criteria(container: DependencyContainer) -> None:
 
 
 def _create_data2vec2(resolver: DependencyResolver, config: Data2Vec2Config) -> Data2Vec2Criterion:
-    samplers = {}
-    for modality in Modality:
-        own = config.modalities.get(modality.value)
-        masking = config.masking if own is None or own.masking is None else own.masking
-        samplers[modality] = create(resolver, MaskSampler, masking)
-
-    return Data2Vec2Criterion(config, samplers)
+    return Data2Vec2Criterion(
+        config, {modality: create(resolver, MaskSampler, config.of(modality).masking) for modality in Modality}
+    )
 
 
 def _with_sampler(criterion: Callable[[Any, MaskSampler], Criterion[Any]]) -> Callable[[DependencyResolver, Any], Criterion[Any]]:

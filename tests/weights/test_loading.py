@@ -20,7 +20,7 @@ from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Config, Data2Vec2Criterion
 from d2v_plugin.criteria.targets import TargetConfig
-from d2v_plugin.masking.base import RandomMaskConfig, RandomMaskSampler
+from d2v_plugin.masking.random_blocks import RandomMaskConfig, RandomMaskSampler
 from d2v_plugin.models.data2vec2.archs import audio_tiny, image_tiny, text_tiny
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model

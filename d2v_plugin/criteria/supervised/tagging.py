@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from typing import Any, Literal, cast
 
 import torch
@@ -15,7 +14,7 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, StepInfo
-from d2v_plugin.core.random import row_keys, uniform
+from d2v_plugin.core.random import Stream, uniform
 from d2v_plugin.core.validation import report
 from d2v_plugin.criteria.supervised.base import SupervisedConfig
 from d2v_plugin.criteria.supervised.feature_masks import FeatureMaskConfig
@@ -27,13 +26,6 @@ from d2v_plugin.scoring.scores import mean_average_precision
 
 # The closest that a probability comes to 1: its complement must have a logarithm.
 _MAX_LOG_PROB = -1e-7
-
-
-class _Stream(IntEnum):
-    """Sequences of random numbers beside those of :mod:`d2v_plugin.criteria.supervised.feature_masks`."""
-
-    PARTNERS = 40
-    SHARES = 41
 
 
 @dataclass(kw_only=True)
@@ -133,11 +125,11 @@ def mix_recordings(batch: Batch, step: StepInfo, least: float) -> Batch:
     """
     if batch.num_examples < 2:
         return batch
-    keys = row_keys(step.seed, step.number, batch.ids, num_views=1)
-    order = uniform(keys, 1, stream=_Stream.PARTNERS).squeeze(1).argsort(stable=True)
+    keys = step.keys(batch.ids)
+    order = uniform(keys, 1, stream=Stream.PARTNERS).squeeze(1).argsort(stable=True)
     partners = torch.empty_like(order).scatter_(0, order, order.roll(1))
     # (N, 1)
-    shares = least + (1.0 - least) * uniform(keys, 1, stream=_Stream.SHARES)
+    shares = least + (1.0 - least) * uniform(keys, 1, stream=Stream.SHARES)
 
     inputs = shares * batch.inputs + (1.0 - shares) * batch.inputs[partners]
     inputs = inputs / (shares**2 + (1.0 - shares) ** 2).sqrt()

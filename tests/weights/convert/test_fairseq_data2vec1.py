@@ -13,7 +13,7 @@ from torch import Tensor
 
 import d2v_plugin
 from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.criteria.data2vec1.teacher import copy_teacher
+from d2v_plugin.criteria.data2vec1.teacher import Data2Vec1Teacher
 from d2v_plugin.models.data2vec1.archs import ARCHS
 from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
 from d2v_plugin.weights.convert.fairseq import convert_fairseq
@@ -60,7 +60,7 @@ def test_student_and_teacher_fit_the_converted_model(name: str) -> None:
 
     model.load_state_dict(state)
     assert teacher.keys() <= state.keys()
-    averaged = copy_teacher(model, "encoder").state_dict()
+    averaged = Data2Vec1Teacher(model, "encoder").state_dict()
     assert averaged.keys() <= teacher.keys()
     assert teacher_scope_v1(settings) == SCOPES[name]
 

@@ -1,4 +1,4 @@
-"""The masks of data2vec 1.0: spans for speech and text, BEiT's blocks for images, BERT's mixture of tokens.
+"""The masks of data2vec 1.0: spans for speech and text, BEiT's blocks for images.
 
 As all masks of this package they are stateless (see :mod:`d2v_plugin.masking.base`) and mask equally many positions in every row.
 The original's counts are random, around the ones here.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import lru_cache
 
 import torch
@@ -16,20 +15,13 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from typing_extensions import override
 
+from d2v_plugin.core.contracts import mark_positions
 from d2v_plugin.core.random import Stream, uniform
-from d2v_plugin.masking.base import MaskSampler
+from d2v_plugin.core.validation import report
+from d2v_plugin.masking.base import MaskSampler, MaskSection, count_cells, valid_lengths
 
 MAX_BLOCK_TRIES = 10
 """BEiT gives up on a row after this many blocks in a row that do not fit."""
-
-
-class Stream1(IntEnum):
-    """Sequences of random numbers beside those of :class:`d2v_plugin.core.random.Stream`."""
-
-    ROUNDING = 16
-    TOKEN_KINDS = 17
-    TOKENS = 18
-    BLOCKS = 19
 
 
 @dataclass(kw_only=True)
@@ -52,18 +44,23 @@ class SpanMaskConfig(Validatable):
 
     @override
     def validate(self) -> ValidationResult:
-        result = ValidationResult()
+        ratio = self.ratio
 
-        if not 0.0 < self.probability < 1.0:
-            result.add_error(f"`probability` must be greater than 0 and less than 1, but is {self.probability}.")
+        return report(
+            (
+                not 0.0 < self.probability < 1.0,
+                f"`probability` must be greater than 0 and less than 1, but is {self.probability}.",
+            ),
+            (self.length < 1, f"`length` must be at least 1, but is {self.length}."),
+            (ratio is not None and not 0.0 < ratio < 1.0, f"`ratio` must be greater than 0 and less than 1, but is {ratio}."),
+        )
 
-        if self.length < 1:
-            result.add_error(f"`length` must be at least 1, but is {self.length}.")
 
-        if self.ratio is not None and not 0.0 < self.ratio < 1.0:
-            result.add_error(f"`ratio` must be greater than 0 and less than 1, but is {self.ratio}.")
+@dataclass(kw_only=True)
+class SpanMaskSection(MaskSection):
+    """Selects the mask sampler; published are spans for speech and text, BEiT's blocks (``beit_block``) for images."""
 
-        return result
+    name: str = "span"
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class SpanMaskSampler(MaskSampler):
 
     @override
     def num_masked(self, length: int | tuple[int, ...]) -> int:
-        length = length if isinstance(length, int) else math.prod(length)
+        length = count_cells(length)
         if self.config.ratio is not None:
             return int(length * self.config.ratio)
 
@@ -84,13 +81,11 @@ class SpanMaskSampler(MaskSampler):
     def validate(self, shape: tuple[int, ...]) -> None:
         if len(shape) != 1:
             raise ValueError(f"`span` masks sequences, but `shape` is {shape}. Use `beit_block` for images.")
-
         if not 1 <= self.config.length <= shape[0]:
             raise ValueError(
                 f"`length` must be between 1 and the input's length ({shape[0]}), but is {self.config.length}. "
                 f"Change `length` or leave out inputs this short."
             )
-
         super().validate(shape)
 
     @override
@@ -98,24 +93,18 @@ class SpanMaskSampler(MaskSampler):
         self, keys: Tensor, shape: tuple[int, ...], shortest: tuple[int, ...], padding_mask: Tensor | None
     ) -> Tensor | None:
         config, length = self.config, shape[0]
-        if padding_mask is None:
-            lengths = torch.full((keys.size(0), 1), length, device=keys.device)
-        else:
-            lengths = (~padding_mask).sum(dim=1, keepdim=True)
-
+        lengths = valid_lengths(keys, length, padding_mask)
         if config.ratio is None:
             # Each span starts elsewhere and so adds a position: these are enough.
             num_masked = self.num_masked(shortest)
             order = self._order_spans(keys, length, lengths, num_masked)
-
             # The earliest spans first, each from its start: (R, S) -> (R, num_masked)
             rank = order * length + torch.arange(length, device=keys.device)
-            chosen = rank.topk(num_masked, dim=1, largest=False, sorted=False).indices
 
-            return torch.zeros_like(order, dtype=torch.bool).scatter_(1, chosen, True)
+            return mark_positions(rank.topk(num_masked, dim=1, largest=False, sorted=False).indices, length)
 
         # Round the number of spans at random, as the original does.
-        rounding = uniform(keys, 1, stream=Stream1.ROUNDING).double()
+        rounding = uniform(keys, 1, stream=Stream.ROUNDING).double()
         num_spans = (lengths * config.probability / config.length + rounding).long().clamp_(min=1)
         most = min(length, int(length * config.probability / config.length) + 1)
 
@@ -124,7 +113,6 @@ class SpanMaskSampler(MaskSampler):
     def _order_spans(self, keys: Tensor, length: int, lengths: Tensor, num_spans: int) -> Tensor:
         """For each position the number of the earliest span that covers it: (R, S) int64, ``num_spans`` = none."""
         config = self.config
-
         positions = torch.arange(length, device=keys.device)
         last_start = lengths - 1 if config.reach_over else lengths - config.length
         draws = uniform(keys, length, stream=Stream.WINDOWS)
@@ -177,16 +165,15 @@ class BeitBlockMaskConfig(Validatable):
 
     @override
     def validate(self) -> ValidationResult:
-        result = ValidationResult()
+        counts = {name: getattr(self, name) for name in ("num_patches", "min_block", "max_tries")}
 
-        for name in ("num_patches", "min_block", "max_tries"):
-            if getattr(self, name) < 1:
-                result.add_error(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
-
-        if not 0.0 < self.min_aspect <= 1.0:
-            result.add_error(f"`min_aspect` must be greater than 0 and at most 1, but is {self.min_aspect}.")
-
-        return result
+        return report(
+            *((count < 1, f"`{name}` must be at least 1, but is {count}.") for name, count in counts.items()),
+            (
+                not 0.0 < self.min_aspect <= 1.0,
+                f"`min_aspect` must be greater than 0 and at most 1, but is {self.min_aspect}.",
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -206,7 +193,6 @@ class BeitBlockMaskSampler(MaskSampler):
     def validate(self, shape: tuple[int, ...]) -> None:
         if len(shape) != 2:
             raise ValueError(f"`beit_block` masks images, but `shape` is {shape}. Use `span` for sequences.")
-
         if self.config.num_patches >= math.prod(shape):
             raise ValueError(
                 f"`num_patches` must be less than the number of patches ({math.prod(shape)}), but is {self.config.num_patches}."
@@ -220,7 +206,7 @@ class BeitBlockMaskSampler(MaskSampler):
         rows = torch.arange(height, device=keys.device).view(1, -1, 1)
         columns = torch.arange(width, device=keys.device).view(1, 1, -1)
         # In double precision, where roots and powers of different devices round to the same integer.
-        draws = uniform(keys, 4 * config.max_tries, stream=Stream1.BLOCKS).double().view(-1, config.max_tries, 4)
+        draws = uniform(keys, 4 * config.max_tries, stream=Stream.BLOCKS).double().view(-1, config.max_tries, 4)
 
         region = torch.zeros((keys.size(0), height, width), dtype=torch.bool, device=keys.device)
         left = torch.full((keys.size(0),), config.num_patches, device=keys.device)
@@ -250,23 +236,3 @@ def _between(cells: Tensor, start: Tensor, size: Tensor) -> Tensor:
     start = start[:, None, None]
 
     return (cells >= start) & (cells < start + size[:, None, None])
-
-
-def corrupt_tokens(
-    masked: Tensor, tokens: Tensor, mask: Tensor, keys: Tensor, *, words: tuple[int, int], random_share: float, kept_share: float
-) -> Tensor:
-    """Put random or the original tokens at some of the masked positions (BERT, section 3.1).
-
-    :param masked: (N, S) ids with ``<mask>`` at the masked positions.
-    :param tokens: (N, S) the original ids.
-    :param mask: (N, S), True = masked.
-    :param keys: (N,) from :func:`d2v_plugin.core.random.row_keys`.
-    :param words: the first id of a random token and the one after the last.
-    :returns: (N, S)
-    """
-    kinds = uniform(keys, tokens.size(1), stream=Stream1.TOKEN_KINDS)
-    low, high = words
-    random = low + (uniform(keys, tokens.size(1), stream=Stream1.TOKENS) * (high - low)).long()
-    masked = torch.where(mask & (kinds < random_share), random, masked)
-
-    return torch.where(mask & (kinds >= random_share) & (kinds < random_share + kept_share), tokens, masked)

@@ -12,13 +12,8 @@ from torch import Tensor
 
 from d2v_plugin.core.random import row_keys
 from d2v_plugin.masking.base import MaskSampler
-from d2v_plugin.masking.published import (
-    BeitBlockMaskConfig,
-    BeitBlockMaskSampler,
-    SpanMaskConfig,
-    SpanMaskSampler,
-    corrupt_tokens,
-)
+from d2v_plugin.masking.spans_and_beit import BeitBlockMaskConfig, BeitBlockMaskSampler, SpanMaskConfig, SpanMaskSampler
+from d2v_plugin.masking.tokens import corrupt_tokens
 
 ORIGINALS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "d2v1_masks.json").read_text())
 KEYS = row_keys(1, 1, torch.arange(2000), 1)
