@@ -1,4 +1,4 @@
-"""Complete or not: a directory of files, and a record of their sizes and hashes that is written last.
+"""Files and directories that are there whole or not at all, and records of the sizes and hashes of a directory's files.
 
 A checkpoint is written aside (``step_9.tmp``), then its record, and then the directory gets its name. So whatever carries the
 name was complete once; the record finds out whether it still is, and says which file is not.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -46,18 +48,61 @@ class Record:
     """Whatever the writer wants to know when it reads the directory again."""
 
 
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a file, or replace it: whoever opens it, even after a loss of power, finds the old contents or the new ones.
+
+    Missing folders are made. Several processes may write the same file at once; the last one wins.
+
+    :param data: text is written as UTF-8; bytes of names that are not valid UTF-8 (``surrogateescape``) are written as they are.
+    :raises OSError: it cannot be written; the old contents are still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        aside.write_bytes(data.encode("utf-8", errors="surrogateescape") if isinstance(data, str) else data)
+        put_in_place(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def put_in_place(aside: Path, target: Path) -> None:
+    """Give a finished file or directory its name at once, on the disk; a directory that had the name before is removed."""
+    for path in (aside, *aside.rglob("*")):
+        _sync(path)
+    replaced = _retire(target) if aside.is_dir() and target.exists() else None
+    aside.replace(target)
+    _sync(target.parent)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def remove_directory(folder: Path) -> None:
+    """Remove a directory, under another name first: what is half removed is taken for nothing."""
+    shutil.rmtree(_retire(folder))
+
+
+def _retire(folder: Path) -> Path:
+    gone = folder.with_name(f"{folder.name}.old.tmp")
+    shutil.rmtree(gone, ignore_errors=True)
+
+    return folder.rename(gone)
+
+
+def _sync(path: Path) -> None:
+    """Make the contents of a file, or the names in a directory, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_record(folder: Path, record: Record) -> None:
-    """Write ``complete.json``, at once and to the disk."""
+    """Write ``complete.json``."""
     files = {name: asdict(record.files[name]) for name in sorted(record.files)}
     content = {"format_version": FORMAT_VERSION, **record.info, "files": files}
     content["sha256"] = _hash_content(content)
-    aside = folder / f"{RECORD_FILE}.tmp"
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(folder / RECORD_FILE)
-    sync_directory(folder)
+    write_atomically(folder / RECORD_FILE, json.dumps(content, indent=1))
 
 
 def read_record(folder: Path) -> Record:
@@ -144,12 +189,3 @@ def hash_file(path: Path) -> str:
             found.update(chunk)
 
     return found.hexdigest()
-
-
-def sync_directory(folder: Path) -> None:
-    """Make the names in a directory survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

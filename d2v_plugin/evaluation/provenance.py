@@ -6,6 +6,7 @@ evaluated by itself.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.weights.sources import find_step
 
@@ -52,12 +54,9 @@ def describe_origin(config: object, labels: LabelSet | None) -> Origin:
 def write_origin(checkpoints: Path, origin: Origin) -> None:
     """Write the file, at once."""
     content = {**origin.sections, "labels": None if origin.labels is None else list(origin.labels.names)}
-    path = checkpoints / ORIGIN_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        YAML(typ="safe", pure=True).dump(content, file)
-    aside.replace(path)
+    text = io.StringIO()
+    YAML(typ="safe", pure=True).dump(content, text)
+    write_atomically(checkpoints / ORIGIN_FILE, text.getvalue())
 
 
 def find_origin(path: str | Path) -> Origin | None:

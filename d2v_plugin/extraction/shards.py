@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import override
+
+from d2v_plugin.core.storage import put_in_place, write_atomically
 
 FORMAT: Final = "d2v_plugin_features"
 FORMAT_VERSION: Final = 1
@@ -59,10 +60,7 @@ class ShardStore(ABC):
         if aside.is_dir():
             shutil.rmtree(aside)
         self._save(aside, arrays)
-        for file in [aside, *(aside.iterdir() if aside.is_dir() else ())]:
-            _synchronise(file)
-        os.replace(aside, path)
-        _synchronise(self.folder)
+        put_in_place(aside, path)
 
     def has(self, shard: ShardRange) -> bool:
         return self.path_of(shard).exists()
@@ -140,7 +138,7 @@ def begin_index(folder: Path, settings: Mapping[str, Any], *, write: bool) -> No
         if changed:
             raise RecipeError(f"{folder} holds other features: {'; '.join(changed)}. Choose another output directory.")
     elif write:
-        _write_json(path, {"format": FORMAT, "format_version": FORMAT_VERSION, "complete": False, "settings": settings})
+        _write_index(folder, {"complete": False, "settings": settings})
 
 
 def finish_index(
@@ -158,24 +156,11 @@ def finish_index(
         missing = sorted(set(range(shard.start, shard.stop)) - set(ids))
         path = str(store.path_of(shard).relative_to(folder))
         listed.append({"file": path, "start": shard.start, "stop": shard.stop, "missing": missing, "shapes": shapes})
-    content = {"format": FORMAT, "format_version": FORMAT_VERSION, "complete": True, "num_samples": num_samples}
-    _write_json(folder / INDEX_FILE, {**content, "settings": settings, **info, "shards": listed})
+    _write_index(folder, {"complete": True, "num_samples": num_samples, "settings": settings, **info, "shards": listed})
 
     return num_samples
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Several processes may write the same at once.
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
-
-
-def _synchronise(path: Path) -> None:
-    """Have the file system write a file, or the entries of a folder, down."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _write_index(folder: Path, content: Mapping[str, Any]) -> None:
+    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **content}
+    write_atomically(folder / INDEX_FILE, json.dumps(content, indent=1) + "\n")

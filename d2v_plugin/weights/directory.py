@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.core.storage import FileRecord, Record, describe_file, write_record
+from d2v_plugin.core.storage import FileRecord, Record, describe_file, put_in_place, write_record
 from d2v_plugin.models.families import FAMILIES, AnyConfig, family_of
 from d2v_plugin.weights.state import State
 
@@ -67,9 +67,7 @@ def write_directory(out: Path, content: ModelDirectory, *, force: bool = False) 
         new = Path(aside, "new")
         new.mkdir()
         _write_files(new, content)
-        if replaced:
-            out.rename(Path(aside, "old"))
-        new.rename(out)
+        put_in_place(new, out)
 
     return sorted(out.iterdir())
 

@@ -19,7 +19,16 @@ from fairseq2.utils.threading import ThreadPool
 from typing_extensions import override
 
 from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.core.storage import RECORD_FILE, FileRecord, Record, read_record, sync_directory, write_record
+from d2v_plugin.core.storage import (
+    RECORD_FILE,
+    FileRecord,
+    Record,
+    put_in_place,
+    read_record,
+    remove_directory,
+    write_atomically,
+    write_record,
+)
 from d2v_plugin.training.checkpoints.restore import CheckpointLoader
 from d2v_plugin.training.checkpoints.resume import Resume, find_resume_point, list_steps
 from d2v_plugin.training.checkpoints.state_files import reader_file, shard_file, to_plain, trainer_file, write_state
@@ -199,10 +208,7 @@ class VerifiedCheckpointManager(CheckpointManager):
             "unpublished": saving.unpublished,
         }
         write_record(aside, Record(files, info))
-        if folder.exists():
-            self._remove(folder)
-        aside.rename(folder)
-        sync_directory(self.directory)
+        put_in_place(aside, folder)
 
     def raise_if_failed(self, step_nr: int) -> None:
         """
@@ -250,12 +256,8 @@ class VerifiedCheckpointManager(CheckpointManager):
 
     @override
     def save_score(self, step_nr: int, score: float) -> None:
-        def write() -> None:
-            path = self._score_file(step_nr)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{score}\n")
-
-        self._warn_of(f"The score of step {step_nr} could not be written", self._on_first_rank(write))
+        error = self._on_first_rank(partial(write_atomically, self._score_file(step_nr), f"{score}\n"))
+        self._warn_of(f"The score of step {step_nr} could not be written", error)
 
     @override
     def load_scores(self) -> list[tuple[float, int]]:
@@ -279,7 +281,7 @@ class VerifiedCheckpointManager(CheckpointManager):
             if keep_model:
                 self._keep_model(folder)
             elif folder.exists():
-                self._remove(folder)
+                remove_directory(folder)
                 self._score_file(step_nr).unlink(missing_ok=True)
 
         self._warn_of(f"{folder} could not be deleted", self._on_first_rank(delete))
@@ -293,13 +295,6 @@ class VerifiedCheckpointManager(CheckpointManager):
         for path in folder.iterdir():
             if path.is_dir() and path.name not in ("model", "hg", "hook"):
                 shutil.rmtree(path)
-
-    def _remove(self, folder: Path) -> None:
-        """Under another name first: what is half deleted is no checkpoint."""
-        gone = folder.with_name(f"{folder.name}.old.tmp")
-        shutil.rmtree(gone, ignore_errors=True)
-        folder.rename(gone)
-        shutil.rmtree(gone)
 
     @override
     def has_checkpoint(self, *, exclude_model_only: bool = False) -> bool:
