@@ -133,16 +133,33 @@ def read_record(folder: Path) -> Record:
     return Record(records, content)
 
 
-def check_files(folder: Path, record: Record, names: Iterable[str] | None = None) -> None:
-    """Compare files with their record.
+def has_record(folder: Path) -> bool:
+    """Whether a directory was complete once."""
+    return (folder / RECORD_FILE).is_file()
 
-    :param names: which files; None = all.
+
+def check_directory(folder: Path, contents: str = "*") -> Record:
+    """Check that a directory is complete: all files of its record are there, with their sizes and, of some, their contents.
+
+    :param contents: pattern of the names of files that are going to be read.
+    :returns: its record.
+    :raises CheckpointError: there is no record, or as for :func:`check_files`.
+    """
+    record = read_record(folder)
+    check_files(folder, record, [name for name in record.files if fnmatch(name, contents)])
+
+    return record
+
+
+def check_files(folder: Path, record: Record, contents: Iterable[str]) -> None:
+    """Compare files with their record: the sizes of all, which cost nothing, and the contents of some.
+
+    :param contents: names of the latter.
     :raises CheckpointError: one is missing, has another size, or other contents; names the first.
     """
-    names = sorted(record.files) if names is None else list(names)
-    for name in names:  # sizes first: they cost nothing
+    for name in sorted(record.files):
         _check_size(folder / name, record.files[name])
-    for name in names:
+    for name in sorted(contents):
         path = folder / name
         try:
             found = hash_file(path)
@@ -150,16 +167,6 @@ def check_files(folder: Path, record: Record, names: Iterable[str] | None = None
             raise CheckpointError(f"{path}: {ex.strerror or ex}.") from ex
         if found != record.files[name].sha256:
             raise CheckpointError(f"{path} is damaged: its hash is not the one in {RECORD_FILE}.")
-
-
-def check_if_recorded(folder: Path, pattern: str) -> None:
-    """Compare the files of some names with their record, if the directory has one.
-
-    :raises CheckpointError: as :func:`check_files`.
-    """
-    if (folder / RECORD_FILE).is_file():
-        record = read_record(folder)
-        check_files(folder, record, [name for name in record.files if fnmatch(name, pattern)])
 
 
 def _check_size(path: Path, expected: FileRecord) -> None:

@@ -13,7 +13,7 @@ from fairseq2.utils.structured import StandardValueConverter, StructureError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.errors import CheckpointError, causes
 from d2v_plugin.core.storage import FileRecord, Record, describe_file, put_in_place, write_record
 from d2v_plugin.models.families import FAMILIES, AnyConfig, family_of
 from d2v_plugin.weights.state import State
@@ -129,12 +129,8 @@ def structure_config(family: str, content: object, path: Path) -> AnyConfig:
     try:
         config = StandardValueConverter().structure(content, FAMILIES[family].config_kls)
     except (StructureError, ValueError) as ex:
-        causes: list[str] = []
-        cause: BaseException | None = ex
-        while cause is not None:
-            causes.append(str(cause))
-            cause = cause.__cause__
-        raise CheckpointError(f"{path}: the configuration of the model is not valid. {' '.join(causes)}") from ex
+        reasons = " ".join(str(cause) for cause in causes(ex))
+        raise CheckpointError(f"{path}: the configuration of the model is not valid. {reasons}") from ex
     assert isinstance(config, AnyConfig)
 
     return config

@@ -19,6 +19,7 @@ from d2v_plugin.core.fairseq2_private import remove_provider
 from d2v_plugin.training.checkpoints.manager import VerifiedCheckpointManager
 from d2v_plugin.training.checkpoints.resume import Resume
 from d2v_plugin.training.host_group import HostGroup
+from d2v_plugin.weights.run_folder import RunFolder
 
 __all__ = ["Resume", "VerifiedCheckpointManager", "register_checkpoints"]
 
@@ -32,7 +33,7 @@ def register_checkpoints(container: DependencyContainer, resume: Resume) -> None
     def create_manager(resolver: DependencyResolver) -> CheckpointManager:
         regime = resolver.resolve(RegimeSection)
         every, after = regime.publish_metrics_every_n_steps, regime.publish_metrics_after_n_steps
-        folder = resolver.resolve(CheckpointDir).path or resolver.resolve(Path) / "checkpoints"
+        folder = resolver.resolve(CheckpointDir).path or RunFolder(resolver.resolve(Path)).checkpoints
         if ":/" in str(folder):
             raise RecipeError(f"--checkpoint-dir {folder}: checkpoints must be on a local or mounted file system.")
 

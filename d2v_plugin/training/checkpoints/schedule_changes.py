@@ -1,4 +1,4 @@
-"""What differs between a checkpoint and the run that resumes it: the number of ranks, and the schedule."""
+"""Differences between a checkpoint and the run that resumes it: the number of ranks, and the schedule."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def follow_schedule(saved: Mapping[str, Any], current: Mapping[str, Any], *, ext
 
     :raises CheckpointError: the curves differ and ``extend`` is not set.
     """
-    changes = list(_differences(saved, current, _POSITION))
+    changes = list(_list_changes(saved, current, _POSITION))
     if changes and not extend:
         raise CheckpointError(
             f"The learning-rate schedule is not the checkpoint's ({'; '.join(changes)}), because `regime.num_steps`, "
@@ -42,7 +42,7 @@ def follow_settings(saved: list[dict[str, Any]], current: list[dict[str, Any]], 
     :raises CheckpointError: they differ and ``extend`` is not set.
     """
     for number, (old, new) in enumerate(zip(saved, current, strict=False)):
-        changes = list(_differences(old, new, _MOVING | _IMPLEMENTATION))
+        changes = list(_list_changes(old, new, _MOVING | _IMPLEMENTATION))
         if changes and not extend:
             raise CheckpointError(
                 f"The settings of the optimizer's parameter group {number} are not the checkpoint's ({'; '.join(changes)}). "
@@ -51,7 +51,7 @@ def follow_settings(saved: list[dict[str, Any]], current: list[dict[str, Any]], 
         old.update({key: value for key, value in new.items() if key not in _MOVING})
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], ignored: set[str]) -> Iterator[str]:
+def _list_changes(old: Mapping[str, Any], new: Mapping[str, Any], ignored: set[str]) -> Iterator[str]:
     """In words; keys that only one side has belong to another version of the software, not to the user."""
     for key in old:
         if key in new and key not in ignored and not _equal(old[key], new[key]):
