@@ -25,7 +25,7 @@ from typing_extensions import Self, override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.fairseq2_private import count_unpublished, restore_unpublished, save_checkpoint, set_rates
-from d2v_plugin.training.checkpoints import VerifiedCheckpointManager
+from d2v_plugin.training.checkpoints.manager import VerifiedCheckpointManager
 from d2v_plugin.training.host_group import HostGroup
 from d2v_plugin.weights.run_folder import step_folder
 

@@ -1,4 +1,9 @@
-"""fairseq2's checkpoint manager, made for machines that vanish and disks that fill."""
+"""Checkpoints of a run, made for machines that vanish and disks that fill.
+
+They are written aside with a record of hashes, verified before they are used, and resumed on any number of ranks.
+``OUT/checkpoints/step_N`` has the layout of fairseq2's own checkpoints, so that its loaders read the model, plus the record
+(``complete.json``, see :mod:`d2v_plugin.core.storage`). Everything in it is plain data and tensors: reading it executes nothing.
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,9 @@ from d2v_plugin.pictures.recorder import Album
 from d2v_plugin.probing.section import Probing
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.tasks.multimodal import MultimodalPretrainingConfig
-from d2v_plugin.training.checkpoints import Resume, VerifiedCheckpointManager, register_checkpoints
+from d2v_plugin.training.checkpoints.manager import VerifiedCheckpointManager
+from d2v_plugin.training.checkpoints.registration import register_checkpoints
+from d2v_plugin.training.checkpoints.resume import Resume
 from d2v_plugin.training.health.incidents import Suspects
 from d2v_plugin.training.health.update_guard import UpdateGuard, create_watch
 from d2v_plugin.training.host_group import HostGroup
