@@ -28,7 +28,7 @@ _CHUNK: Final = 1 << 22
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file was when it had been written."""
+    """Size and contents of a file when it had been written."""
 
     size: int
     """Bytes."""
@@ -39,7 +39,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """What ``complete.json`` says."""
+    """Contents of ``complete.json``."""
 
     files: Mapping[str, FileRecord]
     """By path relative to the directory, with slashes."""
@@ -84,7 +84,6 @@ def remove_directory(folder: Path) -> None:
 def _retire(folder: Path) -> Path:
     gone = folder.with_name(f"{folder.name}.old.tmp")
     shutil.rmtree(gone, ignore_errors=True)
-
     return folder.rename(gone)
 
 
@@ -106,7 +105,8 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 def read_record(folder: Path) -> Record:
-    """
+    """Read ``complete.json``.
+
     :raises CheckpointError: there is none, or it is damaged.
     """
     path = folder / RECORD_FILE
@@ -134,7 +134,7 @@ def read_record(folder: Path) -> Record:
 
 
 def has_record(folder: Path) -> bool:
-    """Whether a directory was complete once."""
+    """Tell whether a directory was complete once."""
     return (folder / RECORD_FILE).is_file()
 
 
@@ -147,7 +147,6 @@ def check_directory(folder: Path, contents: str = "*") -> Record:
     """
     record = read_record(folder)
     check_files(folder, record, [name for name in record.files if fnmatch(name, contents)])
-
     return record
 
 
@@ -194,5 +193,4 @@ def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             found.update(chunk)
-
     return found.hexdigest()

@@ -64,7 +64,6 @@ def find_provenance(path: str | Path) -> Provenance | None:
     :raises CheckpointError: the file is damaged.
     """
     checkpoints = find_checkpoints(path)
-
     return None if checkpoints is None or not (checkpoints / PROVENANCE_FILE).is_file() else read_provenance(checkpoints)
 
 
@@ -106,7 +105,6 @@ def _make_absolute(value: Any) -> Any:
     """Make whatever is called ``path``, and is one, absolute."""
     if not isinstance(value, Mapping):
         return value
-
     return {
         key: os.path.abspath(item) if key == "path" and isinstance(item, str | Path) else _make_absolute(item)
         for key, item in value.items()

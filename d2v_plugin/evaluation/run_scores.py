@@ -50,5 +50,4 @@ def format_scores(scores: Mapping[str, Scores]) -> list[str]:
     """Lines of a table: one row for everything evaluated, one column for each score."""
     names = list(next(iter(scores.values())))
     rows = [[name, *(f"{value:.4f}" for value in row.values())] for name, row in scores.items()]
-
     return format_table(["", *(f"{name:>8}" for name in names)], rows)

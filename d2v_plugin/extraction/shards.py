@@ -42,7 +42,6 @@ class ShardRange:
 def cut_shards(num_samples: int, shard_size: int) -> list[ShardRange]:
     """The shards of a split; the same for any number of processes."""
     starts = range(0, num_samples, shard_size)
-
     return [ShardRange(number, start, min(start + shard_size, num_samples)) for number, start in enumerate(starts)]
 
 
@@ -67,7 +66,7 @@ class ShardStore(ABC):
 
     @abstractmethod
     def path_of(self, shard: ShardRange) -> Path:
-        """Where a shard is, or will be."""
+        """The place of a shard."""
 
     @abstractmethod
     def describe(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
@@ -107,7 +106,6 @@ class NumpyStore(ShardStore):
     def describe(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
         files = sorted(self.path_of(shard).glob("*.npy"))
         arrays = {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in files}
-
         return {name: list(array.shape) for name, array in arrays.items()}, arrays[IDS].tolist()
 
     @override

@@ -21,8 +21,6 @@ from d2v_plugin.weights.state import State
 FORMAT: Final = "d2v_plugin"
 FORMAT_VERSION: Final = 1
 
-"""The configurations of the model families."""
-
 CONFIG_FILE: Final = "config.json"
 STUDENT_FILE: Final = "model.safetensors"
 TEACHER_FILE: Final = "teacher.safetensors"
@@ -31,7 +29,7 @@ HEAD_FILE: Final = "head.safetensors"
 
 @dataclass(kw_only=True)
 class ModelDirectory:
-    """What such a directory holds."""
+    """Contents of such a directory."""
 
     config: AnyConfig
     """The model."""
@@ -97,7 +95,7 @@ def _write_files(folder: Path, content: ModelDirectory) -> None:
 
 
 def is_model_directory(folder: Path) -> bool:
-    """Whether a ``config.json`` says so."""
+    """Tell by ``config.json`` whether a directory is one of ours."""
     try:
         return bool(_read_json(folder / CONFIG_FILE).get("format") == FORMAT)
     except CheckpointError:
@@ -105,7 +103,8 @@ def is_model_directory(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> AnyConfig:
-    """
+    """Read the configuration of a model.
+
     :raises CheckpointError: ``config.json`` cannot be read, or describes something else.
     """
     path = folder / CONFIG_FILE
@@ -120,9 +119,10 @@ def read_config(folder: Path) -> AnyConfig:
 
 
 def structure_config(family: str, content: object, path: Path) -> AnyConfig:
-    """
+    """Make a configuration of its fields.
+
     :param family: one of :data:`FAMILIES`.
-    :param content: the fields of its configuration as plain data.
+    :param content: the fields as plain data.
     :param path: where they stand, for the message.
     :raises CheckpointError: unknown keys, or values of the wrong type.
     """
@@ -132,7 +132,6 @@ def structure_config(family: str, content: object, path: Path) -> AnyConfig:
         reasons = " ".join(str(cause) for cause in causes(ex))
         raise CheckpointError(f"{path}: the configuration of the model is not valid. {reasons}") from ex
     assert isinstance(config, AnyConfig)
-
     return config
 
 

@@ -38,5 +38,4 @@ def _strip(config: AnyConfig) -> AnyConfig:
             frontend.decoder = None
     else:
         config.head_layers = 0
-
     return config

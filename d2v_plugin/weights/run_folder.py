@@ -64,7 +64,6 @@ def score_file(checkpoints: Path, step_nr: int) -> Path:
 def parse_step(folder: Path) -> int | None:
     """The update of a folder ``step_N``; None if it has another name."""
     found = re.fullmatch(r"step_(\d+)", folder.name)
-
     return None if found is None else int(found[1])
 
 
@@ -75,7 +74,6 @@ def list_steps(checkpoints: Path, *, recorded: bool = False) -> list[int]:
     """
     folders = checkpoints.iterdir() if checkpoints.is_dir() else ()
     steps = ((parse_step(folder), folder) for folder in folders if folder.is_dir())
-
     return sorted(step for step, folder in steps if step is not None and (has_record(folder) or not recorded))
 
 
@@ -97,7 +95,6 @@ def read_scores(checkpoints: Path, steps: Iterable[int]) -> list[tuple[float, in
 def named_step(path: Path) -> Path | None:
     """The folder ``step_N`` that a path names: itself, or the one of its ``model``; None if it names none."""
     folder = path.parent if path.name == "model" and (path / "pp_00").is_dir() else path
-
     return None if parse_step(folder) is None else folder
 
 
@@ -110,7 +107,6 @@ def find_checkpoints(path: str | Path) -> Path | None:
     path = Path(path)
     if (step := named_step(path)) is not None:
         return step.parent
-
     return next((folder for folder in (path, path / "checkpoints") if (folder / MODEL_FILE).is_file()), None)
 
 

@@ -1,4 +1,4 @@
-"""Where weights can come from: a converted directory, one of our runs, a registered name."""
+"""Sources of weights: a converted directory, one of our runs, a registered name."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from fairseq2.assets import AssetCard, AssetDownloadManager, AssetStore
+from fairseq2.assets import AssetDownloadManager, AssetStore
 from fairseq2.device import CPU
 from fairseq2.gang import create_fake_gangs
 from fairseq2.model_checkpoint import CorruptModelCheckpointError, ModelCheckpointLoader, ModelCheckpointLoadOptions
@@ -35,8 +35,10 @@ from d2v_plugin.weights.run_folder import MODEL_FILE, find_step, named_step
 from d2v_plugin.weights.state import TEACHER_PREFIX, State
 from d2v_plugin.weights.torch_file import explain_unreadable
 
+_FAMILIES: Final = " or ".join(f"`{family}`" for family in FAMILIES)
+
 Weights = Literal["student", "teacher"]
-"""Which weights to take; the teacher's replace the student's where the teacher has them."""
+"""The weights to take; the teacher's replace the student's where the teacher has them."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class DirectorySource(Source):
-    """What ``tools/convert_checkpoint.py`` wrote."""
+    """A directory that ``tools/convert_checkpoint.py`` wrote."""
 
     @override
     def read(self, weights: Weights = "student") -> State:
@@ -76,7 +78,7 @@ class DirectorySource(Source):
 
 @dataclass(frozen=True)
 class NativeSource(Source):
-    """What fairseq2 can load: the ``model`` folder of a checkpoint, sharded or not, or a single file."""
+    """A checkpoint as fairseq2 writes it: the ``model`` folder of a checkpoint, sharded or not, or a single file."""
 
     is_checked: bool = False
     """Whether its files have been compared with their record."""
@@ -150,7 +152,7 @@ def _read_run_config(path: Path) -> AnyConfig:
     content: Any = documents[0] if documents else None
     family: Any = content.get("model_family") if isinstance(content, dict) else None
     if family not in FAMILIES:
-        raise CheckpointError(f"{path} describes a model of the family `{family}`, not {_list_families()}.")
+        raise CheckpointError(f"{path} describes a model of the family `{family}`, not {_FAMILIES}.")
 
     return structure_config(family, content.get("model_config"), path)
 
@@ -163,27 +165,16 @@ def _find_by_name(name: str) -> Source:
     field = card.maybe_get_field("model_family")
     family = None if field is None else field.as_(str)
     if family not in FAMILIES:
-        raise CheckpointError(f"`{name}` is not a model of the family {_list_families()}.")
+        raise CheckpointError(f"`{name}` is not a model of the family {_FAMILIES}.")
 
-    path = _fetch(resolver, card)
+    uri = card.field("checkpoint").as_uri()
+    path = uri.to_path() if uri.scheme == "file" else resolver.resolve(AssetDownloadManager).download_model(uri)
     if path.is_dir() and is_model_directory(path):
         return DirectorySource(path, read_config(path))
     config = resolver.resolve(ModelFamily, key=family).get_model_config(card)
     assert isinstance(config, AnyConfig)
 
     return NativeSource(path, config)
-
-
-def _list_families() -> str:
-    return " or ".join(f"`{family}`" for family in FAMILIES)
-
-
-def _fetch(resolver: DependencyResolver, card: AssetCard) -> Path:
-    uri = card.field("checkpoint").as_uri()
-    if uri.scheme == "file":
-        return uri.to_path()
-
-    return resolver.resolve(AssetDownloadManager).download_model(uri)
 
 
 def library() -> DependencyResolver:
@@ -205,7 +196,4 @@ def _own_library() -> DependencyContainer:
 def _explain_corrupt(path: Path, ex: CorruptModelCheckpointError) -> str:
     """fairseq2's message names the file; the reason is in what caused it."""
     file = getattr(ex.__cause__, "file", None)
-    if isinstance(file, Path):
-        return f"{file}: {explain_unreadable(file, root_cause(ex))}"
-
-    return f"{path}: {ex}"
+    return f"{file}: {explain_unreadable(file, root_cause(ex))}" if isinstance(file, Path) else f"{path}: {ex}"

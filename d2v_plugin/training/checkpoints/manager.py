@@ -38,7 +38,6 @@ class Saving:
     """A checkpoint being written."""
 
     step_nr: int
-
     result: Future[Written]
 
     saved: Callable[[], None]
@@ -74,7 +73,6 @@ class VerifiedCheckpointManager(CheckpointManager):
         :raises CheckpointError: as for :func:`find_resume_point`.
         """
         self.directory = directory
-        """Where the checkpoints are."""
         self._gangs = gangs
         self._hosts = hosts
         self._threads = threads
@@ -131,7 +129,6 @@ class VerifiedCheckpointManager(CheckpointManager):
         blocking: bool,
     ) -> None:
         self.maybe_complete_save_operation(blocking=True)
-
         aside = unfinished_folder(self.directory, step_nr)
         if self._hosts.rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
@@ -141,7 +138,6 @@ class VerifiedCheckpointManager(CheckpointManager):
         plain = {name: to_plain(state.state_dict(), copy=not blocking, name=name) for name, state in states.items()}
         if ready is not None:
             ready(step_nr, blocking)
-
         call = partial(saved, step_nr, blocking) if saved is not None else lambda: None
         unpublished = 0 if self._publishes(step_nr) else self.count_unpublished()
         self._saving = Saving(step_nr, self._threads.queue(write_states, plain, aside), call, unpublished)
@@ -194,9 +190,7 @@ class VerifiedCheckpointManager(CheckpointManager):
         put_in_place(aside, step_folder(self.directory, saving.step_nr))
 
     def raise_if_failed(self, step_nr: int) -> None:
-        """
-        :raises CheckpointError: the checkpoint of this update, the run's last, could not be written.
-        """
+        """:raises CheckpointError: the checkpoint of this update, the run's last, could not be written."""
         if self._failed is not None and self._failed[0] == step_nr:
             raise CheckpointError(
                 f"The last checkpoint, of step {step_nr}, could not be written: {self._failed[1]} Make room and repeat the "
@@ -232,7 +226,6 @@ class VerifiedCheckpointManager(CheckpointManager):
     @property
     def _loader(self) -> CheckpointLoader:
         assert self.resume_point is not None
-
         return CheckpointLoader(self.resume_point, self._gangs, extend_schedule=self._resume.extend_schedule)
 
     # Keeping
@@ -261,7 +254,6 @@ class VerifiedCheckpointManager(CheckpointManager):
         stale = find_stale_steps(
             self.directory, last=keep_last_n, best=keep_best_n, every=keep_every_n_steps, hours=self._keep_hours
         )
-
         return self._hosts.gather(stale)[0]
 
     @override
@@ -271,7 +263,6 @@ class VerifiedCheckpointManager(CheckpointManager):
     @override
     def get_step_numbers(self, *, exclude_model_only: bool = False) -> list[int]:
         steps = list_steps(self.directory, recorded=True)
-
         return [step for step in steps if not exclude_model_only or (step_folder(self.directory, step) / "trainer").is_dir()]
 
     @override
@@ -283,7 +274,6 @@ class VerifiedCheckpointManager(CheckpointManager):
 
     def _describe_last(self) -> str:
         steps = self.get_step_numbers(exclude_model_only=True)
-
         return str(steps[-1]) if steps else "none"
 
     def _on_first_rank(self, action: Callable[[], object], warning: str | None = None) -> str | None:

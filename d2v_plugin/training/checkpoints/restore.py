@@ -110,7 +110,6 @@ class CheckpointLoader:
 
     def _read_shards(self, kind: str) -> list[dict[str, Any]]:
         names = [shard_file(kind, self._gangs, shard) for shard in range(self._info("shards"))]
-
         return [read_state(self._point.folder / name, mmap=True) for name in names]
 
     def _reshard(self, name: str, parts: Sequence[Tensor], now: Tensor | None) -> Tensor:

@@ -31,9 +31,7 @@ class ResumePoint:
     """A verified checkpoint."""
 
     step_nr: int
-
     folder: Path
-
     record: Record
 
 

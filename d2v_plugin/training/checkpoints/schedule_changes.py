@@ -32,7 +32,6 @@ def follow_schedule(saved: Mapping[str, Any], current: Mapping[str, Any], *, ext
             f"The learning-rate schedule is not the checkpoint's ({'; '.join(changes)}), because `regime.num_steps`, "
             "`lr_scheduler` or `optimizer` was changed. Restore them, or add --extend-schedule to follow the new schedule."
         )
-
     return {**current, **{key: value for key, value in saved.items() if key in _POSITION}}
 
 
@@ -63,7 +62,6 @@ def _equal(old: Any, new: Any) -> bool:
         return torch.equal(torch.as_tensor(old), torch.as_tensor(new))
     if isinstance(old, list | tuple) and isinstance(new, list | tuple):
         return len(old) == len(new) and all(_equal(a, b) for a, b in zip(old, new, strict=True))
-
     return bool(old == new)
 
 
@@ -90,7 +88,7 @@ def merge_trainer_states(states: Sequence[dict[str, Any]], rank: int, devices: S
 
 
 def same_everywhere(states: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether all ranks had the same state."""
+    """Tell whether all ranks had the same state."""
     return all(
         state.keys() == states[0].keys() and all(_equal(state[key], value) for key, value in states[0].items())
         for state in states[1:]

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.storage import FileRecord
-from d2v_plugin.weights.torch_file import explain_unreadable
+from d2v_plugin.weights.torch_file import explained
 
 State = Mapping[str, object]
 
@@ -26,7 +26,6 @@ State = Mapping[str, object]
 def shard_file(kind: str, gangs: Gangs, shard: int | None = None) -> str:
     """The file of the part of the model or the optimizer that a rank has, or a neighbour with whom it shares parameters."""
     shard = gangs.sdp.rank if shard is None else shard
-
     return f"{kind}/pp_{gangs.pp.rank:02d}/tp_{gangs.tp.rank:02d}/sdp_{shard:02d}.pt"
 
 
@@ -157,12 +156,8 @@ def read_state(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     :param mmap: take memory only for what is used of it.
     :raises CheckpointError: the file cannot be read, is damaged, or would execute something.
     """
-    try:
+    with explained(path):
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except OSError as ex:
-        raise CheckpointError(f"{path}: {ex.strerror or ex}.") from ex
-    except Exception as ex:  # whatever the bytes of a file can provoke
-        raise CheckpointError(f"{path}: {explain_unreadable(path, ex)}") from ex
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} does not hold a state.")
 

@@ -20,7 +20,7 @@ from typing_extensions import override
 from d2v_plugin.core.registry import create
 from d2v_plugin.criteria.base import Criterion
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
-from d2v_plugin.evaluation.checkpoint import load_fine_tuned
+from d2v_plugin.evaluation.checkpoint import load_trained
 from d2v_plugin.evaluation.provenance import find_provenance
 from d2v_plugin.evaluation.run_scores import Scores, format_scores
 from d2v_plugin.evaluation.unit import EvaluationUnit
@@ -76,7 +76,7 @@ class EvaluateRecipe(ExtensibleRecipe):
         if isinstance(criterion, SupervisedCriterion):
             # Data first: a missing split is known before a large model is read.
             readers += [open_split(gangs, split) for split in config.splits]
-            model = load_fine_tuned(path, criterion, task.labels, device=context.device)
+            model = load_trained(path, criterion, labels=task.labels, device=context.device)
             for split in config.splits:
                 report = RunFolder(context.output_dir).predictions / f"{split}.tsv"
                 units.append(EvaluationUnit(model, criterion, gangs, split=split, report=report))

@@ -35,7 +35,7 @@ TEACHER_KEY: Final = "_ema"
 
 @dataclass(frozen=True)
 class FineTuned:
-    """How one of fairseq's fine-tuned models wraps the pre-trained one."""
+    """Layout of one of fairseq's fine-tuned models around the pre-trained one."""
 
     kind: str
     """Our word for it."""
@@ -163,7 +163,6 @@ def _explained(path: Path) -> Iterator[None]:
 def _pop_teacher(student: dict[str, Any]) -> dict[str, Any] | None:
     """Take the teacher, which is one entry of the weights, from the student."""
     candidates = [student.pop(key, None) for key in (TEACHER_KEY, f"encoder.{TEACHER_KEY}")]
-
     return next((teacher for teacher in candidates if isinstance(teacher, dict)), None)
 
 
@@ -266,11 +265,7 @@ def _check_agreement(
     :param is_averaged: whether the teacher has a weight of its own for a name of the student's.
     :raises CheckpointError: they differ.
     """
-    try:
-        expected = build_skeleton(config, num_tensors=len(student)).state_dict()
-    except CheckpointError as ex:
-        raise CheckpointError(f"{path}: {ex}") from ex
-    given = dict(student)
+    expected, given = build_skeleton(config, num_tensors=len(student), path=path).state_dict(), dict(student)
     if teacher is not None:
         expected |= {f"{TEACHER_KEY}.{key}": tensor for key, tensor in expected.items() if is_averaged(key)}
         given |= {f"{TEACHER_KEY}.{key}": tensor for key, tensor in teacher.items()}
@@ -278,7 +273,7 @@ def _check_agreement(
 
 
 def _is_averaged(key: str, scope: Mapping[str, str]) -> bool:
-    """Whether the teacher has a weight of its own for this name of the student's."""
+    """Tell whether the teacher has a weight of its own for a name of the student's."""
     if key.startswith("blocks."):
         return True
     if (found := re.match(r"modality_encoders\.(\w+)\.(\w+)", key)) is None:

@@ -81,7 +81,8 @@ _MAX_CONV_LAYERS: Final = 100
 def convert_config(
     model: Mapping[str, Any], *, vocab_size: int | None = None, pad_idx: int = 1, modalities: Sequence[str] | None = None
 ) -> Data2VecConfig:
-    """
+    """Make our configuration of one of data2vec 2.0.
+
     :param model: the ``model`` section of a fairseq checkpoint's ``cfg``, with ``_name`` ``data2vec_multi``.
     :param vocab_size: number of token embeddings, for text; the configuration does not hold it.
     :param modalities: which frontends there are if the configuration does not say; None = all.
@@ -141,13 +142,11 @@ def _image(section: Mapping[str, Any]) -> ImageConfig:
 def _text(section: Mapping[str, Any], vocab_size: int | None, pad_idx: int) -> TextConfig:
     if vocab_size is None:
         raise ValueError("`vocab_size` must be given for a text model.")
-
     return TextConfig(**_frontend(section, "TEXT"), vocab_size=vocab_size, pad_idx=pad_idx)
 
 
 def _frontend(section: Mapping[str, Any], modality: str) -> dict[str, Any]:
     decoder = section.get("decoder", {})
-
     return {
         **_take(section, _MODALITY | _MODALITIES[modality]),
         "prenet_drop_path": _drop_path(section),
@@ -160,7 +159,6 @@ def _decoder(section: Mapping[str, Any]) -> DecoderConfig:
     for key in ("add_positions_masked", "add_positions_all"):
         if section.get(key):
             raise ValueError(f"`decoder.{key}` is not supported; no published model uses it.")
-
     return DecoderConfig(**_take(section, _DECODER))
 
 

@@ -35,7 +35,8 @@ BEIT_NAMES: Final = {
 
 
 def convert_config(model: Mapping[str, Any], weights: State, *, pad_idx: int = 1) -> Data2Vec1ModelConfig:
-    """
+    """Make our configuration of one of data2vec 1.0.
+
     :param model: the ``model`` section of a fairseq checkpoint's ``cfg``, with one of :data:`MODEL_NAMES` as ``_name``.
     :param weights: from :func:`convert_state_dict`; they tell the vocabulary, and whether there is a head.
     :raises CheckpointError: the model uses something that only fairseq has.
@@ -85,7 +86,6 @@ def convert_teacher(model: Mapping[str, Any], teacher: Mapping[str, Tensor]) -> 
     :param teacher: the entry ``_ema`` (text: ``encoder._ema``) of the checkpoint's weights.
     """
     prefix = "encoder.sentence_encoder." if model.get("_name") == "data2vec_text" else "encoder."
-
     return {f"{prefix}{name}": tensor.float() for name, tensor in teacher.items() if not _is_constant(name)}
 
 
@@ -121,7 +121,6 @@ def rename_beit(weights: Mapping[str, Any]) -> dict[str, Any]:
         for pattern, replacement in BEIT_NAMES.items():
             name = re.sub(pattern, replacement, name)
         renamed[name] = tensor
-
     return renamed
 
 

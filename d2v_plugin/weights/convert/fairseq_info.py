@@ -27,7 +27,6 @@ def attributes_of(value: object) -> dict[str, Any]:
     """The contents of a dictionary, or of a namespace of an old checkpoint; of anything else nothing."""
     if isinstance(value, InertObject):
         return vars(value)
-
     return value if isinstance(value, dict) else {}
 
 
@@ -35,7 +34,6 @@ def read_step(content: Mapping[str, Any]) -> int | None:
     """The number of the checkpoint's last update, where the file says it."""
     history = content.get("optimizer_history")
     step = attributes_of(history[-1]).get("num_updates") if isinstance(history, list) and history else None
-
     return step if isinstance(step, int) else None
 
 
@@ -45,7 +43,6 @@ def read_labels(content: Mapping[str, Any]) -> list[str] | None:
         symbols = attributes_of(dictionary).get("symbols")
         if isinstance(symbols, list) and all(isinstance(symbol, str) for symbol in symbols):
             return symbols
-
     return None
 
 
@@ -56,7 +53,6 @@ def teacher_scope(settings: Mapping[str, Any]) -> dict[str, str]:
     """
     if settings.get("ema_encoder_only", True):
         return {modality.name: "blocks" for modality in Modality}
-
     return {m.name: "all" if _section(settings, m.value).get("ema_local_encoder") else "context" for m in Modality}
 
 

@@ -82,7 +82,6 @@ def _import_audio(source: PretrainedConfig, settings: dict[str, Any]) -> Audio1C
     _require(source, feat_extract_activation="gelu", conv_bias=False, add_adapter=False)
     if source.conv_pos_kernel_size < 3:
         raise CheckpointError(f"`conv_pos_kernel_size` must be at least 3, but is {source.conv_pos_kernel_size}.")
-
     return Audio1Config(
         conv_layers=list(zip(source.conv_dim, source.conv_kernel, source.conv_stride, strict=True)),
         position_width=source.conv_pos_kernel_size * source.num_conv_pos_embeddings,
@@ -94,7 +93,6 @@ def _import_text(source: PretrainedConfig, settings: dict[str, Any]) -> Text1Con
     _require(source, position_embedding_type="absolute")
     if source.pad_token_id is None:
         raise CheckpointError("`pad_token_id` must be given.")
-
     return Text1Config(max_positions=source.max_position_embeddings - source.pad_token_id - 1, **settings)
 
 
@@ -166,7 +164,6 @@ def _rename(config: Data2Vec1ModelConfig, name: str) -> str:
     names = AUDIO_NAMES if config.audio is not None else TEXT_NAMES if config.text is not None else VISION_NAMES
     for pattern, replacement in names.items():
         name = re.sub(pattern, replacement, name)
-
     return name
 
 
@@ -175,7 +172,6 @@ def _export_config(config: Data2Vec1ModelConfig) -> PretrainedConfig:
 
     def rename(model_type: str, part: object) -> dict[str, Any]:
         tables = zip((config, part), SETTINGS[model_type], strict=True)
-
         return {theirs: getattr(section, ours) for section, names in tables for ours, theirs in names.items()}
 
     if (audio := config.audio) is not None:
