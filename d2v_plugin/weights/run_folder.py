@@ -1,4 +1,9 @@
-"""Layout of a run: the paths of all that it writes, and which of its checkpoints are complete."""
+"""Layout of a run: the paths of all that it writes, and its checkpoints that are complete.
+
+A checkpoint is complete if it has a record (``complete.json``, see :mod:`d2v_plugin.core.storage`) and its files are those of the
+record: all of them by their sizes, and those that are going to be read by their contents. Resuming reads all of them, using a
+model only the model's.
+"""
 
 from __future__ import annotations
 
@@ -113,8 +118,7 @@ def find_checkpoints(path: str | Path) -> Path | None:
 def find_step(path: str | Path, *, best: bool = False) -> Path | None:
     """The checkpoint that a path means.
 
-    Of several, those that are not complete, which have no record or other files than it says, are passed over with a warning.
-    The contents of files are compared where a model is read from them.
+    Of several, those that are not complete are passed over with a warning.
 
     :param path: the output directory of a run, its ``checkpoints`` (both mean the last complete checkpoint), or a ``step_N``,
         which is taken as it is; it may be fairseq2's own, without a record.

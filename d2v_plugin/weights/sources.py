@@ -78,7 +78,7 @@ class DirectorySource(Source):
 
 @dataclass(frozen=True)
 class NativeSource(Source):
-    """A checkpoint as fairseq2 writes it: the ``model`` folder of a checkpoint, sharded or not, or a single file."""
+    """Weights as fairseq2 writes them: the ``model`` folder of a checkpoint, sharded or not, or a single file."""
 
     is_checked: bool = False
     """Whether its files have been compared with their record."""
