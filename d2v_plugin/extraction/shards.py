@@ -69,7 +69,7 @@ class ShardStore(ABC):
         """The place of a shard."""
 
     @abstractmethod
-    def describe(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
+    def read_header(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
         """The shapes of a shard's arrays, by name, and its ids; does not read the features."""
 
     @abstractmethod
@@ -84,7 +84,7 @@ class SafetensorsStore(ShardStore):
         return self.folder / f"shard-{shard.number:05}.safetensors"
 
     @override
-    def describe(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
+    def read_header(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
         with safe_open(self.path_of(shard), framework="pt") as file:
             shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
 
@@ -103,7 +103,7 @@ class NumpyStore(ShardStore):
         return self.folder / f"shard-{shard.number:05}"
 
     @override
-    def describe(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
+    def read_header(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
         files = sorted(self.path_of(shard).glob("*.npy"))
         arrays = {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in files}
         return {name: list(array.shape) for name, array in arrays.items()}, arrays[IDS].tolist()
@@ -149,7 +149,7 @@ def finish_index(
     """
     listed, num_samples = [], 0
     for shard in shards:
-        shapes, ids = store.describe(shard)
+        shapes, ids = store.read_header(shard)
         num_samples += len(ids)
         missing = sorted(set(range(shard.start, shard.stop)) - set(ids))
         path = str(store.path_of(shard).relative_to(folder))
