@@ -25,6 +25,7 @@ from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.statistics import channel_deviations, describe
 from d2v_plugin.pictures.features import draw_features, draw_history, draw_scales, draw_similarities, similarities
 from d2v_plugin.pictures.inputs import draw_masks
+from d2v_plugin.weights.run_folder import RunFolder
 
 GROWTH = 1.15
 
@@ -110,8 +111,8 @@ class Album:
         """
         self._section = section
         self._model = model
-        self._folder = output_dir / "pictures"
-        self._log_dir = output_dir / "tb" / "pictures"
+        self._folder = RunFolder(output_dir).pictures
+        self._log_dir = RunFolder(output_dir).tensorboard / "pictures"
         self._seed = seed
         self._spell = spell
         self._clock = clock

@@ -25,8 +25,9 @@ from typing_extensions import Self, override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.fairseq2_private import count_unpublished, restore_unpublished, save_checkpoint, set_rates
-from d2v_plugin.training.checkpoints import VerifiedCheckpointManager
+from d2v_plugin.training.checkpoints.manager import VerifiedCheckpointManager
 from d2v_plugin.training.host_group import HostGroup
+from d2v_plugin.weights.run_folder import step_folder
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -171,7 +172,7 @@ class StoppableTask(Runnable):
         self._save_once(step_nr)
         if self._gangs.root.rank == 0:
             asked = ", ".join(f"{reason} at rank {rank}" for rank, reason in enumerate(reasons) if reason is not None)
-            saved = f"saved as {self._checkpoints.directory / f'step_{step_nr}'}" if step_nr else "nothing to save"
+            saved = f"saved as {step_folder(self._checkpoints.directory, step_nr)}" if step_nr else "nothing to save"
             print(f"Stopped after update {step_nr:,} ({asked}): {saved}. The same command again goes on from there.", flush=True)
         self._gangs.close()
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from d2v_plugin.data.preparation.common import write_atomically
+from d2v_plugin.core.storage import write_atomically
 
 _FILE: Final = "known.txt"
 

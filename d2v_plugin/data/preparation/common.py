@@ -16,6 +16,8 @@ from fairseq2.recipe.error import RecipeError
 from rich.console import Console
 from rich.progress import track
 
+from d2v_plugin.core.storage import write_atomically
+
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
@@ -112,14 +114,6 @@ def write_manifest(
         lines.append("\t".join(["#classes", *classes]))
     lines += ["\t".join(map(str, row)) for row in rows]
     write_atomically(path, "\n".join(lines) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file at once, so that a run that opens it never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-    temporary.replace(path)
 
 
 def parse_size(text: str) -> int:

@@ -10,11 +10,10 @@ from typing import Final, final
 from torch import Tensor
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.weights.run_folder import RunFolder
 
 NameSample = Callable[[Modality, int], str]
 """Tells where a sample comes from, given its id."""
-
-FOLDER: Final = "suspects"
 
 _HEADER: Final = "step\tevent\tgradient_norm\tloss\tmodality\tid\tsample\n"
 _NUM_SHOWN: Final = 8
@@ -38,8 +37,8 @@ class Suspects:
     """Appends to ``suspects/rank_N.tsv`` of a run: one row for each sample of a reported update."""
 
     def __init__(self, output_dir: Path, rank: int, name_sample: NameSample) -> None:
-        self.path = output_dir / FOLDER / f"rank_{rank}.tsv"
-        self.pattern = output_dir / FOLDER / "rank_*.tsv"
+        self.path = RunFolder(output_dir).suspects / f"rank_{rank}.tsv"
+        self.pattern = RunFolder(output_dir).suspects / "rank_*.tsv"
         self._name_sample = name_sample
 
     def add(self, step_nr: int, event: str, passes: Sequence[Pass], losses: Sequence[float], norm: float) -> str:

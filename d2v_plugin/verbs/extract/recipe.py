@@ -29,6 +29,7 @@ from d2v_plugin.verbs.common import choose_checkpoint
 from d2v_plugin.verbs.extensions import ExtensibleRecipe
 from d2v_plugin.verbs.extract.config import ExtractConfig
 from d2v_plugin.weights.loading import load
+from d2v_plugin.weights.run_folder import RunFolder
 
 
 @final
@@ -47,7 +48,7 @@ class ExtractRecipe(ExtensibleRecipe):
 
         # Data first: a missing split is known before a large model is read.
         task = create(context.resolver, Task, config.task)
-        task.bad_samples_report = context.output_dir / "bad_samples.tsv"
+        task.bad_samples_report = RunFolder(context.output_dir).bad_samples
         rows = task.open_rows(context.get_dataset(), config.split)
 
         path = choose_checkpoint(config.checkpoint.path, best=config.checkpoint.best)
@@ -102,7 +103,7 @@ class ExtractTask(Runnable):
         self._info = info
         self._gangs = gangs
         self._batch_size = batch_size
-        self._store: ShardStore = STORES[settings["format"]](output_dir / "features")
+        self._store: ShardStore = STORES[settings["format"]](RunFolder(output_dir).features)
         self._shards = cut_shards(len(rows), settings["shard_size"])
         self._num_written = 0
         self._stop_requested = False

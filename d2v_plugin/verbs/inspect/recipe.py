@@ -36,6 +36,7 @@ from d2v_plugin.tasks.base import Task, TaskSection
 from d2v_plugin.verbs.common import CheckpointSection, choose_checkpoint
 from d2v_plugin.verbs.extensions import ExtensibleRecipe
 from d2v_plugin.weights.loading import load
+from d2v_plugin.weights.run_folder import RunFolder
 
 
 @dataclass(kw_only=True)
@@ -157,7 +158,8 @@ class InspectTask(Runnable):
     @override
     @torch.no_grad()
     def run(self) -> None:
-        config, folder = self._config, self._output_dir / "pictures"
+        config, places = self._config, RunFolder(self._output_dir)
+        folder = places.pictures
         num_samples = min(config.num_samples, len(self._rows))
         batch = take(next(iter(self._rows.read(0, num_samples, num_samples))), num_samples)
         batch.to(self._device)
@@ -171,8 +173,8 @@ class InspectTask(Runnable):
             picture.save(folder / f"{name}.png")
         print(f"\npictures:   {folder}: {', '.join(sorted(pictures))}", flush=True)
         if config.num_embedded > 0:
-            self._project(self._output_dir / "tb")
-            print(f"projector:  tensorboard --logdir {self._output_dir / 'tb'}", flush=True)
+            self._project(places.tensorboard)
+            print(f"projector:  tensorboard --logdir {places.tensorboard}", flush=True)
 
     def _draw_samplers(self, num_tokens: int) -> Image.Image:
         """Every registered sampler with its defaults, on inputs of the model's size."""

@@ -22,7 +22,7 @@ from d2v_plugin.core.registry import create
 from d2v_plugin.criteria.base import Criterion, criterion_of
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
 from d2v_plugin.data.reader import name_sample
-from d2v_plugin.evaluation.provenance import check_labels, describe_origin, write_origin
+from d2v_plugin.evaluation.provenance import check_labels, describe_provenance, write_provenance
 from d2v_plugin.evaluation.run_scores import Scores, compare_checkpoints
 from d2v_plugin.evaluation.unit import EvaluationUnit
 from d2v_plugin.models.base import EncoderModel
@@ -30,7 +30,9 @@ from d2v_plugin.pictures.recorder import Album
 from d2v_plugin.probing.section import Probing
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.tasks.multimodal import MultimodalPretrainingConfig
-from d2v_plugin.training.checkpoints import Resume, VerifiedCheckpointManager, register_checkpoints
+from d2v_plugin.training.checkpoints.manager import VerifiedCheckpointManager
+from d2v_plugin.training.checkpoints.registration import register_checkpoints
+from d2v_plugin.training.checkpoints.resume import Resume
 from d2v_plugin.training.health.incidents import Suspects
 from d2v_plugin.training.health.update_guard import UpdateGuard, create_watch
 from d2v_plugin.training.host_group import HostGroup
@@ -42,6 +44,7 @@ from d2v_plugin.verbs.extensions import ExtensibleRecipe, Extension
 from d2v_plugin.verbs.train.config import TrainConfig
 from d2v_plugin.verbs.train.summary import SummarizedTask, Summarizer
 from d2v_plugin.weights.loading import load_weights
+from d2v_plugin.weights.run_folder import RunFolder
 
 
 @final
@@ -112,7 +115,7 @@ class TrainRecipe(ExtensibleRecipe):
 
         # Data first: a missing manifest or split is known before a large model is built.
         task = create(context.resolver, Task, config.task)
-        task.bad_samples_report = context.output_dir / "bad_samples.tsv"
+        task.bad_samples_report = RunFolder(context.output_dir).bad_samples
         dataset = context.get_dataset()
         task.labels = task.read_labels(dataset)
         train_reader = task.create_train_reader(dataset, gangs, seed)
@@ -142,11 +145,11 @@ class TrainRecipe(ExtensibleRecipe):
         if isinstance(criterion, SupervisedCriterion):
             for split in config.validation.splits:
                 eval_readers.append(task.create_labelled_reader(dataset, gangs, split))
-                report = context.output_dir / "predictions" / f"{split}.tsv"
+                report = RunFolder(context.output_dir).predictions / f"{split}.tsv"
                 eval_units.append(EvaluationUnit(model, criterion, gangs, split=split, report=report))
         task.check_model(model)
         if gangs.root.rank == 0:
-            write_origin(find_checkpoints(context), describe_origin(config, task.labels))
+            write_provenance(find_checkpoints(context), describe_provenance(config, task.labels))
             # Not through the log, which breaks lines at the width of the terminal.
             print(f"\n{format_layers(model, context.get_optimizer())}\n", flush=True)
         trainer = context.create_trainer(unit, reader, eval_units, eval_readers)
@@ -171,4 +174,4 @@ def create_comparison(context: RecipeContext, criterion: SupervisedCriterion[Any
 
 def find_checkpoints(context: RecipeContext) -> Path:
     """Where the checkpoints of a run lie."""
-    return context.resolver.resolve(CheckpointDir).path or context.output_dir / "checkpoints"
+    return context.resolver.resolve(CheckpointDir).path or RunFolder(context.output_dir).checkpoints

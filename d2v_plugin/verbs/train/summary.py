@@ -17,14 +17,14 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.fairseq2_private import ModelHolder
-from d2v_plugin.evaluation.run_scores import Scores
-from d2v_plugin.evaluation.table import format_scores
+from d2v_plugin.evaluation.run_scores import Scores, format_scores
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.pictures.recorder import Album
 from d2v_plugin.probing.section import Probing
 from d2v_plugin.probing.table import format_accuracies
 from d2v_plugin.verbs.common import BASELINE_SEED
 from d2v_plugin.weights.loading import load_weights
+from d2v_plugin.weights.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Summarizer:
         scores = {} if self._compare is None else self._compare()
         paths = locate_results(self.output_dir)
         if self._compare is not None:
-            paths["predictions"] = str(self.output_dir / "predictions")
+            paths["predictions"] = str(RunFolder(self.output_dir).predictions)
 
         return Summary(num_updates, accuracies, scores, paths)
 
@@ -128,7 +128,7 @@ class SummarizedTask(Runnable):
         if self._album is not None:
             self._album.draw(self.step_nr)
         summary = self._summarize(self.step_nr)
-        self._summarize.output_dir.joinpath("summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
+        RunFolder(self._summarize.output_dir).summary.write_text(json.dumps(asdict(summary), indent=2) + "\n")
         # Not through the log, which breaks lines at the width of the terminal.
         print(format_summary(summary), flush=True)
 
@@ -148,12 +148,14 @@ class SummarizedTask(Runnable):
 
 def locate_results(output_dir: Path) -> dict[str, str]:
     """Where a run in ``output_dir`` leaves its results."""
+    run = RunFolder(output_dir)
+
     return {
-        "checkpoints": str(output_dir / "checkpoints"),
-        "metrics": str(output_dir / "metrics"),
-        "tensorboard": str(output_dir / "tb"),
-        "pictures": str(output_dir / "pictures"),
-        "summary": str(output_dir / "summary.json"),
+        "checkpoints": str(run.checkpoints),
+        "metrics": str(run.metrics),
+        "tensorboard": str(run.tensorboard),
+        "pictures": str(run.pictures),
+        "summary": str(run.summary),
     }
 
 
@@ -164,7 +166,7 @@ def format_summary(summary: Summary) -> str:
     if summary.accuracies:
         lines += ["", *format_accuracies(summary.accuracies)]
     if summary.scores:
-        lines += ["", format_scores(summary.scores)]
+        lines += ["", *format_scores(summary.scores)]
 
     lines += ["", *(f"{name + ':':<13} {path}" for name, path in summary.paths.items())]
     lines.append(f"Watch it with: tensorboard --logdir {summary.paths['tensorboard']}")
