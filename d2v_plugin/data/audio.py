@@ -25,7 +25,7 @@ _EPSILON = 1e-5
 
 
 @dataclass(kw_only=True)
-class AudioConfig:
+class AudioReadingConfig:
     """How recordings become waveforms."""
 
     sample_rate: int = 16_000
@@ -61,7 +61,7 @@ class Recording:
 
 
 def read_recording(
-    recording: Recording, config: AudioConfig, offset: int = 0, length: int | None = None, out: Waveform | None = None
+    recording: Recording, config: AudioReadingConfig, offset: int = 0, length: int | None = None, out: Waveform | None = None
 ) -> Waveform:
     """Read ``length`` samples from ``offset`` on, counted at the model's rate. -> (length,) float32
 
@@ -119,7 +119,7 @@ def pad_and_stack(waveforms: Sequence[Waveform]) -> tuple[Tensor, Tensor | None,
     return torch.from_numpy(padded), torch.from_numpy(np.arange(longest) >= lengths[:, None]), shortest
 
 
-def _decode(recording: Recording, config: AudioConfig, first: int, count: int, out: Waveform | None) -> Waveform:
+def _decode(recording: Recording, config: AudioReadingConfig, first: int, count: int, out: Waveform | None) -> Waveform:
     with _open(recording.location) as file:
         _check(recording, config, file.samplerate, file.frames)
         check_recording(count, file.channels)
@@ -156,7 +156,7 @@ def _open(location: Location) -> soundfile.SoundFile:
     return _ReadOnce(io.BytesIO(read_bytes(location)))
 
 
-def _check(recording: Recording, config: AudioConfig, rate: int, frames: int) -> None:
+def _check(recording: Recording, config: AudioReadingConfig, rate: int, frames: int) -> None:
     expected = recording.rate or config.sample_rate
     if rate != expected:
         raise SampleError(f"The file has {rate} samples per second, but {expected} were expected.")

@@ -43,7 +43,7 @@ class ColorJitterConfig:
 
 
 @dataclass(kw_only=True)
-class ImageConfig:
+class ImageReadingConfig:
     """How images become tensors."""
 
     size: int = 224
@@ -103,7 +103,7 @@ def _decode_first(data: bytes | bytearray) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def augment(image: Tensor, config: ImageConfig, seed: int, epoch: int, sample_id: int) -> Tensor:
+def augment(image: Tensor, config: ImageReadingConfig, seed: int, epoch: int, sample_id: int) -> Tensor:
     """Crop, resize, flip and jitter. (3, H, W) -> (3, size, size), uint8."""
     draws = draw_uniform(seed, epoch, Purpose.AUGMENTATION, sample_id, 2 * _NUM_CROP_TRIES + 7).tolist()
     left, top, width, height = choose_crop(image.size(-1), image.size(-2), config, draws)
@@ -116,7 +116,7 @@ def augment(image: Tensor, config: ImageConfig, seed: int, epoch: int, sample_id
     return image
 
 
-def choose_crop(width: int, height: int, config: ImageConfig, draws: Sequence[float]) -> tuple[int, int, int, int]:
+def choose_crop(width: int, height: int, config: ImageReadingConfig, draws: Sequence[float]) -> tuple[int, int, int, int]:
     """Choose a crop of random area, shape and place, as torchvision's ``RandomResizedCrop`` does.
 
     :param draws: at least 22 numbers in [0, 1).
@@ -141,7 +141,7 @@ def choose_crop(width: int, height: int, config: ImageConfig, draws: Sequence[fl
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def fit(image: Tensor, config: ImageConfig) -> Tensor:
+def fit(image: Tensor, config: ImageReadingConfig) -> Tensor:
     """Resize and crop the centre, without randomness. (3, H, W) -> (3, size, size), uint8."""
     height, width = image.shape[-2:]
     side = max(config.size, round(config.size * config.eval_resize))
@@ -153,7 +153,7 @@ def fit(image: Tensor, config: ImageConfig) -> Tensor:
     return cropped
 
 
-def normalize(images: Sequence[Tensor], config: ImageConfig) -> Tensor:
+def normalize(images: Sequence[Tensor], config: ImageReadingConfig) -> Tensor:
     """Stack and scale. N × (3, S, S) uint8 -> (N, 3, S, S) float32."""
     normalized = np.empty((len(images), *images[0].shape), dtype=np.float32)
     normalizer = Normalizer(config)
@@ -166,7 +166,7 @@ def normalize(images: Sequence[Tensor], config: ImageConfig) -> Tensor:
 class Normalizer:
     """Writes images to their places in a batch: while they are in the processor's cache, as a whole batch would not be."""
 
-    def __init__(self, config: ImageConfig) -> None:
+    def __init__(self, config: ImageReadingConfig) -> None:
         # (x / 255 - mean) / std = x · scale + shift
         self._scale = 1 / (255 * np.array(config.std, dtype=np.float32).reshape(3, 1, 1))
         self._shift = -255 * np.array(config.mean, dtype=np.float32).reshape(3, 1, 1) * self._scale

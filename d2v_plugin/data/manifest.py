@@ -17,7 +17,7 @@ import numpy as np
 from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.data.files import Location
-from d2v_plugin.data.scan import BoolArray, IntArray, find_byte, map_file, parse_numbers
+from d2v_plugin.data.tsv_scan import BoolArray, IntArray, find_byte, map_file, parse_numbers
 
 _CHUNK = 1 << 16
 _NUM_LISTED = 100

@@ -1,7 +1,7 @@
 """The order of samples: a function of (seed, epoch) and the global position alone.
 
-Epoch after epoch forms one endless sequence of *units*: single rows, or batches of rows of similar length. Update k consists
-of units [k·U, (k+1)·U) whatever the number of ranks; nothing is dropped at the end of an epoch, an update may span two.
+Epoch after epoch forms one endless sequence of *items*: single rows, or batches of rows of similar length. Update k consists
+of items [k·U, (k+1)·U) whatever the number of ranks; nothing is dropped at the end of an epoch, an update may span two.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ class RowBatch:
 
 
 class Order(ABC, Generic[PlanT]):
-    """An endless sequence of units."""
+    """An endless sequence of items."""
 
-    def __init__(self, num_units: int, seed: int) -> None:
-        """:param num_units: units per epoch."""
-        if num_units == 0:
-            raise ValueError("`num_units` must be positive; there is nothing to order.")
-        self.num_units = num_units
+    def __init__(self, num_items: int, seed: int) -> None:
+        """:param num_items: items per epoch."""
+        if num_items == 0:
+            raise ValueError("`num_items` must be positive; there is nothing to order.")
+        self.num_items = num_items
         self.seed = seed
         self._plans: dict[int, PlanT] = {}
         self._lock = Lock()
 
     def read(self, start: int, stop: int) -> RowBatch:
-        """The rows of units [start, stop) of the endless sequence. Safe to call from many threads."""
+        """The rows of items [start, stop) of the endless sequence. Safe to call from many threads."""
         rows, epochs = [], []
         while start < stop:
-            epoch, first = divmod(start, self.num_units)
-            last = min(first + stop - start, self.num_units)
+            epoch, first = divmod(start, self.num_items)
+            last = min(first + stop - start, self.num_items)
             found = self._rows_of(self._plan_of(epoch), first, last)
             rows.append(found)
             epochs.append(np.full(len(found), epoch))
@@ -72,15 +72,15 @@ class Order(ABC, Generic[PlanT]):
 
     @abstractmethod
     def _rows_of(self, plan: PlanT, start: int, stop: int) -> Rows:
-        """The rows of units [start, stop) of an epoch."""
+        """The rows of items [start, stop) of an epoch."""
 
 
 class SampleOrder(Order[Rows]):
-    """Units are single rows."""
+    """Items are single rows."""
 
     @override
     def _make_plan(self, epoch: int) -> Rows:
-        return draw_permutation(self.seed, epoch, Purpose.ORDER, self.num_units)
+        return draw_permutation(self.seed, epoch, Purpose.ORDER, self.num_items)
 
     @override
     def _rows_of(self, plan: Rows, start: int, stop: int) -> Rows:
@@ -88,7 +88,7 @@ class SampleOrder(Order[Rows]):
 
 
 class LengthOrder(Order[tuple[Rows, Rows]]):
-    """Units are batches of rows of similar length, as large as fits; their order is random.
+    """Items are batches of rows of similar length, as large as fits; their order is random.
 
     Rows of equal length change places in every epoch, the sizes of the batches never change.
     """
@@ -110,7 +110,7 @@ class LengthOrder(Order[tuple[Rows, Rows]]):
         shuffled = draw_permutation(self.seed, epoch, Purpose.TIES, len(self._rows))
         longest_first = np.argsort(-self._lengths[shuffled], kind="stable")
 
-        return self._rows[shuffled[longest_first]], draw_permutation(self.seed, epoch, Purpose.ORDER, self.num_units)
+        return self._rows[shuffled[longest_first]], draw_permutation(self.seed, epoch, Purpose.ORDER, self.num_items)
 
     @override
     def _rows_of(self, plan: tuple[Rows, Rows], start: int, stop: int) -> Rows:
@@ -146,23 +146,23 @@ class Share:
     num_accumulate: int
     """Forward passes per rank and update."""
 
-    units: int
-    """Units per forward pass."""
+    items: int
+    """Items per forward pass."""
 
     @property
-    def units_per_update(self) -> int:
-        return self.units * self.num_accumulate * self.world_size
+    def items_per_update(self) -> int:
+        return self.items * self.num_accumulate * self.world_size
 
-    def find_units(self, pass_nr: int) -> tuple[int, int]:
+    def find_items(self, pass_nr: int) -> tuple[int, int]:
         """Start and stop in the endless sequence of the ``pass_nr``-th forward pass of this rank, from 0."""
         update, micro = divmod(pass_nr, self.num_accumulate)
-        start = update * self.units_per_update + (self.rank * self.num_accumulate + micro) * self.units
+        start = update * self.items_per_update + (self.rank * self.num_accumulate + micro) * self.items
 
-        return start, start + self.units
+        return start, start + self.items
 
 
 def share_batch(batch_size: int, max_batch_size: int | None, *, rank: int, world_size: int, name: str = "batch_size") -> Share:
-    """Split ``batch_size`` units per update over the ranks, and over as few forward passes as ``max_batch_size`` allows.
+    """Split ``batch_size`` items per update over the ranks, and over as few forward passes as ``max_batch_size`` allows.
 
     :param name: how the user's configuration calls ``batch_size``.
     :raises RecipeError: it does not divide.
@@ -187,7 +187,7 @@ def share_batch(batch_size: int, max_batch_size: int | None, *, rank: int, world
 
 
 class WindowOrder(Order[Rows]):
-    """Units are single rows; those of an update are of similar length.
+    """Items are single rows; those of an update are of similar length.
 
     An epoch is shuffled and cut into windows of a few updates; only within a window rows are sorted by length, so that who
     meets whom changes in every epoch. The updates come in random order.
@@ -206,10 +206,10 @@ class WindowOrder(Order[Rows]):
 
     @override
     def _make_plan(self, epoch: int) -> Rows:
-        shuffled = draw_permutation(self.seed, epoch, Purpose.TIES, self.num_units)
+        shuffled = draw_permutation(self.seed, epoch, Purpose.TIES, self.num_items)
         # The first rows complete the update that the last epoch began.
-        first = min(-epoch * self.num_units % self._batch_size, self.num_units)
-        num_batches = (self.num_units - first) // self._batch_size
+        first = min(-epoch * self.num_items % self._batch_size, self.num_items)
+        num_batches = (self.num_items - first) // self._batch_size
         end = first + num_batches * self._batch_size
 
         rows = shuffled[first:end]

@@ -54,13 +54,13 @@ class TrainReader(DataReader[Batch]):
         self._start(0)
 
     def _start(self, unit: int) -> None:
-        per_update = self._share.units_per_update
+        per_update = self._share.items_per_update
         if unit % per_update:
             raise RecipeError(
                 f"The checkpoint stands at position {unit}, which is no multiple of the {per_update} per update now configured. "
                 "Resume with the batch size it was written with."
             )
-        self._unit = unit
+        self._position = unit
         source = DataPipeline.count(unit // per_update * self._share.num_accumulate)
         # Every rank yields without end, so there is nothing to agree on between ranks.
         self._reader: DataPipelineReader[Batch] = DataPipelineReader(
@@ -75,7 +75,7 @@ class TrainReader(DataReader[Batch]):
     def __next__(self) -> list[Batch]:
         batches = next(self._reader)
         self._bad_samples.raise_if_too_many()
-        self._unit += self._share.units_per_update
+        self._position += self._share.items_per_update
 
         return batches
 
@@ -89,12 +89,12 @@ class TrainReader(DataReader[Batch]):
 
     @override
     def state_dict(self) -> dict[str, object]:
-        return {"position": self._unit, "units_per_epoch": self._order.num_units, "seed": self._order.seed}
+        return {"position": self._position, "units_per_epoch": self._order.num_items, "seed": self._order.seed}
 
     @override
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """:raises RecipeError: the state belongs to other data, another seed or another batch size."""
-        for name, now in (("units_per_epoch", self._order.num_units), ("seed", self._order.seed)):
+        for name, now in (("units_per_epoch", self._order.num_items), ("seed", self._order.seed)):
             if state_dict[name] != now:
                 raise RecipeError(
                     f"The checkpoint was written with `{name}` {state_dict[name]}, but it is {now} now: the manifest, how it is "
@@ -164,12 +164,12 @@ class _PassReader:
         self._bad_samples = bad_samples
 
     def __call__(self, pass_nr: int) -> Batch:
-        start, stop = self._share.find_units(pass_nr)
+        start, stop = self._share.find_items(pass_nr)
         while (batch := self._read(self._order.read(start, stop))) is None:
             # fairseq2 would wait for ever for a rank that computes nothing.
             self._bad_samples.raise_if_too_many()
             log.warning("All samples of a batch are bad; the next batch of the sequence is repeated in its place.")
-            start, stop = stop, stop + self._share.units
+            start, stop = stop, stop + self._share.items
 
         return batch
 

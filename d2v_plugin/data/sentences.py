@@ -17,7 +17,7 @@ from d2v_plugin.core.registry import unknown_name
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.manifest import Problems
 from d2v_plugin.data.tables import GLUE, Table, TableLayout, check_labels, read_tables
-from d2v_plugin.data.text import END, Tokens
+from d2v_plugin.data.text import END, TokenIds
 from d2v_plugin.data.tokenizers import TextTokenizer, open_tokenizer
 
 _CHUNK = 10_000
@@ -114,7 +114,7 @@ class Sentences:
         :param max_length: of a sample with ``<s>`` and the separators; longer ones are cut as :func:`join` says.
         """
         columns = self.split(split).texts
-        rows: list[Tokens] = []
+        rows: list[TokenIds] = []
         num_cut = 0
         for first in range(0, len(columns[0]), _CHUNK):
             encoded = (self.tokenizer.encode_lines(column[first : first + _CHUNK]) for column in columns)
@@ -133,22 +133,22 @@ class TokenRows:
 
     tokens: NDArray[np.int32]
 
-    bounds: Tokens
+    bounds: TokenIds
     """(rows + 1,) where each row starts, and the end of the last."""
 
     num_cut: int
     """How many rows were too long."""
 
     @property
-    def lengths(self) -> Tokens:
+    def lengths(self) -> TokenIds:
         """(rows,) with the ``<s>`` that comes first."""
         return np.diff(self.bounds) + 1
 
-    def __getitem__(self, row: int) -> Tokens:
+    def __getitem__(self, row: int) -> TokenIds:
         return self.tokens[self.bounds[row] : self.bounds[row + 1]].astype(np.int64)
 
 
-def join(parts: Sequence[Tokens], max_length: int) -> Tokens:
+def join(parts: Sequence[TokenIds], max_length: int) -> TokenIds:
     """Join sentences as fairseq does for RoBERTa and data2vec, without the ``<s>`` at the beginning:
     ``sentence </s>``, or ``first </s> </s> second </s>``.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.manifest import Manifest, ManifestError, Problems
 
-Tokens = NDArray[np.int64]
+TokenIds = NDArray[np.int64]
 BreakMode = Literal["none", "complete", "complete_doc", "eos"]
 
 BEGINNING, PADDING, END, UNKNOWN = range(4)
@@ -86,11 +86,11 @@ class Tokenizer:
         self.vocabulary = Vocabulary(next_id + 1)
         self._pieces = {int(token): piece for piece, token in enumerate(self._ids) if token >= NUM_SPECIAL}
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str) -> TokenIds:
         """The ids of a text, without special ones."""
         return self._ids[np.array(self._model.encode(text), dtype=np.int64)]
 
-    def encode_lines(self, lines: Sequence[str], num_threads: int | None = None) -> list[Tokens]:
+    def encode_lines(self, lines: Sequence[str], num_threads: int | None = None) -> list[TokenIds]:
         """:meth:`encode` for many lines, in threads; None = one for each processor."""
         found = self._model.encode(list(lines), num_threads=num_threads or -1)
 
@@ -142,7 +142,7 @@ class TokenStream:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def read(self, start: int, stop: int) -> Tokens:
+    def read(self, start: int, stop: int) -> TokenIds:
         """Tokens [start, stop).
 
         :raises SampleError: there are none, or they are not in the vocabulary.
@@ -155,7 +155,7 @@ class TokenStream:
 
         return tokens.astype(np.int64)
 
-    def view(self, starts: Tokens, stops: Tokens) -> list[NDArray[Any]]:
+    def view(self, starts: TokenIds, stops: TokenIds) -> list[NDArray[Any]]:
         """Tokens [start, stop) of several samples, none of them empty, as the shards hold them; unlike :meth:`read` it does not
         check that they are in the vocabulary."""
         shards = np.searchsorted(self._ends, starts, side="right")
@@ -178,11 +178,11 @@ class TokenStream:
 
         return np.concatenate(parts)
 
-    def row_bounds(self, max_tokens: int) -> tuple[Tokens, Tokens]:
+    def row_bounds(self, max_tokens: int) -> tuple[TokenIds, TokenIds]:
         """(rows,) where the first tokens of each row of the manifest start and end."""
         return self._starts, np.minimum(self._ends, self._starts + max_tokens)
 
-    def line_ends(self) -> Tokens:
+    def line_ends(self) -> TokenIds:
         """Where each line ends, from the ``.idx`` files beside the shards.
 
         :raises ManifestError: such a file is missing or belongs to another shard.
@@ -202,7 +202,7 @@ class TokenStream:
         return np.concatenate(found)
 
 
-def cut_blocks(stream: TokenStream, max_tokens: int, mode: BreakMode) -> tuple[Tokens, Tokens]:
+def cut_blocks(stream: TokenStream, max_tokens: int, mode: BreakMode) -> tuple[TokenIds, TokenIds]:
     """Cut a stream into blocks of at most ``max_tokens`` tokens, as fairseq's ``TokenBlockDataset`` does.
 
     :param mode: ``none``: every block is full, whatever it cuts through; only the last may be shorter.
@@ -229,14 +229,14 @@ def cut_blocks(stream: TokenStream, max_tokens: int, mode: BreakMode) -> tuple[T
     return block_starts, np.minimum(block_ends, block_starts + max_tokens)
 
 
-def _split_documents(line_sizes: Tokens) -> list[slice]:
+def _split_documents(line_sizes: TokenIds) -> list[slice]:
     """The lines of each document, without the one-token lines between documents."""
     breaks = np.concatenate([[-1], np.flatnonzero(line_sizes == 1), [len(line_sizes)]]).tolist()
 
     return [slice(last + 1, end) for last, end in pairwise(breaks) if end > last + 1]
 
 
-def _pack(starts: Tokens, ends: Tokens, max_tokens: int) -> tuple[Tokens, Tokens]:
+def _pack(starts: TokenIds, ends: TokenIds, max_tokens: int) -> tuple[TokenIds, TokenIds]:
     """Join neighbouring lines while they fit."""
     firsts, line = [], 0
     while line < len(starts):

@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
-from d2v_plugin.data.audio import AudioConfig, Recording, Waveform, length_at, pad_and_stack, read_recording
+from d2v_plugin.data.audio import AudioReadingConfig, Recording, Waveform, length_at, pad_and_stack, read_recording
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
 from d2v_plugin.data.buffers import Buffers
 from d2v_plugin.data.dataset import AudioManifest, expect_dataset
@@ -23,7 +23,7 @@ from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.order import LengthOrder, RowBatch, share_batch
 from d2v_plugin.data.random import Purpose, draw_uniform
 from d2v_plugin.data.reader import LabelledReader, TrainReader, read_samples
-from d2v_plugin.data.rows import RowReader
+from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.tasks.base import Task
 
 
@@ -46,7 +46,7 @@ class AudioPretrainingConfig:
     max_sample_size: int = 320_000
     """Longer recordings are cropped to this, at a new random place in every epoch."""
 
-    audio: AudioConfig = field(default_factory=AudioConfig)
+    audio: AudioReadingConfig = field(default_factory=AudioReadingConfig)
     """How recordings become waveforms."""
 
     bad_samples: BadSampleConfig = field(default_factory=BadSampleConfig)
@@ -129,7 +129,7 @@ class AudioPretrainingTask(Task):
 
 
 def open_recordings(
-    manifest: Manifest, audio: AudioConfig, max_num_elements: int, bad_samples: BadSamples, labels: Tensor | None = None
+    manifest: Manifest, audio: AudioReadingConfig, max_num_elements: int, bad_samples: BadSamples, labels: Tensor | None = None
 ) -> RowReader:
     """The recordings of a manifest by row, whole."""
 
@@ -148,7 +148,7 @@ def open_recordings(
     return RowReader(manifest.path, read_lengths(manifest, audio), max_num_elements, bad_samples, read)
 
 
-def read_lengths(manifest: Manifest, config: AudioConfig) -> NDArray[np.int64]:
+def read_lengths(manifest: Manifest, config: AudioReadingConfig) -> NDArray[np.int64]:
     """(rows,) lengths in samples at the model's rate.
 
     :raises RecipeError: recordings have other rates and are not to be resampled.

@@ -15,7 +15,7 @@ from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import Spell
 from d2v_plugin.core.registry import ComponentSection
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.data.rows import RowReader
+from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.models.base import EncoderModel
 
 

@@ -16,10 +16,10 @@ from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
 from d2v_plugin.data.buffers import Buffers
 from d2v_plugin.data.dataset import ImageManifest, expect_dataset
-from d2v_plugin.data.image import ImageConfig, Normalizer, augment, decode, fit
+from d2v_plugin.data.image import ImageReadingConfig, Normalizer, augment, decode, fit
 from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
 from d2v_plugin.data.reader import LabelledReader, ReadBatch, TrainReader, batch_rows, read_samples
-from d2v_plugin.data.rows import RowReader
+from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.tasks.base import Task
 
 
@@ -36,7 +36,7 @@ class ImagePretrainingConfig:
     max_batch_size: int | None = None
     """Most images in one forward pass on one rank; more are accumulated. None = no limit."""
 
-    image: ImageConfig = field(default_factory=ImageConfig)
+    image: ImageReadingConfig = field(default_factory=ImageReadingConfig)
     """How images become tensors."""
 
     bad_samples: BadSampleConfig = field(default_factory=BadSampleConfig)

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.dataset import ImageManifest, expect_dataset
-from d2v_plugin.data.image import ImageConfig, augment
+from d2v_plugin.data.image import ImageReadingConfig, augment
 from d2v_plugin.data.image_mixing import MixingConfig, erase, mix, one_hot
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
@@ -29,7 +29,7 @@ class ImageClassificationConfig(ImagePretrainingConfig):
     batch_size: int = 512
     """Images per update, over all ranks."""
 
-    image: ImageConfig = field(default_factory=lambda: ImageConfig(crop_scale=(0.08, 1.0)))
+    image: ImageReadingConfig = field(default_factory=lambda: ImageReadingConfig(crop_scale=(0.08, 1.0)))
     """How images become tensors."""
 
     rand_augment: RandAugmentConfig = field(default_factory=RandAugmentConfig)
@@ -58,9 +58,9 @@ class ImageClassificationTask(ImagePretrainingTask):
     def create_train_reader(self, dataset: object, gangs: Gangs, seed: int) -> DataReader[Batch]:
         config = self.config
         share = share_batch(config.batch_size, config.max_batch_size, rank=gangs.dp.rank, world_size=gangs.dp.size)
-        if share.units % 2 and not config.mixing.is_off:
+        if share.items % 2 and not config.mixing.is_off:
             raise RecipeError(
-                f"`task.config.mixing` mixes pairs of images, but a forward pass of one rank has {share.units}: choose "
+                f"`task.config.mixing` mixes pairs of images, but a forward pass of one rank has {share.items}: choose "
                 "`batch_size` and `max_batch_size` so that the number is even."
             )
         images = expect_dataset(dataset, ImageManifest)

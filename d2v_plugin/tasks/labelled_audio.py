@@ -18,14 +18,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
-from d2v_plugin.data.audio import AudioConfig, Waveform, length_at, pad_and_stack, read_recording
+from d2v_plugin.data.audio import AudioReadingConfig, Waveform, length_at, pad_and_stack, read_recording
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
 from d2v_plugin.data.dataset import AudioManifest, expect_dataset
 from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.order import LengthOrder, RowBatch, share_batch
 from d2v_plugin.data.random import Purpose, draw_uniform
 from d2v_plugin.data.reader import LabelledReader, ReadBatch, TrainReader, read_samples
-from d2v_plugin.data.rows import RowReader
+from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.tasks.audio import describe, open_recordings, read_lengths
 from d2v_plugin.tasks.base import Task
 
@@ -53,7 +53,7 @@ class LabelledAudioConfig:
     max_sample_size: int | None = None
     """Longest recording to train on, in samples; None = any."""
 
-    audio: AudioConfig = field(default_factory=AudioConfig)
+    audio: AudioReadingConfig = field(default_factory=AudioReadingConfig)
     """How recordings become waveforms."""
 
     bad_samples: BadSampleConfig = field(default_factory=BadSampleConfig)

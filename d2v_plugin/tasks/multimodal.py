@@ -17,7 +17,7 @@ from d2v_plugin.core.registry import create
 from d2v_plugin.data.dataset import MultimodalManifests, expect_dataset
 from d2v_plugin.data.random import Purpose, draw_uniform
 from d2v_plugin.data.reader import name_sample
-from d2v_plugin.data.rows import RowReader
+from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.tasks.base import Task, TaskSection
 
 

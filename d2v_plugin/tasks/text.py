@@ -20,8 +20,8 @@ from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
 from d2v_plugin.data.dataset import TextManifest, expect_dataset
 from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
 from d2v_plugin.data.reader import LabelledReader, ReadBatch, TrainReader, batch_rows, read_samples
-from d2v_plugin.data.rows import RowReader
-from d2v_plugin.data.text import SENTENCEPIECE_FILE, BreakMode, Tokenizer, Tokens, TokenStream, cut_blocks, pad_tokens
+from d2v_plugin.data.row_reader import RowReader
+from d2v_plugin.data.text import SENTENCEPIECE_FILE, BreakMode, TokenIds, Tokenizer, TokenStream, cut_blocks, pad_tokens
 from d2v_plugin.tasks.base import Task
 
 
@@ -121,13 +121,13 @@ class TextPretrainingTask(Task):
 
 def _create_read(
     stream: TokenStream,
-    starts: Tokens,
-    ends: Tokens,
+    starts: TokenIds,
+    ends: TokenIds,
     bad_samples: BadSamples,
     name: Callable[[int], str],
     labels: Tensor | None,
 ) -> ReadBatch:
-    def read_checked(row: int, epoch: int) -> Tokens:
+    def read_checked(row: int, epoch: int) -> TokenIds:
         return stream.read(int(starts[row]), int(ends[row]))
 
     def read(batch: RowBatch) -> Batch | None:

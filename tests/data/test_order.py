@@ -19,7 +19,7 @@ def read_updates(
         for share in shares:
             order = SampleOrder(num_rows, seed=3)
             for micro in range(share.num_accumulate):
-                batch = order.read(*share.find_units(update * share.num_accumulate + micro))
+                batch = order.read(*share.find_items(update * share.num_accumulate + micro))
                 pairs += zip(batch.epochs.tolist(), batch.rows.tolist(), strict=True)
         found.append(pairs)
 
@@ -85,12 +85,12 @@ def test_length_batches_are_full_and_shuffled_anew_in_every_epoch() -> None:
     rows = np.arange(1000, 1200)
     order = LengthOrder(rows, lengths, max_num_elements=300, seed=1)
     epochs = [
-        [order.read(i, i + 1).rows.tolist() for i in range(e * order.num_units, (e + 1) * order.num_units)] for e in range(2)
+        [order.read(i, i + 1).rows.tolist() for i in range(e * order.num_items, (e + 1) * order.num_items)] for e in range(2)
     ]
 
     for batches in epochs:
         assert sorted(row for batch in batches for row in batch) == rows.tolist()
         assert all(len(batch) * lengths[np.array(batch) - 1000].max() <= 300 for batch in batches)
-    assert order.num_units < 1.2 * lengths.sum() / 300 + 5
+    assert order.num_items < 1.2 * lengths.sum() / 300 + 5
     assert epochs[0] != epochs[1]
     assert sorted(map(sorted, epochs[0])) != sorted(map(sorted, epochs[1]))

@@ -14,11 +14,11 @@ from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.data import reader as reading
 from d2v_plugin.data.bad_samples import BadSampleConfig
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig
-from d2v_plugin.data.image import ImageConfig
+from d2v_plugin.data.image import ImageReadingConfig
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
 
 DIGITS = Path(__file__).parents[2] / "manifests" / "digits"
-IMAGE = ImageConfig(size=16, flip=0.0, eval_resize=1.0)
+IMAGE = ImageReadingConfig(size=16, flip=0.0, eval_resize=1.0)
 
 
 def make_gangs(rank: int = 0, size: int = 1) -> Gangs:

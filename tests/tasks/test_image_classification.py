@@ -12,7 +12,7 @@ from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.dataset import ImageManifest, ManifestConfig
-from d2v_plugin.data.image import ImageConfig
+from d2v_plugin.data.image import ImageReadingConfig
 from d2v_plugin.data.image_mixing import MixingConfig
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.manifest import ManifestError
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def make_task(**settings: Any) -> ImageClassificationTask:
     config = ImageClassificationConfig(
         batch_size=8,
-        image=ImageConfig(size=16, eval_resize=1.0),
+        image=ImageReadingConfig(size=16, eval_resize=1.0),
         mixing=MixingConfig(mixup=0.7, cutmix=1.0),
         erasing=0.5,
     )

@@ -19,7 +19,7 @@ from fairseq2.gang import create_fake_gangs
 from PIL import Image
 
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig, TextManifest
-from d2v_plugin.data.image import ImageConfig, decode
+from d2v_plugin.data.image import ImageReadingConfig, decode
 from d2v_plugin.data.preparation.audio import prepare_audio
 from d2v_plugin.data.preparation.common import choose_split
 from d2v_plugin.data.preparation.image import prepare_images
@@ -77,7 +77,7 @@ def test_images_make_the_round_trip(photos: Path, tmp_path: Path, options: list[
     report = json.loads((out / "report.json").read_text())
     assert sorted(dropped["name"] for dropped in report["dropped"]) == ["cats/01.png", "dogs/04.png", "notes.txt"]
     assert "cats/01.png: The file is empty." in printed
-    task = ImagePretrainingTask(ImagePretrainingConfig(batch_size=4, image=ImageConfig(size=16)))
+    task = ImagePretrainingTask(ImagePretrainingConfig(batch_size=4, image=ImageReadingConfig(size=16)))
     assert next(task.create_train_reader(dataset, GANGS, 1))[0].inputs.shape == (4, 3, 16, 16)
 
 

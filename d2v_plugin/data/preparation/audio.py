@@ -8,11 +8,11 @@ from pathlib import Path
 
 import soundfile
 
-from d2v_plugin.data.audio import AudioConfig, Recording, measure, read_recording
+from d2v_plugin.data.audio import AudioReadingConfig, Recording, measure, read_recording
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.files import Location
 from d2v_plugin.data.preparation.common import Report
-from d2v_plugin.data.preparation.files import Inspected, Source, find_files, prepare_files
+from d2v_plugin.data.preparation.files import FoundFile, Inspected, find_files, prepare_files
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au"})
 _COLUMNS = ("path", "size", "label", "start", "rate", "mean", "variance")
@@ -43,7 +43,7 @@ def prepare_audio(
     """
     report = Report()
 
-    def inspect(source: Source) -> Inspected:
+    def inspect(source: FoundFile) -> Inspected:
         info = soundfile.info(str(source.path))
         if not info.frames:
             raise SampleError("The recording is empty.")
@@ -84,10 +84,10 @@ def prepare_audio(
     return report
 
 
-def _inspect_segment(source: Source, start: int, end: int, rate: int, *, whole: bool) -> dict[str, object]:
+def _inspect_segment(source: FoundFile, start: int, end: int, rate: int, *, whole: bool) -> dict[str, object]:
     """Read it as training would, which finds damage and gives the statistics."""
     recording = Recording(Location(str(source.path)), end - start, start, is_segment=not whole, rate=rate)
-    mean, variance = measure(read_recording(recording, AudioConfig(sample_rate=rate, normalize=False)))
+    mean, variance = measure(read_recording(recording, AudioReadingConfig(sample_rate=rate, normalize=False)))
 
     return {
         "size": end - start,

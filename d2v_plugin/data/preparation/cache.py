@@ -17,7 +17,7 @@ _VERSION: Final = 1
 """To be raised when something else is found in the same files."""
 
 
-class Known:
+class InspectionCache:
     """Facts about files, each as long as the file keeps its path, its size and the time of its last change.
 
     They lie beside the manifests, with a checksum over them, the version and the settings they depend on: when one is not what

@@ -11,7 +11,7 @@ from pathlib import Path
 from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.data.bad_samples import SampleError
-from d2v_plugin.data.preparation.cache import Known, read_stamp
+from d2v_plugin.data.preparation.cache import InspectionCache, read_stamp
 from d2v_plugin.data.preparation.common import (
     TRAIN,
     VALID,
@@ -27,7 +27,7 @@ FOLDERS = "folders"
 
 
 @dataclass(frozen=True)
-class Source:
+class FoundFile:
     """A file that was found."""
 
     root: Path
@@ -63,17 +63,17 @@ class Inspected:
     """Whole numbers to add up over all files, exactly."""
 
 
-Inspect = Callable[[Source], Inspected]
+Inspect = Callable[[FoundFile], Inspected]
 
 
-def find_files(roots: Sequence[Path], suffixes: Collection[str], labels: str | None, report: Report) -> list[Source]:
+def find_files(roots: Sequence[Path], suffixes: Collection[str], labels: str | None, report: Report) -> list[FoundFile]:
     """Find all files with one of ``suffixes`` below the roots, sorted.
 
     :param labels: a file of lines ``path<TAB>label``, or ``folders``: the first folder below the root is the class.
     :raises RecipeError: a root is no folder, or the file of labels cannot be used.
     """
     table = _read_labels(Path(labels)) if labels is not None and labels != FOLDERS else None
-    found: list[Source] = []
+    found: list[FoundFile] = []
     for root in roots:
         if not root.is_dir():
             raise RecipeError(f"{root} is no folder.")
@@ -85,9 +85,9 @@ def find_files(roots: Sequence[Path], suffixes: Collection[str], labels: str | N
                 report.dropped.append((name, f"the kind `{Path(name).suffix}` is not read"))
             elif labels == FOLDERS:
                 folder, _, rest = name.partition("/")
-                found.append(Source(root.absolute(), name, folder if rest else None))
+                found.append(FoundFile(root.absolute(), name, folder if rest else None))
             else:
-                found.append(Source(root.absolute(), name, None if table is None else table.get(name)))
+                found.append(FoundFile(root.absolute(), name, None if table is None else table.get(name)))
     if labels is not None and (unlabelled := [source for source in found if source.label is None]):
         report.dropped += [(source.name, "it has no label") for source in unlabelled]
         found = [source for source in found if source.label is not None]
@@ -117,7 +117,7 @@ def _read_labels(path: Path) -> Mapping[str, str]:
 
 
 def prepare_files(
-    sources: Sequence[Source],
+    sources: Sequence[FoundFile],
     out: Path,
     inspect: Inspect,
     report: Report,
@@ -143,10 +143,10 @@ def prepare_files(
     :returns: the sums of what was inspected.
     :raises RecipeError: a split would be empty; nothing is written then.
     """
-    known = Known(out, settings, reread=reread)
-    results = work_in_parallel(lambda source: _try(inspect, source, known), sources, workers=workers, title="Inspecting")
+    cache = InspectionCache(out, settings, reread=reread)
+    results = work_in_parallel(lambda source: _try(inspect, source, cache), sources, workers=workers, title="Inspecting")
     splits, sums = _sort(sources, results, report, valid_percent, seed)
-    report.num_kept = known.count_kept()
+    report.num_kept = cache.count_kept()
     refuse_empty_splits({split: len(found) for split, found in splits.items()}, report, valid_percent)
     report.splits = {split: report.splits[split] for split in splits if splits[split]}
 
@@ -157,19 +157,19 @@ def prepare_files(
         if found:
             places = None
             if shard_size is not None:
-                places = pack(split, [(source.name, source.path) for source, _ in found], out, shard_size, known)
+                places = pack(split, [(source.name, source.path) for source, _ in found], out, shard_size, cache)
             _write_split(out / f"{split}.tsv", found, places, columns=columns, plain=plain, classes=classes)
-    known.save()
+    cache.save()
     report.save(out)
 
     return sums
 
 
 def _sort(
-    sources: Sequence[Source], results: Iterable[Inspected | str], report: Report, valid_percent: float, seed: int
-) -> tuple[dict[str, list[tuple[Source, Rows]]], Counter[str]]:
+    sources: Sequence[FoundFile], results: Iterable[Inspected | str], report: Report, valid_percent: float, seed: int
+) -> tuple[dict[str, list[tuple[FoundFile, Rows]]], Counter[str]]:
     """Sort files into splits, and count in the report what they are; returns the splits and the sums."""
-    splits: dict[str, list[tuple[Source, Rows]]] = {TRAIN: [], VALID: []}
+    splits: dict[str, list[tuple[FoundFile, Rows]]] = {TRAIN: [], VALID: []}
     counts: dict[str, Counter[object]] = {}
     sums: Counter[str] = Counter()
     for source, result in zip(sources, results, strict=True):
@@ -189,22 +189,22 @@ def _sort(
     return splits, sums
 
 
-def _try(inspect: Inspect, source: Source, known: Known) -> Inspected | str:
+def _try(inspect: Inspect, source: FoundFile, cache: InspectionCache) -> Inspected | str:
     """What was found, or why the file cannot be used."""
     try:
         stamp = read_stamp(source.path)
-        facts = known.find(source.path, stamp)
+        facts = cache.find(source.path, stamp)
         inspected = inspect(source) if facts is None else Inspected(**facts)
     except (SampleError, OSError, RuntimeError, ValueError) as error:
         return " ".join(str(error).split()) or type(error).__name__
-    known.remember(source.path, stamp, asdict(inspected))
+    cache.remember(source.path, stamp, asdict(inspected))
 
     return inspected
 
 
 def _write_split(
     path: Path,
-    found: Sequence[tuple[Source, Rows]],
+    found: Sequence[tuple[FoundFile, Rows]],
     places: Sequence[str] | None,
     *,
     columns: Sequence[str],

@@ -11,7 +11,7 @@ import torch
 from d2v_plugin.data.files import Location
 from d2v_plugin.data.image import decode
 from d2v_plugin.data.preparation.common import Report
-from d2v_plugin.data.preparation.files import Inspected, Source, find_files, prepare_files
+from d2v_plugin.data.preparation.files import FoundFile, Inspected, find_files, prepare_files
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"})
 _COLUMNS = ("path", "label")
@@ -36,7 +36,7 @@ def prepare_images(
     """
     report = Report()
 
-    def inspect(source: Source) -> Inspected:
+    def inspect(source: FoundFile) -> Inspected:
         image = decode(Location(str(source.path)))
         height, width = image.shape[-2:]
         pixels = image.flatten(1).long()

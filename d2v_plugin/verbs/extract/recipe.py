@@ -21,7 +21,7 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.registry import create
 from d2v_plugin.core.storage import hash_file
-from d2v_plugin.data.rows import RowReader
+from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.extraction.features import Extractor, name_arrays
 from d2v_plugin.extraction.shards import INDEX_FILE, STORES, ShardStore, begin_index, cut_shards, finish_index
 from d2v_plugin.tasks.base import Task

@@ -24,7 +24,7 @@ from d2v_plugin.core.registry import create, registered_names
 from d2v_plugin.criteria.base import Criterion, CriterionSection, criterion_of
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.data.dataset import ManifestDataset
-from d2v_plugin.data.rows import RowReader
+from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.evaluation.checkpoint import load_trained
 from d2v_plugin.masking.base import MaskSampler, MaskSection
 from d2v_plugin.models.base import EncoderModel
