@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import soundfile
 import soxr
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.data.bad_samples import SampleError
@@ -99,24 +96,6 @@ def read_recording(
 def measure(waveform: Waveform) -> tuple[float, float]:
     """Mean and (population) variance, in double precision."""
     return float(waveform.mean(dtype=np.float64)), float(waveform.var(dtype=np.float64))
-
-
-def length_at(size: int, rate: int | None, sample_rate: int) -> int:
-    """How many samples ``size`` samples become at another rate."""
-    return size if rate is None else size * sample_rate // rate
-
-
-def pad_and_stack(waveforms: Sequence[Waveform]) -> tuple[Tensor, Tensor | None, int | None]:
-    """Pad to the longest with zeros. N × (T_n,) -> (N, T), the padding mask (N, T) and the shortest length, if any is padded."""
-    lengths = np.array([len(waveform) for waveform in waveforms])
-    longest, shortest = int(lengths.max()), int(lengths.min())
-    padded = np.zeros((len(waveforms), longest), dtype=np.float32)
-    for row, waveform in enumerate(waveforms):
-        padded[row, : len(waveform)] = waveform
-    if longest == shortest:
-        return torch.from_numpy(padded), None, None
-
-    return torch.from_numpy(padded), torch.from_numpy(np.arange(longest) >= lengths[:, None]), shortest
 
 
 def _decode(recording: Recording, config: AudioReadingConfig, first: int, count: int, out: Waveform | None) -> Waveform:

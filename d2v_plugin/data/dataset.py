@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from d2v_plugin.core.batch import Modality
-from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.data.labels import LabelSet, sort_labels
 from d2v_plugin.data.manifest import Columns, Manifest, ManifestError, Problems
 from d2v_plugin.data.text import Vocabulary
 
@@ -76,9 +76,8 @@ class ManifestDataset:
             raise ManifestError(f"The manifests in {self.path} declare different `#classes`; they must be the same.")
         if declared:
             return list(declared.pop())
-        labels = {label for split in self.splits.values() for label in split.distinct("label")}
 
-        return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
+        return sort_labels(label for split in self.splits.values() for label in split.distinct("label"))
 
     def read_labels(self, split: str, known: LabelSet | None = None) -> Tensor:
         """(rows,) int64: the class index of each sample of a split.

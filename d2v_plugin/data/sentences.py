@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from d2v_plugin.core.registry import unknown_name
-from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.data.labels import LabelSet, sort_labels
 from d2v_plugin.data.manifest import Problems
 from d2v_plugin.data.tables import GLUE, Table, TableLayout, check_labels, read_tables
 from d2v_plugin.data.text import END, TokenIds
@@ -78,9 +78,8 @@ class Sentences:
         if self.layout.classes:
             return self.layout.classes
         source = [self.tables["train"]] if "train" in self.tables else list(self.tables.values())
-        labels = {label for table in source for label in table.labels or ()}
 
-        return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
+        return sort_labels(label for table in source for label in table.labels or ())
 
     def split(self, name: str) -> Table:
         """:raises SplitNotKnownError: there is no such file."""

@@ -110,6 +110,10 @@ class Table:
     def __len__(self) -> int:
         return len(self.lines)
 
+    def name_of(self, row: int) -> str:
+        """The line of a row, as reports name it."""
+        return str(self.lines[row])
+
 
 def read_tables(folder: Path, layout: TableLayout, problems: Problems) -> dict[str, Table]:
     """Read the files of all splits that exist; what is wrong with their rows is added to ``problems``.

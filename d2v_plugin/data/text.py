@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from fairseq2.recipe.error import RecipeError
 from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor
-from torch import Tensor
 
 from d2v_plugin.data.bad_samples import SampleError
+from d2v_plugin.data.batches import Padded, pad
 from d2v_plugin.data.manifest import Manifest, ManifestError, Problems
 
 TokenIds = NDArray[np.int64]
@@ -118,7 +117,7 @@ class TokenStream:
     def __init__(self, manifest: Manifest, vocabulary: Vocabulary) -> None:
         """:raises ManifestError: a shard does not have the size the manifest says."""
         self.vocabulary = vocabulary
-        self._manifest = manifest
+        self.manifest = manifest
         self._shards: list[NDArray[Any]] = []
         problems = Problems()
         for row, count in enumerate(manifest.integers("tokens").tolist()):
@@ -189,11 +188,11 @@ class TokenStream:
         """
         found, first = [np.empty(0, dtype=np.int64)], 0
         for row, shard in enumerate(self._shards):
-            path = Path(self._manifest.location(row).path).with_suffix(".idx")
+            path = Path(self.manifest.location(row).path).with_suffix(".idx")
             try:
                 ends = np.fromfile(path, dtype="<i8")
             except OSError as error:
-                raise ManifestError(f"{self._manifest.path}:{self._manifest.line_of(row)}: {error}") from None
+                raise ManifestError(f"{self.manifest.path}:{self.manifest.line_of(row)}: {error}") from None
             if ends[-1:].tolist() != [len(shard)][: len(shard)]:
                 raise ManifestError(f"{path} does not fit its shard: it ends at {ends[-1:]} of {len(shard)} tokens.")
             found.append(ends + first)
@@ -246,18 +245,6 @@ def _pack(starts: TokenIds, ends: TokenIds, max_tokens: int) -> tuple[TokenIds, 
     return starts[firsts], ends[[*(first - 1 for first in firsts[1:]), len(ends) - 1]]
 
 
-def pad_tokens(samples: Sequence[NDArray[Any]]) -> tuple[Tensor, Tensor | None, int | None]:
-    """Put ``<s>`` before each sample and ``<pad>`` behind it.
-
-    N × (S_n,) -> (N, S), the padding mask (N, S) and the shortest length, if any is padded.
-    """
-    lengths = np.array([1 + len(sample) for sample in samples])
-    longest, shortest = int(lengths.max()), int(lengths.min())
-    padded = np.full((len(samples), longest), PADDING, dtype=np.int64)
-    padded[:, 0] = BEGINNING
-    for row, sample in enumerate(samples):
-        padded[row, 1 : 1 + len(sample)] = sample
-    if longest == shortest:
-        return torch.from_numpy(padded), None, None
-
-    return torch.from_numpy(padded), torch.from_numpy(np.arange(longest) >= lengths[:, None]), shortest
+def pad_tokens(samples: Sequence[NDArray[Any]]) -> Padded:
+    """Put ``<s>`` before each sample and ``<pad>`` behind it."""
+    return pad(samples, np.int64, value=PADDING, before=[BEGINNING])

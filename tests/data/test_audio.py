@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from d2v_plugin.data.audio import AudioReadingConfig, Recording, Waveform, measure, pad_and_stack, read_recording
+from d2v_plugin.data.audio import AudioReadingConfig, Recording, Waveform, measure, read_recording
 from d2v_plugin.data.bad_samples import SampleError
+from d2v_plugin.data.batches import pad
 from d2v_plugin.data.files import Location
 
 TIME = np.arange(20_000) / 16_000
@@ -149,10 +150,10 @@ def test_a_crop_can_be_written_to_a_given_place(tmp_path: Path, name: str) -> No
 
 
 def test_padding_marks_exactly_what_was_added() -> None:
-    inputs, padding_mask, min_length = pad_and_stack([SOUND[:3], SOUND[:5]])
+    inputs, padding_mask, min_length = pad([SOUND[:3], SOUND[:5]], np.float32)
 
     assert padding_mask is not None
     assert padding_mask.tolist() == [[False] * 3 + [True] * 2, [False] * 5]
     assert inputs[0, 3:].tolist() == [0, 0]
     assert min_length == 3
-    assert pad_and_stack([SOUND[:3], SOUND[:3]])[1:] == (None, None)
+    assert pad([SOUND[:3], SOUND[:3]], np.float32)[1:] == (None, None)

@@ -46,7 +46,7 @@ def open_reader(
     )
     dataset = AudioManifest.open(ManifestConfig(path=path))
 
-    return AudioPretrainingTask(config).create_train_reader(dataset, make_gangs(rank, size), 1)
+    return AudioPretrainingTask(config).open(dataset, report=None).create_train_reader(make_gangs(rank, size), 1)
 
 
 def write_recordings(folder: Path, sizes: list[int], rate: int = 16_000) -> None:
@@ -108,10 +108,10 @@ def test_a_labelled_split_is_padded_and_read_once_by_all_ranks_together() -> Non
     dataset = AudioManifest.open(ManifestConfig(path=WORDS))
     sizes = dataset.split("valid").integers("size")
     labels = dataset.read_labels("valid")
-    task = AudioPretrainingTask(AudioPretrainingConfig(max_num_elements=100_000))
+    task = AudioPretrainingTask(AudioPretrainingConfig(max_num_elements=100_000)).open(dataset, report=None)
     seen: list[int] = []
     for rank in range(2):
-        pipeline = task.create_labelled_reader(dataset, make_gangs(rank, 2), "valid")._reader._pipeline  # type: ignore[attr-defined]
+        pipeline = task.create_labelled_reader(make_gangs(rank, 2), "valid")._reader._pipeline  # type: ignore[attr-defined]
         assert isinstance(pipeline, DataPipeline)
         for batch in pipeline:
             seen += batch.ids.tolist()

@@ -46,9 +46,9 @@ class ExtractRecipe(ExtensibleRecipe):
         assert config.checkpoint.path is not None and config.task is not None
 
         # Data first: a missing split is known before a large model is read.
-        task = create(context.resolver, Task, config.task)
-        task.bad_samples_report = context.output_dir / "bad_samples.tsv"
-        rows = task.open_rows(context.get_dataset(), config.split)
+        report = context.output_dir / "bad_samples.tsv"
+        task = create(context.resolver, Task, config.task).open(context.get_dataset(), report=report)
+        rows = task.open_rows(config.split)
 
         path = choose_checkpoint(config.checkpoint.path, best=config.checkpoint.best)
         model = load(path, weights=config.checkpoint.weights, device=context.device)

@@ -100,9 +100,9 @@ class InspectRecipe(ExtensibleRecipe):
     def create_task(self, context: RecipeContext) -> Runnable:
         config = context.get_config_as(InspectConfig)
         assert config.checkpoint.path is not None and config.task is not None
-        task = create(context.resolver, Task, config.task)
-        dataset = context.get_dataset()
-        rows = task.open_rows(dataset, config.split)
+        dataset, report = context.get_dataset(), context.output_dir / "bad_samples.tsv"
+        task = create(context.resolver, Task, config.task).open(dataset, report=report)
+        rows = task.open_rows(config.split)
         path = choose_checkpoint(config.checkpoint.path, best=config.checkpoint.best)
         criterion = None if config.criterion is None else create(context.resolver, Criterion, config.criterion)
         model: EncoderModel
@@ -119,7 +119,7 @@ class InspectRecipe(ExtensibleRecipe):
             context.device,
             modality=task.modality,
             names=_name_samples(dataset, config.split, len(rows)),
-            spell=task.read_spelling(dataset),
+            spell=task.read_spelling(),
             samplers=_create_samplers(context.resolver),
         )
 
