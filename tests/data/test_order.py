@@ -53,6 +53,19 @@ def test_the_order_never_changes_between_releases() -> None:
     assert draw_permutation(1, 2, Purpose.ORDER, 8).tolist() == [4, 2, 0, 6, 1, 5, 7, 3]
 
 
+def test_every_purpose_has_a_stream_of_its_own_which_never_changes() -> None:
+    streams = {name: int(purpose) for name, purpose in Purpose.__members__.items()}
+
+    assert len(set(streams.values())) == len(streams)
+    # Runs that resume draw from the same streams; a new purpose takes a new number.
+    assert list(streams.items())[:9] == [
+        ("ORDER", 0), ("AUGMENTATION", 1), ("CROP", 2), ("SPLIT", 3), ("TIES", 4),
+        ("MODALITY", 5), ("RAND_AUGMENT", 6), ("ERASING", 7), ("MIXING", 8),
+    ]  # fmt: skip
+    draws = [tuple(draw_words(1, 2, purpose, 3, 4).tolist()) for purpose in Purpose]
+    assert len(set(draws)) == len(draws)
+
+
 def test_a_draw_is_numpys_philox_whatever_was_drawn_before() -> None:
     for sample, count in ((7, 5), (7, 4), (8, 1), (7, 5)):
         expected = np.random.Philox(key=np.array([2**64 - 3, 6], dtype=np.uint64), counter=(0, 0, 2, sample)).random_raw(count)

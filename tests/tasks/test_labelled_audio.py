@@ -117,6 +117,9 @@ def test_recordings_too_short_for_their_transcripts_are_all_named(tmp_path: Path
     assert re.findall(r"train\.tsv:(\d+):", message) == ["4", "5", "6", "8"]
     assert "the recording is too short for its transcript: 1,680 samples give 5 frames, but 6 are needed" in message
     assert "399 samples give 0 frames, but 2 are needed" in message
+    task.check_model(model, splits=[])
+    with pytest.raises(ManifestError):
+        task.check_model(model, splits=["train"])
 
 
 def test_a_checkpoints_vocabulary_is_kept_and_other_symbols_are_reported(tmp_path: Path) -> None:
