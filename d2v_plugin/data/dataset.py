@@ -15,7 +15,9 @@ from typing_extensions import Self
 
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.data.labels import LabelSet, sort_labels
-from d2v_plugin.data.manifest import Columns, Manifest, ManifestError, Problems
+from d2v_plugin.data.manifest import Manifest
+from d2v_plugin.data.manifest_text import Columns
+from d2v_plugin.data.problems import ManifestError, Problems
 from d2v_plugin.data.text import Vocabulary
 
 

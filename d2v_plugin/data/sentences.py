@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from d2v_plugin.core.registry import unknown_name
 from d2v_plugin.data.labels import LabelSet, sort_labels
-from d2v_plugin.data.manifest import Problems
+from d2v_plugin.data.problems import Problems
 from d2v_plugin.data.tables import GLUE, Table, TableLayout, check_labels, read_tables
 from d2v_plugin.data.text import END, TokenIds
 from d2v_plugin.data.tokenizers import TextTokenizer, open_tokenizer

@@ -13,7 +13,7 @@ from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
 from numpy.typing import NDArray
 
-from d2v_plugin.data.manifest import Problems
+from d2v_plugin.data.problems import Problems
 
 
 @dataclass(kw_only=True)

@@ -16,7 +16,8 @@ from sentencepiece import SentencePieceProcessor
 
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.batches import Padded, pad
-from d2v_plugin.data.manifest import Manifest, ManifestError, Problems
+from d2v_plugin.data.manifest import Manifest
+from d2v_plugin.data.problems import ManifestError, Problems
 
 TokenIds = NDArray[np.int64]
 BreakMode = Literal["none", "complete", "complete_doc", "eos"]

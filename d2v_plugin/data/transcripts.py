@@ -22,7 +22,8 @@ from typing_extensions import override
 
 from d2v_plugin.data.dataset import AudioManifest
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.data.manifest import Manifest, Problems
+from d2v_plugin.data.manifest import Manifest
+from d2v_plugin.data.problems import Problems
 
 BLANK: Final = "<blank>"
 WORD_END: Final = "|"

@@ -11,7 +11,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.data.labels import LabelSet, RowLabels
-from d2v_plugin.data.manifest import Manifest, Problems
+from d2v_plugin.data.manifest import Manifest
+from d2v_plugin.data.problems import Problems
 from d2v_plugin.tasks.audio import LabelledAudioConfig, LabelledAudioTask
 
 TAG_SEPARATOR: Final = ";"

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.data.manifest import Problems
+from d2v_plugin.data.problems import Problems
 from d2v_plugin.data.text import SENTENCEPIECE_FILE
 from d2v_plugin.data.transcripts import (
     DICTIONARY_FILE,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fairseq2.recipe.error import RecipeError
 
-from d2v_plugin.data.manifest import ManifestError, Problems
+from d2v_plugin.data.problems import ManifestError, Problems
 from d2v_plugin.data.tables import GLUE, Table, TableLayout, check_labels, read_tables
 
 # The first line of each file of GLUE, as it is published, and a row of each kind it has.

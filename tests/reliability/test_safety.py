@@ -26,7 +26,7 @@ from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.dataset import ImageManifest, ManifestConfig
 from d2v_plugin.data.files import Location, read_bytes
 from d2v_plugin.data.image import decode
-from d2v_plugin.data.manifest import ManifestError
+from d2v_plugin.data.problems import ManifestError
 from d2v_plugin.weights.directory import read_weights
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from d2v_plugin.data.dataset import ImageManifest, ManifestConfig
 from d2v_plugin.data.image import ImageReadingConfig
 from d2v_plugin.data.image_mixing import MixingConfig
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.data.manifest import ManifestError
+from d2v_plugin.data.problems import ManifestError
 from d2v_plugin.tasks.image_classification import (
     ImageClassificationConfig,
     ImageClassificationTask,

@@ -15,7 +15,7 @@ from fairseq2.recipe.error import RecipeError
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.dataset import AudioManifest, ManifestConfig
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.data.manifest import ManifestError
+from d2v_plugin.data.problems import ManifestError
 from d2v_plugin.data.transcripts import BLANK, join_symbols
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.model import Data2VecModel

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestDataset, TextManifest
 from d2v_plugin.data.image import decode
-from d2v_plugin.data.manifest import Manifest, Problems
+from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.preparation.audio import SUFFIXES as AUDIO_SUFFIXES
+from d2v_plugin.data.problems import Problems
 from d2v_plugin.data.text import SENTENCEPIECE_FILE, VOCABULARY_FILE, Tokenizer, TokenStream, Vocabulary
 
 _NUM_ROWS = 5
