@@ -131,7 +131,6 @@ def _open(location: Location) -> soundfile.SoundFile:
         return _ReadOnce(location.path)
     if sys.platform == "linux":
         return _ReadOnce(copy_range(location), closefd=False)
-
     return _ReadOnce(io.BytesIO(read_bytes(location)))
 
 

@@ -98,5 +98,4 @@ def pad(samples: Sequence[NDArray[Any]], dtype: type[np.generic], *, value: int 
 def make_batch(modality: Modality, inputs: Padded, rows: Sequence[int], targets: Targets | None = None) -> Batch:
     """Put together what was read of some rows."""
     labels, label_lengths = (None, None) if targets is None else targets.stack(rows)
-
     return Batch(modality, inputs[0], torch.tensor(rows), *inputs[1:], labels, label_lengths)

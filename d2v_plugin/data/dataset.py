@@ -64,7 +64,6 @@ class ManifestDataset:
         """:raises SplitNotKnownError: there is no such manifest."""
         if name not in self.splits:
             raise SplitNotKnownError(str(self.path), name, sorted(self.splits))
-
         return self.splits[name]
 
     @cached_property
@@ -113,7 +112,6 @@ def expect_dataset(dataset: object, kls: type[DatasetT]) -> DatasetT:
     """:raises DatasetTypeNotValidError: the recipe opened a dataset of another family than its task reads."""
     if not isinstance(dataset, kls):
         raise DatasetTypeNotValidError(type(dataset), kls, section_name="dataset")
-
     return dataset
 
 
@@ -181,5 +179,4 @@ class MultimodalManifests:
         """:raises RecipeError: there is none for this modality."""
         if modality not in self.parts:
             raise RecipeError(f"A task reads {modality.value}, but `dataset.config_overrides.{modality.value}.path` is not set.")
-
         return self.parts[modality]

@@ -99,7 +99,6 @@ def _decode_first(data: bytes | bytearray) -> Tensor:
     """The first frame of a GIF, where torchvision would decode all of them."""
     with Image.open(io.BytesIO(data)) as image:
         pixels = np.array(image.convert("RGB"))
-
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -159,7 +158,6 @@ def normalize(images: Sequence[Tensor], config: ImageReadingConfig) -> Tensor:
     normalizer = Normalizer(config)
     for image, place in zip(images, normalized, strict=True):
         normalizer.write(image, place)
-
     return torch.from_numpy(normalized)
 
 

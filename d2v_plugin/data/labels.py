@@ -36,12 +36,10 @@ class RowLabels:
     def stack(self, rows: Sequence[int]) -> tuple[Tensor, None]:
         """Classes or values (N,), or tags (N, C) float32."""
         labels = self.labels[list(rows)]
-
         return (labels.float() if labels.dtype == torch.bool else labels), None
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
     """The different labels in the order of their indices: as numbers if all of them are."""
     found = set(labels)
-
     return sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found)

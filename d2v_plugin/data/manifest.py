@@ -47,7 +47,6 @@ class Manifest:
         """Where the bytes of a sample lie."""
         text = self._text
         path = text.file_of(text.data[text.starts[row] : text.path_ends[row]])
-
         return Location(path) if text.sizes[row] < 0 else Location(path, int(text.offsets[row]), int(text.sizes[row]))
 
     def line_of(self, row: int) -> int:
@@ -71,5 +70,4 @@ class Manifest:
         if column not in self._text.names:
             return []
         values = {value for _, value in self._text.walk(*self._text.bounds(column))}
-
         return sort_labels(decode(value) for value in values if value)

@@ -136,7 +136,6 @@ class _RowChecks:
 
 def _lies_inside(path: str, roots: list[str]) -> bool:
     path = os.path.normpath(path)
-
     return any(root == "/" or path.startswith(root + "/") for root in roots)
 
 

@@ -75,7 +75,6 @@ class ManifestText:
         index = self.names.index(column)
         starts = self.starts if index == 0 else np.where(self.num_tabs >= index, self._tab(index - 1) + 1, self.ends)
         ends = np.where(self.num_tabs > index, self._tab(index), self.ends)
-
         return starts, np.maximum(starts, ends)
 
     def numbers(self, column: str) -> IntArray:
@@ -83,7 +82,6 @@ class ManifestText:
         if column not in self.names:
             return np.full(len(self), -1, dtype=np.int64)
         starts, ends = self.bounds(column)
-
         return parse_numbers(self.buffer, starts, ends, ends > starts)
 
     def walk(self, starts: IntArray, ends: IntArray) -> Iterator[tuple[int, bytes]]:
@@ -165,7 +163,6 @@ class ManifestText:
         """(R,) position of the ``index``-th tab of each row; meaningless where there is none."""
         if not len(self._tabs):
             return self.ends
-
         return self._tabs[np.minimum(self._first_tabs + index, len(self._tabs) - 1)]
 
     def _find_byte_ranges(self) -> tuple[IntArray, IntArray, IntArray]:

@@ -109,13 +109,11 @@ class LengthOrder(Order[tuple[Rows, Rows]]):
     def _make_plan(self, epoch: int) -> tuple[Rows, Rows]:
         shuffled = draw_permutation(self.seed, epoch, Purpose.TIES, len(self._rows))
         longest_first = np.argsort(-self._lengths[shuffled], kind="stable")
-
         return self._rows[shuffled[longest_first]], draw_permutation(self.seed, epoch, Purpose.ORDER, self.num_items)
 
     @override
     def _rows_of(self, plan: tuple[Rows, Rows], start: int, stop: int) -> Rows:
         rows, batches = plan
-
         return np.concatenate([rows[self._bounds[batch] : self._bounds[batch + 1]] for batch in batches[start:stop]])
 
 
@@ -157,7 +155,6 @@ class Share:
         """Start and stop in the endless sequence of the ``pass_nr``-th forward pass of this rank, from 0."""
         update, micro = divmod(pass_nr, self.num_accumulate)
         start = update * self.items_per_update + (self.rank * self.num_accumulate + micro) * self.items
-
         return start, start + self.items
 
 

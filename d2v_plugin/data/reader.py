@@ -127,7 +127,6 @@ class TrainReader(DataReader[Batch]):
         batches = next(self._reader)
         self._bad_samples.raise_if_too_many()
         self._position += self._share.items_per_update
-
         return batches
 
     def name_sample(self, modality: Modality, sample: int) -> str:
@@ -165,7 +164,6 @@ class TrainReader(DataReader[Batch]):
 def name_sample(reader: DataReader[Batch], modality: Modality, sample: int) -> str:
     """Tell where a sample of a training reader comes from, given its id; the id alone if the reader does not know."""
     name = getattr(reader, "name_sample", None)
-
     return str(sample) if name is None else name(modality, sample)
 
 
@@ -181,7 +179,6 @@ class LabelledReader(WrappedReader[Batch]):
     def __next__(self) -> list[Batch]:
         batches = super().__next__()
         self._bad_samples.raise_if_too_many()
-
         return batches
 
 
@@ -219,7 +216,6 @@ def build_pipeline(source: DataPipelineBuilder, read: Callable[[Any], Batch | No
         # the pipeline's threads are new to Python at every call.
         torch.get_num_threads()
         openmp.limit(limits=1)
-
         return read(key)
 
     return source.map(read_alone, num_parallel_calls=count_threads()).filter(_is_batch).prefetch(_PREFETCH).and_return()

@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from d2v_plugin.core.registry import unknown_name
+from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.data.labels import LabelSet, sort_labels
 from d2v_plugin.data.problems import Problems
 from d2v_plugin.data.tables import GLUE, Table, TableLayout, check_labels, read_tables
@@ -55,7 +56,9 @@ class Sentences:
 
         :raises RecipeError: there are none, or it is not said what stands where.
         :raises ManifestError: rows are wrong; names them all.
+        :raises ValueError: the layout is impossible.
         """
+        ensure_valid(config)
         if (config.glue is None) == (config.layout is None):
             raise RecipeError("Either `dataset.config_overrides.glue` or `dataset.config_overrides.layout` must be set.")
         if config.glue is not None and config.glue not in GLUE:
@@ -64,10 +67,7 @@ class Sentences:
         problems = Problems()
         tables = read_tables(config.path, layout, problems)
         dataset = cls(config.path, layout, tables, open_tokenizer(config.vocabulary or config.path))
-        if not layout.numbers:
-            check_labels(tables, layout, dataset.class_names, problems)
-        else:
-            check_labels(tables, layout, (), problems)
+        check_labels(tables, layout, () if layout.numbers else dataset.class_names, problems)
         problems.raise_if_any()
 
         return dataset
@@ -78,14 +78,12 @@ class Sentences:
         if self.layout.classes:
             return self.layout.classes
         source = [self.tables["train"]] if "train" in self.tables else list(self.tables.values())
-
         return sort_labels(label for table in source for label in table.labels or ())
 
     def split(self, name: str) -> Table:
         """:raises SplitNotKnownError: there is no such file."""
         if name not in self.tables:
             raise SplitNotKnownError(str(self.path), name, sorted(self.tables))
-
         return self.tables[name]
 
     def read_targets(self, split: str, labels: LabelSet | None) -> Tensor | None:

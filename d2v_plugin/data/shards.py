@@ -36,5 +36,4 @@ class ShardWriter:
         :returns: ``path:offset:size``, as a manifest beside the archive names it.
         """
         self._zip.writestr(ZipInfo(name), data)
-
         return f"{self.path.name}:{self._zip.start_dir - len(data)}:{len(data)}"

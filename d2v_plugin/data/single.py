@@ -26,7 +26,6 @@ def read_audio(path: str | Path, *, normalize: bool = True) -> Tensor:
     info = soundfile.info(str(path))
     config = AudioReadingConfig(resample=True, normalize=normalize)
     waveform = read_recording(Recording(Location(str(path)), info.frames, rate=info.samplerate), config)
-
     return torch.from_numpy(waveform).unsqueeze(0)
 
 
@@ -38,7 +37,6 @@ def read_image(path: str | Path, *, size: int = 224, eval_resize: float = 256 / 
     :raises RuntimeError: it is damaged, or of an unknown format.
     """
     config = ImageReadingConfig(size=size, eval_resize=eval_resize)
-
     return normalize_images([fit(decode(Location(str(path))), config)], config)
 
 
@@ -54,5 +52,4 @@ def read_text(path: str | Path, vocabulary: str | Path) -> Tensor:
     lines = [line for line in map(str.strip, Path(path).read_text(encoding="utf-8").splitlines()) if line]
     tokens = [np.append(line, END) for line in tokenizer.encode_lines(lines)] or [np.empty(0, dtype=np.int64)]
     inputs, _, _ = pad_tokens([np.concatenate(tokens)])
-
     return inputs

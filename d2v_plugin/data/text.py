@@ -93,19 +93,16 @@ class Tokenizer:
     def encode_lines(self, lines: Sequence[str], num_threads: int | None = None) -> list[TokenIds]:
         """:meth:`encode` for many lines, in threads; None = one for each processor."""
         found = self._model.encode(list(lines), num_threads=num_threads or -1)
-
         return [self._ids[np.array(line, dtype=np.int64)] for line in found]
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """What each id stands for, ``▁`` at the beginnings of words; special ids in angle brackets."""
         special = {BEGINNING: "<s>", PADDING: "<pad>", END: "</s>", UNKNOWN: "<unk>", self.vocabulary.mask: "<mask>"}
-
         return [special.get(token) or self._model.id_to_piece(self._pieces[token]) for token in tokens]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of ids; special ones are left out."""
         text: str = self._model.decode([self._pieces[token] for token in tokens if token in self._pieces])
-
         return text
 
 
@@ -162,7 +159,6 @@ class TokenStream:
         # Only a sample that reaches into the next shard has to be copied.
         whole = (stops <= self._ends[np.minimum(shards, len(self._ends) - 1)]).tolist()
         firsts, lasts = (starts - self._starts[shards]).tolist(), (stops - self._starts[shards]).tolist()
-
         return [
             self._shards[shard][first:last] if is_whole else self._join(shard, first, last)
             for shard, first, last, is_whole in zip(shards.tolist(), firsts, lasts, whole, strict=True)
@@ -232,7 +228,6 @@ def cut_blocks(stream: TokenStream, max_tokens: int, mode: BreakMode) -> tuple[T
 def _split_documents(line_sizes: TokenIds) -> list[slice]:
     """The lines of each document, without the one-token lines between documents."""
     breaks = np.concatenate([[-1], np.flatnonzero(line_sizes == 1), [len(line_sizes)]]).tolist()
-
     return [slice(last + 1, end) for last, end in pairwise(breaks) if end > last + 1]
 
 
@@ -242,7 +237,6 @@ def _pack(starts: TokenIds, ends: TokenIds, max_tokens: int) -> tuple[TokenIds, 
     while line < len(starts):
         firsts.append(line)
         line = max(line + 1, int(np.searchsorted(ends, starts[line] + max_tokens, side="right")))
-
     return starts[firsts], ends[[*(first - 1 for first in firsts[1:]), len(ends) - 1]]
 
 

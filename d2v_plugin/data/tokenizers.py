@@ -80,13 +80,11 @@ class ByteBPETokenizer:
     def encode_lines(self, lines: Sequence[str]) -> list[TokenIds]:
         """See :class:`TextTokenizer`; in threads."""
         found = self._pipeline.encode_batch(list(lines), add_special_tokens=False)
-
         return [self._ids[np.array(line.ids, dtype=np.int64)] for line in found]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See :class:`TextTokenizer`."""
         text: str = self._pipeline.decode([self._pieces[token] for token in tokens if token in self._pieces])
-
         return text
 
 

@@ -97,7 +97,6 @@ class Pieces(Spelling):
     @override
     def spell(self, text: str) -> list[str]:
         pieces: list[str] = self._model.encode(" ".join(text.split()), out_type=str)
-
         return pieces
 
     @override
@@ -105,7 +104,6 @@ class Pieces(Spelling):
         model = self._model
         kinds = (model.is_control, model.is_unknown, model.is_unused, model.is_byte)
         ids = [piece for piece in range(model.vocab_size()) if not any(kind(piece) for kind in kinds)]
-
         return LabelSet([BLANK, *map(model.id_to_piece, ids)])
 
 
@@ -135,7 +133,6 @@ class Lines:
         """A row's transcript; empty if there is none."""
         if self._letters is None:
             return self._manifest.text("label", row) or ""
-
         return join_symbols(self._letters[row].split()) if row < len(self._letters) else ""
 
     def spell(self, row: int, spelling: Spelling) -> list[str]:
@@ -144,7 +141,6 @@ class Lines:
         if self._letters is not None and isinstance(spelling, Characters):
             # Symbols of several letters, such as phones, stay as they are.
             return self._letters[row].split() if text else []
-
         return spelling.spell(text)
 
     def check_length(self, problems: Problems) -> None:
@@ -204,7 +200,6 @@ def read_transcripts(lines: dict[str, Lines], spelling: Spelling, labels: LabelS
     problems = Problems()
     found = {name: _number_lines(part, spelling, labels, problems) for name, part in lines.items()}
     problems.raise_if_any()
-
     return found
 
 

@@ -102,13 +102,11 @@ class AudioTask(Task[AudioManifest]):
         lengths = read_lengths(manifest, self.config.audio)
         rows = np.argsort(-lengths, kind="stable") if self.longest_first else np.arange(len(lengths))
         read, bad_samples = self._open_padded(manifest, targets)
-
         return LabelledReader(batch_by_length(rows, lengths[rows], self.config.max_num_elements), read, gangs, bad_samples)
 
     @override
     def open_rows(self, split: str) -> RowReader:
         config, manifest = self.config, self.dataset.split(split)
-
         return RowReader(read_lengths(manifest, config.audio), config.max_num_elements, *self._open_padded(manifest))
 
     def _open_padded(
@@ -125,7 +123,6 @@ class AudioTask(Task[AudioManifest]):
 
         def read(batch: RowBatch) -> Batch | None:
             waveforms, found = read_samples(batch, bad_samples, read_row or read_whole)
-
             return make_batch(Modality.AUDIO, pad(waveforms, np.float32), found, targets) if found else None
 
         return read, bad_samples
@@ -140,7 +137,6 @@ class AudioTask(Task[AudioManifest]):
         config = self.config
         share = share_batch(config.batches_per_update, 1, rank=gangs.dp.rank, world_size=gangs.dp.size, name="batches_per_update")
         order = LengthOrder(rows, lengths[rows], config.max_num_elements, seed)
-
         return TrainReader(order, share, read, gangs, bad_samples)
 
 
@@ -225,7 +221,6 @@ class LabelledAudioTask(AudioTask):
             spare = int(whole[row]) - length
             if spare <= 0:
                 return read_recording(recording, config.audio)
-
             return read_recording(recording, config.audio, draw_offset(seed, epoch, row, spare), length)
 
         return self._create_train_reader(rows, lengths, *self._open_padded(manifest, targets, read_row), gangs, seed)
@@ -250,7 +245,6 @@ class LabelledAudioTask(AudioTask):
 def draw_offset(seed: int, epoch: int, row: int, spare: int) -> int:
     """Draw where a crop begins of a recording that has ``spare`` more samples."""
     (place,) = draw_uniform(seed, epoch, Purpose.CROP, row, 1)
-
     return int(place * (spare + 1))
 
 
@@ -275,7 +269,6 @@ def recording_of(manifest: Manifest, row: int) -> Recording:
     """Put together what a row says of its recording."""
     start, rate = int(manifest.integers("start")[row]), int(manifest.integers("rate")[row])
     mean, variance = manifest.text("mean", row), manifest.text("variance", row)
-
     return Recording(
         manifest.location(row),
         int(manifest.integers("size")[row]),

@@ -77,13 +77,11 @@ class ImagePretrainingTask(Task[ImageManifest]):
         labels = self.dataset.read_labels(split, self.labels)
         read, bad_samples = self._open_images(split, targets=RowLabels(labels))
         batch_size = self.config.max_batch_size or max(1, self.config.batch_size // gangs.dp.size)
-
         return LabelledReader(batch_rows(np.arange(len(labels)), batch_size), read, gangs, bad_samples)
 
     @override
     def open_rows(self, split: str) -> RowReader:
         lengths = np.ones(len(self.dataset.split(split)), dtype=np.int64)
-
         return RowReader(lengths, self.config.max_batch_size, *self._open_images(split))
 
     def _open_images(

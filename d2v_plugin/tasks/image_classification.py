@@ -68,7 +68,6 @@ class ImageClassificationTask(ImagePretrainingTask):
 
         def transform(image: Tensor, row: int, epoch: int) -> Tensor:
             image = augment(image, config.image, seed, epoch, row)
-
             return rand_augment(image, config.rand_augment, fill, seed=seed, epoch=epoch, sample_id=row)
 
         read, bad_samples = self._open_images(config.split, transform, RowLabels(labels))
@@ -111,5 +110,4 @@ def find_places(rows: Sequence[int], kept: Sequence[int]) -> list[int]:
 def find_pairs(places: Sequence[int]) -> list[tuple[int, int]]:
     """Find neighbours 0 and 1, 2 and 3, … among the samples at these places; one whose neighbour is missing has none."""
     neighbors = range(len(places) - 1)
-
     return [(i, i + 1) for i in neighbors if places[i] % 2 == 0 and places[i + 1] == places[i] + 1]

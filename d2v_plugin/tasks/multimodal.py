@@ -37,7 +37,6 @@ class MultimodalPretrainingConfig(Validatable):
     def validate(self) -> ValidationResult:
         count, weights = len(self.tasks), self.weights
         is_wrong = bool(weights) and (len(weights) != count or min(weights) <= 0.0)
-
         return report((is_wrong, f"`weights` must hold a positive number for each of the {count} tasks, but is {weights}."))
 
 
@@ -60,7 +59,6 @@ class MultimodalPretrainingTask(Task[MultimodalManifests]):
     @override
     def create_train_reader(self, gangs: Gangs, seed: int) -> DataReader[Batch]:
         readers = {task.modality: self._open_part(task).create_train_reader(gangs, seed) for task in self.tasks}
-
         return MultimodalReader(readers, self.config.weights or [1.0] * len(self.tasks), seed)
 
     @override
@@ -95,7 +93,6 @@ class MultimodalReader(JoinedReader[Batch]):
         (place,) = draw_uniform(self._seed, 0, Purpose.MODALITY, self._update, 1)
         turn = next(i for i, bound in enumerate(self._bounds) if place < bound or i == len(self._bounds) - 1)
         self._update += 1
-
         return next(list(self._readers.values())[turn])
 
     def name_sample(self, modality: Modality, sample: int) -> str:

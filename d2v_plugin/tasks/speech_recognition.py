@@ -66,7 +66,6 @@ class SpeechRecognitionTask(LabelledAudioTask):
     def create_train_reader(self, gangs: Gangs, seed: int) -> DataReader[Batch]:
         # What is wrong with any split is said before training, at once; evaluation minds its own split alone.
         self._read(find_lines(self.dataset))
-
         return super().create_train_reader(gangs, seed)
 
     @override
@@ -74,7 +73,6 @@ class SpeechRecognitionTask(LabelledAudioTask):
         lines = Lines(self.dataset.split(split))
         if not lines.is_written():
             raise RecipeError(f"{lines.path} has no transcripts, but the split `{split}` is to be read with transcripts.")
-
         return self._read({split: lines})[split]
 
     @override
@@ -105,7 +103,6 @@ class SpeechRecognitionTask(LabelledAudioTask):
         assert self.labels is not None
         new = {split: part for split, part in lines.items() if split not in self._transcripts}
         self._transcripts.update(read_transcripts(new, self._spelling, self.labels))
-
         return {split: self._transcripts[split] for split in lines}
 
     @cached_property
@@ -114,7 +111,6 @@ class SpeechRecognitionTask(LabelledAudioTask):
         if self.config.units == "sentencepiece":
             return Pieces(self.config.sentencepiece or folder / SENTENCEPIECE_FILE)
         dictionary = folder / DICTIONARY_FILE
-
         return Characters(dictionary if dictionary.is_file() else None)
 
 

@@ -52,7 +52,6 @@ class TextPretrainingConfig(Validatable):
     @override
     def validate(self) -> ValidationResult:
         size = self.tokens_per_sample
-
         return report((size < 2, f"`tokens_per_sample` must be at least 2, but is {size}."))
 
 
@@ -70,7 +69,6 @@ class TextPretrainingTask(Task[TextManifest]):
     @override
     def read_spelling(self) -> Spell | None:
         path = self.dataset.path / SENTENCEPIECE_FILE
-
         return Tokenizer(path).pieces if path.is_file() else None
 
     @override

@@ -102,7 +102,6 @@ class TextClassificationTask(Task[Sentences]):
         lengths, read, bad_samples = self._open_sentences(split)
         batch_size = self.config.max_batch_size or max(1, self.config.batch_size // gangs.dp.size)
         longest_first = np.argsort(-lengths, kind="stable")
-
         return LabelledReader(batch_rows(longest_first, batch_size), read, gangs, bad_samples)
 
     def _open_sentences(self, split: str) -> tuple[TokenIds, ReadBatch, BadSamples]:
@@ -116,7 +115,6 @@ class TextClassificationTask(Task[Sentences]):
 
         def read(batch: RowBatch) -> Batch:
             found = batch.rows.tolist()
-
             return make_batch(Modality.TEXT, pad_tokens([rows[row] for row in found]), found, targets)
 
         # Everything was read already: nothing can go wrong with a sample.

@@ -7,12 +7,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import soundfile
+from typing_extensions import Unpack
 
 from d2v_plugin.data.audio import AudioReadingConfig, Recording, measure, read_recording
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.files import Location
 from d2v_plugin.data.preparation.common import Report
-from d2v_plugin.data.preparation.files import FoundFile, Inspected, find_files, prepare_files
+from d2v_plugin.data.preparation.files import FileOptions, FoundFile, Inspected, find_files, prepare_files
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au"})
 _COLUMNS = ("path", "size", "label", "start", "rate", "mean", "variance")
@@ -24,14 +25,10 @@ def prepare_audio(
     *,
     labels: str | None,
     transcripts: str | None = None,
-    valid_percent: float,
-    seed: int,
-    shard_size: int | None,
-    workers: int | None,
     sample_rate: int,
     segment_seconds: float | None,
     fairseq: bool,
-    reread: bool = False,
+    **options: Unpack[FileOptions],
 ) -> Report:
     """Write an audio dataset.
 
@@ -39,7 +36,6 @@ def prepare_audio(
     :param sample_rate: the rate that need not be mentioned.
     :param segment_seconds: cut longer recordings into equal segments of at most this; None = do not.
     :param fairseq: write path and number of samples only.
-    :param reread: also read what the last run into the same folder has read, and what has not changed since.
     """
     report = Report()
 
@@ -72,13 +68,8 @@ def prepare_audio(
         report,
         settings={"kind": "audio", "sample_rate": sample_rate, "segment_seconds": segment_seconds, "fairseq": fairseq},
         columns=_COLUMNS,
-        plain=_COLUMNS,
-        valid_percent=valid_percent,
-        seed=seed,
-        shard_size=shard_size,
-        workers=workers,
-        reread=reread,
         declare_classes=transcripts is None,
+        **options,
     )
 
     return report
@@ -88,7 +79,6 @@ def _inspect_segment(source: FoundFile, start: int, end: int, rate: int, *, whol
     """Read it as training would, which finds damage and gives the statistics."""
     recording = Recording(Location(str(source.path)), end - start, start, is_segment=not whole, rate=rate)
     mean, variance = measure(read_recording(recording, AudioReadingConfig(sample_rate=rate, normalize=False)))
-
     return {
         "size": end - start,
         "start": None if whole else start,

@@ -38,7 +38,6 @@ class InspectionCache:
     def find(self, path: Path, stamp: str) -> Any:
         """What is known of a file; None = nothing, or its stamp was another."""
         entry = self._old.get(_digest(str(path)), "")
-
         return json.loads(entry.removeprefix(stamp)) if entry.startswith(stamp) else None
 
     def remember(self, path: Path, stamp: str, facts: object) -> None:
@@ -52,7 +51,6 @@ class InspectionCache:
     def digest(self, files: Iterable[tuple[str, Path]]) -> str:
         """A digest of names and files, in this order, with the files' stamps and facts; all must have been remembered."""
         keys = [(name, _digest(str(path))) for name, path in files]
-
         return _digest("\n".join(f"{name}\t{key}\t{self._new[key]}" for name, key in keys))
 
     def save(self) -> None:
@@ -76,7 +74,6 @@ def read_stamp(path: Path) -> str:
     :raises OSError: there is no such file.
     """
     status = os.stat(path)
-
     return f"{status.st_size}\t{status.st_mtime_ns}\t"
 
 

@@ -64,7 +64,6 @@ class Report:
 def choose_split(name: str, valid_percent: float, seed: int) -> str:
     """``train`` or ``valid``, from the name alone: what was in a split stays there when files are added."""
     digest = hashlib.blake2b(f"{seed}\0{name}".encode("utf-8", errors="surrogateescape"), digest_size=8).digest()
-
     return VALID if int.from_bytes(digest, "little") < valid_percent / 100 * (1 << 64) else TRAIN
 
 
@@ -131,5 +130,4 @@ def parse_size(text: str) -> int:
     number = text[:-1] if text[-1:].upper() in units else text
     if not number.isdecimal() or int(number) == 0:
         raise RecipeError(f"`{text}` is no size; write for example 500M or 1G.")
-
     return int(number) * units.get(text[-1].upper(), 1)

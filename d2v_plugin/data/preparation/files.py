@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from fairseq2.recipe.error import RecipeError
+from typing_extensions import NotRequired, Unpack
 
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.preparation.cache import InspectionCache, read_stamp
@@ -64,6 +66,25 @@ class Inspected:
 
 
 Inspect = Callable[[FoundFile], Inspected]
+
+
+class FileOptions(TypedDict):
+    """What all kinds of files are prepared with."""
+
+    valid_percent: float
+    """Share of the files to hold out."""
+
+    seed: int
+    """Another one holds out other files."""
+
+    shard_size: int | None
+    """Bytes of the archives to pack into; None = leave files where they are."""
+
+    workers: int | None
+    """Threads; None = one for each processor."""
+
+    reread: NotRequired[bool]
+    """Also read what the last run into the same folder has read, and what has not changed since."""
 
 
 def find_files(roots: Sequence[Path], suffixes: Collection[str], labels: str | None, report: Report) -> list[FoundFile]:
@@ -124,27 +145,23 @@ def prepare_files(
     *,
     settings: Mapping[str, object],
     columns: Sequence[str],
-    plain: Sequence[str],
-    valid_percent: float,
-    seed: int,
-    shard_size: int | None,
-    workers: int | None,
-    reread: bool,
     declare_classes: bool = True,
+    **options: Unpack[FileOptions],
 ) -> Mapping[str, int]:
     """Inspect all files and write manifests, perhaps shards, and the report.
 
     :param inspect: a function of the file and of ``settings``; not called for files that were usable in the last run and have
         not changed. What was broken then is tried again: it costs little, and the reason may have been a disk or a right.
-    :param columns: all columns rows may have, in the order to write them; those that no row fills are left out.
-    :param plain: the columns a manifest has when it declares none.
-    :param reread: inspect all files.
+    :param columns: all columns rows may have, in the order that needs no declaration; those that no row fills are left out.
     :param declare_classes: labels are names of classes, not transcripts.
     :returns: the sums of what was inspected.
     :raises RecipeError: a split would be empty; nothing is written then.
     """
-    cache = InspectionCache(out, settings, reread=reread)
-    results = work_in_parallel(lambda source: _try(inspect, source, cache), sources, workers=workers, title="Inspecting")
+    valid_percent, seed, shard_size = options["valid_percent"], options["seed"], options["shard_size"]
+    cache = InspectionCache(out, settings, reread=options.get("reread", False))
+    results = work_in_parallel(
+        lambda source: _try(inspect, source, cache), sources, workers=options["workers"], title="Inspecting"
+    )
     splits, sums = _sort(sources, results, report, valid_percent, seed)
     report.num_kept = cache.count_kept()
     refuse_empty_splits({split: len(found) for split, found in splits.items()}, report, valid_percent)
@@ -158,7 +175,7 @@ def prepare_files(
             places = None
             if shard_size is not None:
                 places = pack(split, [(source.name, source.path) for source, _ in found], out, shard_size, cache)
-            _write_split(out / f"{split}.tsv", found, places, columns=columns, plain=plain, classes=classes)
+            _write_split(out / f"{split}.tsv", found, places, columns=columns, classes=classes)
     cache.save()
     report.save(out)
 
@@ -208,7 +225,6 @@ def _write_split(
     places: Sequence[str] | None,
     *,
     columns: Sequence[str],
-    plain: Sequence[str],
     classes: Sequence[str],
 ) -> None:
     """:param places: (found,) where each file lies in shards; None = where it was found."""
@@ -220,6 +236,6 @@ def _write_split(
         {"path": name, "label": source.label, **row} for name, (source, rows) in zip(names, found, strict=True) for row in rows
     ]
     filled = [column for column in columns if any(row.get(column) is not None for row in table)]
-    is_plain = filled == list(plain[: len(filled)])
+    is_plain = filled == list(columns[: len(filled)])
     fields = [["" if row.get(column) is None else row[column] for column in filled] for row in table]
     write_manifest(path, roots if places is None else ["."], None if is_plain else filled, fields, classes=classes)

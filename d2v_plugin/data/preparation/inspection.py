@@ -69,7 +69,6 @@ def _guess_family(path: Path) -> type[ManifestDataset]:
 def _describe_audio(manifest: Manifest) -> list[str]:
     rates = manifest.integers("rate")
     seconds = manifest.integers("size") / np.where(rates > 0, rates, 16_000)
-
     return [f"total: {seconds.sum() / 3600:,.2f} hours", *_draw_histogram(seconds, "seconds")]
 
 
@@ -77,7 +76,6 @@ def _describe_text(manifest: Manifest) -> list[str]:
     vocabulary = Vocabulary.load(manifest.path.parent)
     stream = TokenStream(manifest, vocabulary)
     sample = Tokenizer(manifest.path.parent / SENTENCEPIECE_FILE).decode(stream.read(0, min(60, len(stream))).tolist())
-
     return [
         f"total: {len(stream):,} tokens of a vocabulary of {vocabulary.size:,}",
         f"begins: {sample}",
@@ -89,7 +87,6 @@ def _describe_images(manifest: Manifest) -> list[str]:
     """Sizes of images are in their files: of a large manifest a thousand are looked at, evenly spread."""
     rows = np.unique(np.linspace(0, len(manifest) - 1, min(len(manifest), _NUM_DECODED)).astype(np.int64))
     sides = [min(decode(manifest.location(int(row))).shape[-2:]) for row in rows]
-
     return [f"sizes of {len(rows):,} images:", *_draw_histogram(np.array(sides, dtype=np.float64), "pixels, shorter side")]
 
 
