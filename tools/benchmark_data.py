@@ -180,7 +180,7 @@ def read_ours(kind: str, path: Path) -> Iterator[Tensor]:
     size = BATCH_SIZE[kind]
     families = {"image": ImageManifest, "audio": AudioManifest, "text": TextManifest}
     audio = AudioPretrainingConfig(max_num_elements=size * MAX_SAMPLE_SIZE, max_sample_size=MAX_SAMPLE_SIZE, batches_per_update=1)
-    tasks: dict[str, Task[Any]] = {
+    tasks: dict[str, Task[Any, Any]] = {
         "image": ImagePretrainingTask(ImagePretrainingConfig(batch_size=size)),
         "audio": AudioPretrainingTask(audio),
         "text": TextPretrainingTask(TextPretrainingConfig(batch_size=size, tokens_per_sample=TOKENS)),

@@ -165,15 +165,10 @@ class MultimodalManifests:
     @classmethod
     def open(cls, config: MultimodalConfig) -> Self:
         """Open the datasets of all modalities; errors are those of :meth:`ManifestDataset.open`."""
-        parts: dict[Modality, ManifestDataset] = {}
-        if config.audio is not None:
-            parts[Modality.AUDIO] = AudioManifest.open(config.audio)
-        if config.image is not None:
-            parts[Modality.IMAGE] = ImageManifest.open(config.image)
-        if config.text is not None:
-            parts[Modality.TEXT] = TextManifest.open(config.text)
+        families = {Modality.AUDIO: AudioManifest, Modality.IMAGE: ImageManifest, Modality.TEXT: TextManifest}
+        parts = {modality: getattr(config, modality.value) for modality in families}
 
-        return cls(parts)
+        return cls({modality: families[modality].open(part) for modality, part in parts.items() if part is not None})
 
     def part(self, modality: Modality) -> ManifestDataset:
         """:raises RecipeError: there is none for this modality."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from threading import Lock
-from typing import Generic, TypeVar
 
 import numpy as np
 from fairseq2.recipe.error import RecipeError
@@ -18,7 +17,6 @@ from typing_extensions import override
 
 from d2v_plugin.data.random import Purpose, draw_permutation
 
-PlanT = TypeVar("PlanT")
 Rows = NDArray[np.int64]
 
 
@@ -33,7 +31,18 @@ class RowBatch:
     """(N,) the epoch of each row, from 0."""
 
 
-class Order(ABC, Generic[PlanT]):
+@dataclass(frozen=True)
+class Plan:
+    """The order of an epoch."""
+
+    rows: Rows
+    """Those of all items, one item after the other."""
+
+    bounds: Rows | None = None
+    """(items + 1,) where each item starts, and the end; None = items are single rows."""
+
+
+class Order(ABC):
     """An endless sequence of items."""
 
     def __init__(self, num_items: int, seed: int) -> None:
@@ -42,7 +51,7 @@ class Order(ABC, Generic[PlanT]):
             raise ValueError("`num_items` must be positive; there is nothing to order.")
         self.num_items = num_items
         self.seed = seed
-        self._plans: dict[int, PlanT] = {}
+        self._plans: dict[int, Plan] = {}
         self._lock = Lock()
 
     def read(self, start: int, stop: int) -> RowBatch:
@@ -51,14 +60,15 @@ class Order(ABC, Generic[PlanT]):
         while start < stop:
             epoch, first = divmod(start, self.num_items)
             last = min(first + stop - start, self.num_items)
-            found = self._rows_of(self._plan_of(epoch), first, last)
+            plan = self._plan_of(epoch)
+            found = plan.rows[first:last] if plan.bounds is None else plan.rows[plan.bounds[first] : plan.bounds[last]]
             rows.append(found)
             epochs.append(np.full(len(found), epoch))
             start += last - first
 
         return RowBatch(np.concatenate(rows), np.concatenate(epochs))
 
-    def _plan_of(self, epoch: int) -> PlanT:
+    def _plan_of(self, epoch: int) -> Plan:
         with self._lock:
             if epoch not in self._plans:
                 # Threads may work on both sides of an epoch's end, not further apart.
@@ -67,27 +77,18 @@ class Order(ABC, Generic[PlanT]):
             return self._plans[epoch]
 
     @abstractmethod
-    def _make_plan(self, epoch: int) -> PlanT:
-        """Whatever the order of an epoch takes to know."""
-
-    @abstractmethod
-    def _rows_of(self, plan: PlanT, start: int, stop: int) -> Rows:
-        """The rows of items [start, stop) of an epoch."""
+    def _make_plan(self, epoch: int) -> Plan: ...
 
 
-class SampleOrder(Order[Rows]):
+class SampleOrder(Order):
     """Items are single rows."""
 
     @override
-    def _make_plan(self, epoch: int) -> Rows:
-        return draw_permutation(self.seed, epoch, Purpose.ORDER, self.num_items)
-
-    @override
-    def _rows_of(self, plan: Rows, start: int, stop: int) -> Rows:
-        return plan[start:stop]
+    def _make_plan(self, epoch: int) -> Plan:
+        return Plan(draw_permutation(self.seed, epoch, Purpose.ORDER, self.num_items))
 
 
-class LengthOrder(Order[tuple[Rows, Rows]]):
+class LengthOrder(Order):
     """Items are batches of rows of similar length, as large as fits; their order is random.
 
     Rows of equal length change places in every epoch, the sizes of the batches never change.
@@ -106,15 +107,14 @@ class LengthOrder(Order[tuple[Rows, Rows]]):
         super().__init__(len(self._bounds) - 1, seed)
 
     @override
-    def _make_plan(self, epoch: int) -> tuple[Rows, Rows]:
+    def _make_plan(self, epoch: int) -> Plan:
         shuffled = draw_permutation(self.seed, epoch, Purpose.TIES, len(self._rows))
-        longest_first = np.argsort(-self._lengths[shuffled], kind="stable")
-        return self._rows[shuffled[longest_first]], draw_permutation(self.seed, epoch, Purpose.ORDER, self.num_items)
+        rows = self._rows[shuffled[np.argsort(-self._lengths[shuffled], kind="stable")]]
+        order = draw_permutation(self.seed, epoch, Purpose.ORDER, self.num_items)
+        batches = np.split(rows, self._bounds[1:-1])
+        sizes = np.diff(self._bounds)[order]
 
-    @override
-    def _rows_of(self, plan: tuple[Rows, Rows], start: int, stop: int) -> Rows:
-        rows, batches = plan
-        return np.concatenate([rows[self._bounds[batch] : self._bounds[batch + 1]] for batch in batches[start:stop]])
+        return Plan(np.concatenate([batches[batch] for batch in order]), np.concatenate([[0], np.cumsum(sizes)]))
 
 
 def _cut_batches(lengths: Rows, max_num_elements: int) -> Rows:
@@ -183,7 +183,7 @@ def share_batch(batch_size: int, max_batch_size: int | None, *, rank: int, world
     return Share(rank, world_size, num_accumulate, per_rank // num_accumulate)
 
 
-class WindowOrder(Order[Rows]):
+class WindowOrder(Order):
     """Items are single rows; those of an update are of similar length.
 
     An epoch is shuffled and cut into windows of a few updates; only within a window rows are sorted by length, so that who
@@ -202,7 +202,7 @@ class WindowOrder(Order[Rows]):
         self._window = window
 
     @override
-    def _make_plan(self, epoch: int) -> Rows:
+    def _make_plan(self, epoch: int) -> Plan:
         shuffled = draw_permutation(self.seed, epoch, Purpose.TIES, self.num_items)
         # The first rows complete the update that the last epoch began.
         first = min(-epoch * self.num_items % self._batch_size, self.num_items)
@@ -214,8 +214,4 @@ class WindowOrder(Order[Rows]):
         batches = rows[np.lexsort((self._lengths[rows], windows))].reshape(num_batches, self._batch_size)
         batches = batches[draw_permutation(self.seed, epoch, Purpose.ORDER, num_batches)]
 
-        return np.concatenate([shuffled[:first], batches.ravel(), shuffled[end:]])
-
-    @override
-    def _rows_of(self, plan: Rows, start: int, stop: int) -> Rows:
-        return plan[start:stop]
+        return Plan(np.concatenate([shuffled[:first], batches.ravel(), shuffled[end:]]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -95,13 +96,13 @@ class TrainReader(DataReader[Batch]):
     batches are the ones that would have come. fairseq2's own pipeline state would hold decoded samples and one rank's view.
     """
 
-    def __init__(self, order: Order[Any], share: Share, read: ReadBatch, gangs: Gangs, bad_samples: BadSamples) -> None:
+    def __init__(self, order: Order, share: Share, read: ReadBatch, gangs: Gangs, bad_samples: BadSamples) -> None:
         """:param bad_samples: of the samples that ``read`` reads; also names them, for reports."""
         self._order = order
         self._share = share
         self._gangs = gangs
         self._bad_samples = bad_samples
-        self._read_pass = _PassReader(order, share, read, bad_samples)
+        self._read_pass = partial(_read_pass, order, share, read, bad_samples)
         self._start(0)
 
     def _start(self, position: int) -> None:
@@ -182,24 +183,16 @@ class LabelledReader(WrappedReader[Batch]):
         return batches
 
 
-class _PassReader:
-    """Reads the forward passes of one rank. No method of the reader: the native pipeline would keep it alive for ever."""
+def _read_pass(order: Order, share: Share, read: ReadBatch, bad_samples: BadSamples, pass_nr: int) -> Batch:
+    """Read a forward pass of one rank. No method of the reader, which the native pipeline would keep alive for ever."""
+    start, stop = share.find_items(pass_nr)
+    while (batch := read(order.read(start, stop))) is None:
+        # fairseq2 would wait for ever for a rank that computes nothing.
+        bad_samples.raise_if_too_many()
+        log.warning("All samples of a batch are bad; the next batch of the sequence is repeated in its place.")
+        start, stop = stop, stop + share.items
 
-    def __init__(self, order: Order[Any], share: Share, read: ReadBatch, bad_samples: BadSamples) -> None:
-        self._order = order
-        self._share = share
-        self._read = read
-        self._bad_samples = bad_samples
-
-    def __call__(self, pass_nr: int) -> Batch:
-        start, stop = self._share.find_items(pass_nr)
-        while (batch := self._read(self._order.read(start, stop))) is None:
-            # fairseq2 would wait for ever for a rank that computes nothing.
-            self._bad_samples.raise_if_too_many()
-            log.warning("All samples of a batch are bad; the next batch of the sequence is repeated in its place.")
-            start, stop = stop, stop + self._share.items
-
-        return batch
+    return batch
 
 
 def build_pipeline(source: DataPipelineBuilder, read: Callable[[Any], Batch | None]) -> DataPipeline:
@@ -218,13 +211,11 @@ def build_pipeline(source: DataPipelineBuilder, read: Callable[[Any], Batch | No
         openmp.limit(limits=1)
         return read(key)
 
-    return source.map(read_alone, num_parallel_calls=count_threads()).filter(_is_batch).prefetch(_PREFETCH).and_return()
+    batches = source.map(read_alone, num_parallel_calls=count_threads()).filter(lambda batch: batch is not None)
+
+    return batches.prefetch(_PREFETCH).and_return()
 
 
 def count_threads() -> int:
     """The processors this process may use, shared fairly with the other ranks of this machine."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def _is_batch(batch: Batch | None) -> bool:
-    return batch is not None

@@ -86,12 +86,8 @@ class Tokenizer:
         self.vocabulary = Vocabulary(next_id + 1)
         self._pieces = {int(token): piece for piece, token in enumerate(self._ids) if token >= NUM_SPECIAL}
 
-    def encode(self, text: str) -> TokenIds:
-        """The ids of a text, without special ones."""
-        return self._ids[np.array(self._model.encode(text), dtype=np.int64)]
-
     def encode_lines(self, lines: Sequence[str], num_threads: int | None = None) -> list[TokenIds]:
-        """:meth:`encode` for many lines, in threads; None = one for each processor."""
+        """The ids of many lines, without special ones; in threads, None = one for each processor."""
         found = self._model.encode(list(lines), num_threads=num_threads or -1)
         return [self._ids[np.array(line, dtype=np.int64)] for line in found]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -79,13 +79,14 @@ class LabelledAudioConfig:
     """How many unreadable recordings a run puts up with."""
 
 
-class AudioTask(Task[AudioManifest]):
+AudioConfigT = TypeVar("AudioConfigT", AudioPretrainingConfig, LabelledAudioConfig)
+
+
+class AudioTask(Task[AudioConfigT, AudioManifest]):
     """Reads an ``audio_manifest``; in training batches hold recordings of similar length."""
 
     modality = Modality.AUDIO
     family = AudioManifest
-
-    config: AudioPretrainingConfig | LabelledAudioConfig
 
     longest_first: ClassVar[bool]
     """Whether a labelled split is read longest first, which pads least; otherwise in the order of the manifest."""
@@ -140,7 +141,7 @@ class AudioTask(Task[AudioManifest]):
         return TrainReader(order, share, read, gangs, bad_samples)
 
 
-class AudioPretrainingTask(AudioTask):
+class AudioPretrainingTask(AudioTask[AudioPretrainingConfig]):
     """Reads an ``audio_manifest``, its labels for probes alone.
 
     As in the original, batches hold recordings of similar length and are cropped, at random, to their shortest: nothing is
@@ -148,11 +149,6 @@ class AudioPretrainingTask(AudioTask):
     """
 
     longest_first = False
-
-    config: AudioPretrainingConfig
-
-    def __init__(self, config: AudioPretrainingConfig) -> None:
-        self.config = config
 
     @override
     def read_targets(self, split: str) -> Targets:
@@ -195,18 +191,13 @@ class AudioPretrainingTask(AudioTask):
         return self._create_train_reader(rows, lengths, read, bad_samples, gangs, seed)
 
 
-class LabelledAudioTask(AudioTask):
+class LabelledAudioTask(AudioTask[LabelledAudioConfig]):
     """Reads an ``audio_manifest`` with labels: whole recordings, padded to the longest of their batch."""
 
     longest_first = True
 
     crops: ClassVar[bool]
     """Whether recordings longer than ``max_sample_size`` are cropped, at a new random place in every epoch, or left out."""
-
-    config: LabelledAudioConfig
-
-    def __init__(self, config: LabelledAudioConfig) -> None:
-        self.config = config
 
     @override
     def create_train_reader(self, gangs: Gangs, seed: int) -> DataReader[Batch]:

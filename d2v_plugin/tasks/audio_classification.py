@@ -33,9 +33,6 @@ class AudioClassificationTask(LabelledAudioTask):
 
     config: AudioClassificationConfig
 
-    def __init__(self, config: AudioClassificationConfig) -> None:
-        super().__init__(config)
-
     @override
     def _read_labels(self) -> LabelSet:
         splits = self.dataset.splits.values()

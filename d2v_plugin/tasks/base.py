@@ -24,10 +24,11 @@ from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.models.base import EncoderModel
 
+ConfigT = TypeVar("ConfigT")
 DatasetT = TypeVar("DatasetT")
 
 
-class Task(ABC, Generic[DatasetT]):
+class Task(ABC, Generic[ConfigT, DatasetT]):
     """Reads a dataset for training and for probing. Registered by name; see :mod:`d2v_plugin.core.registry`.
 
     As a recipe names it, it has settings and nothing to read; :meth:`open` gives it a dataset, which all other methods need.
@@ -38,9 +39,6 @@ class Task(ABC, Generic[DatasetT]):
     family: type[DatasetT]
     """The datasets it reads."""
 
-    config: Any
-    """Its settings."""
-
     dataset: DatasetT
     """What is read."""
 
@@ -48,6 +46,9 @@ class Task(ABC, Generic[DatasetT]):
     """The file to which samples that cannot be read are appended; None = none."""
 
     _known_labels: LabelSet | None
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
 
     def open(self, dataset: object, *, report: Path | None, labels: LabelSet | None = None) -> Self:
         """Return this task with a dataset to read.
@@ -114,6 +115,6 @@ class Task(ABC, Generic[DatasetT]):
 class TaskSection(ComponentSection):
     """Selects the task."""
 
-    base: ClassVar[type[Task[Any]]] = Task
+    base: ClassVar[type[Task[Any, Any]]] = Task
 
     name: str = "image_pretraining"

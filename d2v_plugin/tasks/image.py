@@ -48,16 +48,11 @@ class ImagePretrainingConfig:
     """How many unreadable images a run puts up with."""
 
 
-class ImagePretrainingTask(Task[ImageManifest]):
+class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
     """Reads an ``image_manifest``."""
 
     modality = Modality.IMAGE
     family = ImageManifest
-
-    config: ImagePretrainingConfig
-
-    def __init__(self, config: ImagePretrainingConfig) -> None:
-        self.config = config
 
     @override
     def create_train_reader(self, gangs: Gangs, seed: int) -> DataReader[Batch]:

@@ -47,9 +47,6 @@ class ImageClassificationTask(ImagePretrainingTask):
 
     config: ImageClassificationConfig
 
-    def __init__(self, config: ImageClassificationConfig) -> None:
-        super().__init__(config)
-
     @override
     def _read_labels(self) -> LabelSet:
         return LabelSet(self.dataset.class_names)

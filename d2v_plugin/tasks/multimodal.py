@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
@@ -40,19 +41,17 @@ class MultimodalPretrainingConfig(Validatable):
         return report((is_wrong, f"`weights` must hold a positive number for each of the {count} tasks, but is {weights}."))
 
 
-class MultimodalPretrainingTask(Task[MultimodalManifests]):
+class MultimodalPretrainingTask(Task[MultimodalPretrainingConfig, MultimodalManifests]):
     """Alternates between tasks of one modality each; probes see the first."""
 
     family = MultimodalManifests
 
-    config: MultimodalPretrainingConfig
-
-    def __init__(self, config: MultimodalPretrainingConfig, tasks: Sequence[Task[object]]) -> None:
+    def __init__(self, config: MultimodalPretrainingConfig, tasks: Sequence[Task[Any, Any]]) -> None:
         modalities = [task.modality for task in tasks]
         if not modalities or len(set(modalities)) < len(modalities):
             names = ", ".join(modality.value for modality in modalities) or "none"
             raise RecipeError(f"`task.config.tasks` must hold one task for each of several modalities, but holds: {names}.")
-        self.config = config
+        super().__init__(config)
         self.tasks = tasks
         self.modality = modalities[0]
 
@@ -69,7 +68,7 @@ class MultimodalPretrainingTask(Task[MultimodalManifests]):
     def open_rows(self, split: str) -> RowReader:
         return self._open_part(self.tasks[0]).open_rows(split)
 
-    def _open_part(self, task: Task[object]) -> Task[object]:
+    def _open_part(self, task: Task[Any, Any]) -> Task[Any, Any]:
         return task.open(self.dataset.part(task.modality), report=self.report)
 
 

@@ -55,9 +55,6 @@ class SpeechRecognitionTask(LabelledAudioTask):
 
     config: SpeechRecognitionConfig
 
-    def __init__(self, config: SpeechRecognitionConfig) -> None:
-        super().__init__(config)
-
     @override
     def _read_labels(self) -> LabelSet:
         return self._spelling.find_labels(find_lines(self.dataset).values())

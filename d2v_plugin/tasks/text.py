@@ -55,16 +55,11 @@ class TextPretrainingConfig(Validatable):
         return report((size < 2, f"`tokens_per_sample` must be at least 2, but is {size}."))
 
 
-class TextPretrainingTask(Task[TextManifest]):
+class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
     """Reads a ``text_manifest``."""
 
     modality = Modality.TEXT
     family = TextManifest
-
-    config: TextPretrainingConfig
-
-    def __init__(self, config: TextPretrainingConfig) -> None:
-        self.config = config
 
     @override
     def read_spelling(self) -> Spell | None:

@@ -54,16 +54,11 @@ class TextClassificationConfig(Validatable):
         )
 
 
-class TextClassificationTask(Task[Sentences]):
+class TextClassificationTask(Task[TextClassificationConfig, Sentences]):
     """Reads a dataset of the family ``sentences``."""
 
     modality = Modality.TEXT
     family = Sentences
-
-    config: TextClassificationConfig
-
-    def __init__(self, config: TextClassificationConfig) -> None:
-        self.config = config
 
     @override
     def _read_labels(self) -> LabelSet | None:

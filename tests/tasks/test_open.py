@@ -30,19 +30,19 @@ MANIFESTS = ROOT / "manifests"
 GANGS = create_fake_gangs(torch.device("cpu"))
 
 
-def open_images() -> Task[Any]:
+def open_images() -> Task[Any, Any]:
     return ImageClassificationTask(ImageClassificationConfig(batch_size=8)).open(
         ImageManifest.open(ManifestConfig(path=MANIFESTS / "digits")), report=None
     )
 
 
-def open_recordings() -> Task[Any]:
+def open_recordings() -> Task[Any, Any]:
     config = AudioClassificationConfig(max_num_elements=100_000, batches_per_update=1)
 
     return AudioClassificationTask(config).open(AudioManifest.open(ManifestConfig(path=MANIFESTS / "words")), report=None)
 
 
-def open_sentences() -> Task[Any]:
+def open_sentences() -> Task[Any, Any]:
     layout = TableLayout(texts=["first", "second"], label="book")
     dataset = Sentences.open(SentencesConfig(path=MANIFESTS / "book_pairs", vocabulary=MANIFESTS / "books", layout=layout))
 
@@ -50,7 +50,7 @@ def open_sentences() -> Task[Any]:
 
 
 @pytest.mark.parametrize("task", [open_images(), open_recordings(), open_sentences()], ids=lambda task: type(task).__name__)
-def test_a_report_of_fine_tuning_names_file_and_line(task: Task[Any], tmp_path: Path) -> None:
+def test_a_report_of_fine_tuning_names_file_and_line(task: Task[Any, Any], tmp_path: Path) -> None:
     reader = task.create_train_reader(GANGS, 1)
     (batch,) = next(reader)
     suspects = Suspects(tmp_path, 0, lambda modality, sample: name_sample(reader, modality, sample))
@@ -64,14 +64,14 @@ def test_a_report_of_fine_tuning_names_file_and_line(task: Task[Any], tmp_path: 
         assert int(line) > int(row[5]) + 1, "the number of the row is taken for the line"
 
 
-def read_names(task: Task[Any], batch: Batch) -> list[str]:
+def read_names(task: Task[Any, Any], batch: Batch) -> list[str]:
     assert task.labels is not None and batch.labels is not None
 
     return [task.labels.names[label] for label in batch.labels.tolist()]
 
 
 def test_training_reads_the_labels_of_a_dataset_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads: list[Task[Any]] = []
+    reads: list[Task[Any, Any]] = []
     read = ImageClassificationTask._read_labels
     monkeypatch.setattr(ImageClassificationTask, "_read_labels", lambda task: reads.append(task) or read(task))
     settings = ["init.path=null", "regime={num_steps: 1}", "pictures.enabled=false", "common.torch.num_threads=1"]

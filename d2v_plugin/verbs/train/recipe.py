@@ -55,7 +55,7 @@ class TrainRecipe(ExtensibleRecipe):
         """
         super().__init__(extensions)
         self._resume = resume or Resume()
-        self._task: Task[Any] | None = None
+        self._task: Task[Any, Any] | None = None
 
     @property
     @override
@@ -157,7 +157,7 @@ class TrainRecipe(ExtensibleRecipe):
 
         return SummarizedTask(stoppable, summarizer, rank=gangs.root.rank, album=album)
 
-    def _open_task(self, context: RecipeContext) -> Task[Any]:
+    def _open_task(self, context: RecipeContext) -> Task[Any, Any]:
         """Open the task, once for all: who needs its labels does not read them again."""
         if self._task is None:
             task = create(context.resolver, Task, context.get_config_as(TrainConfig).task)
