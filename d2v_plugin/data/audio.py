@@ -23,7 +23,7 @@ _EPSILON = 1e-5
 
 @dataclass(kw_only=True)
 class AudioReadingConfig:
-    """How recordings become waveforms."""
+    """Settings of how recordings become waveforms."""
 
     sample_rate: int = 16_000
     """Samples per second of what the model hears."""
@@ -37,7 +37,7 @@ class AudioReadingConfig:
 
 @dataclass(frozen=True)
 class Recording:
-    """What a manifest says of a recording."""
+    """A recording, as a manifest describes it."""
 
     location: Location
 

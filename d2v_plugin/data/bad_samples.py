@@ -21,7 +21,7 @@ class BadSamplesError(RecipeError):
 
 @dataclass(kw_only=True)
 class BadSampleConfig:
-    """How many unreadable samples a run puts up with."""
+    """Limits to the unreadable samples that a run puts up with."""
 
     max_fraction: float = 0.001
     """Share of the split's samples that may be bad …"""

@@ -24,7 +24,7 @@ Padded = tuple[Tensor, Tensor | None, int | None]
 
 
 class Targets(Protocol):
-    """What the rows of a split are labelled with."""
+    """Labels of the rows of a split."""
 
     def stack(self, rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """``labels`` and ``label_lengths`` of a :class:`Batch` of these rows."""

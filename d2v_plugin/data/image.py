@@ -44,7 +44,7 @@ class ColorJitterConfig:
 
 @dataclass(kw_only=True)
 class ImageReadingConfig:
-    """How images become tensors."""
+    """Settings of how images become tensors."""
 
     size: int = 224
     """Height and width, in pixels, of what the model sees."""

@@ -1,4 +1,4 @@
-"""What fine-tuning does to images that are tensors already: random erasing, MixUp and CutMix; all stateless.
+"""Random erasing, MixUp and CutMix of images that are tensors already; all stateless.
 
 Samples are mixed in pairs of neighbours in the training order, which is random, each pair with a share of its own (timm calls
 this the mode ``pair``). So what a sample is mixed with depends on the order alone, not on how an update is divided into batches.

@@ -44,7 +44,7 @@ class Manifest:
         return self._text.classes
 
     def location(self, row: int) -> Location:
-        """Where the bytes of a sample lie."""
+        """The place of the bytes of a sample."""
         text = self._text
         path = text.file_of(text.data[text.starts[row] : text.path_ends[row]])
         return Location(path) if text.sizes[row] < 0 else Location(path, int(text.offsets[row]), int(text.sizes[row]))

@@ -133,7 +133,7 @@ def _cut_batches(lengths: Rows, max_num_elements: int) -> Rows:
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of an update one rank computes."""
+    """The part of an update that one rank computes."""
 
     rank: int
     """The rank within the data-parallel group."""

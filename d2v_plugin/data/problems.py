@@ -1,4 +1,4 @@
-"""What is wrong with the files of a dataset, collected so that it can be said at once."""
+"""Mistakes in the files of a dataset, collected so that they can be said at once."""
 
 from __future__ import annotations
 

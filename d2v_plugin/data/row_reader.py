@@ -38,7 +38,7 @@ class RowReader:
 
     @property
     def manifest(self) -> Path:
-        """Where they are listed."""
+        """The manifest that lists the samples."""
         return self.bad_samples.split
 
     def read(self, start: int, stop: int, max_batch_size: int) -> Iterator[Batch]:

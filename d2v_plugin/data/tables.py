@@ -21,7 +21,7 @@ from d2v_plugin.data.problems import Problems
 
 @dataclass(kw_only=True)
 class TableLayout(Validatable):
-    """Where sentences and labels stand in tab-separated files.
+    """Places of sentences and labels in tab-separated files.
 
     Quotes are characters like any other, as in GLUE. Columns are found by the names in the first line; other columns may stand
     beside them.

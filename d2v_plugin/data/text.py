@@ -46,7 +46,7 @@ class Vocabulary:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """How shards store ids, in little-endian order."""
+        """The type of ids in shards, in little-endian order."""
         return np.dtype("<u2" if self.size <= 1 << 16 else "<u4")
 
     def save(self, folder: Path) -> None:
@@ -92,7 +92,7 @@ class Tokenizer:
         return [self._ids[np.array(line, dtype=np.int64)] for line in found]
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """What each id stands for, ``▁`` at the beginnings of words; special ids in angle brackets."""
+        """The piece that each id stands for, ``▁`` at the beginnings of words; special ids in angle brackets."""
         special = {BEGINNING: "<s>", PADDING: "<pad>", END: "</s>", UNKNOWN: "<unk>", self.vocabulary.mask: "<mask>"}
         return [special.get(token) or self._model.id_to_piece(self._pieces[token]) for token in tokens]
 
@@ -175,7 +175,7 @@ class TokenStream:
         return self._starts, np.minimum(self._ends, self._starts + max_tokens)
 
     def line_ends(self) -> TokenIds:
-        """Where each line ends, from the ``.idx`` files beside the shards.
+        """The end of each line, from the ``.idx`` files beside the shards.
 
         :raises ManifestError: such a file is missing or belongs to another shard.
         """

@@ -34,7 +34,7 @@ Ids = NDArray[np.int64]
 
 
 def is_blank_first(labels: LabelSet) -> bool:
-    """Whether these are the symbols of transcripts."""
+    """Tell symbols of transcripts from classes and tags."""
     return len(labels) > 1 and labels.names[0] == BLANK
 
 
@@ -44,7 +44,7 @@ def join_symbols(symbols: Iterable[str]) -> str:
 
 
 class Spelling(ABC):
-    """How text is spelled."""
+    """A way to spell text."""
 
     @abstractmethod
     def spell(self, text: str) -> list[str]:
@@ -122,7 +122,7 @@ class Lines:
         return len(self._manifest)
 
     def is_written(self) -> bool:
-        """Whether there is any transcript."""
+        """Tell if there is any transcript."""
         return self._letters is not None or any(self._manifest.text("label", row) for row in range(len(self)))
 
     def line_of(self, row: int) -> int:

@@ -69,7 +69,7 @@ class Task(ABC, Generic[ConfigT, DatasetT]):
 
     @cached_property
     def labels(self) -> LabelSet | None:
-        """What labels may be; None if the task has none, or if they are numbers. Of a dataset they are read once."""
+        """All labels there are; None if the task has none, or if they are numbers. Of a dataset they are read once."""
         return self._known_labels or self._read_labels()
 
     def _read_labels(self) -> LabelSet | None:

@@ -1,4 +1,4 @@
-"""What the last run found, so that an update reads only what is new or has changed."""
+"""Findings of the last run, so that an update reads only what is new or has changed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class InspectionCache:
         self._new: dict[str, str] = {}
 
     def find(self, path: Path, stamp: str) -> Any:
-        """What is known of a file; None = nothing, or its stamp was another."""
+        """Facts about a file; None = nothing is known, or its stamp was another."""
         entry = self._old.get(_digest(str(path)), "")
         return json.loads(entry.removeprefix(stamp)) if entry.startswith(stamp) else None
 
@@ -45,7 +45,7 @@ class InspectionCache:
         self._new[_digest(str(path))] = stamp + json.dumps(facts)
 
     def count_kept(self) -> int:
-        """How many files are as they were in the last run."""
+        """Count the files that are as they were in the last run."""
         return sum(self._old.get(key) == entry for key, entry in self._new.items())
 
     def digest(self, files: Iterable[tuple[str, Path]]) -> str:

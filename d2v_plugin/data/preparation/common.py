@@ -1,4 +1,4 @@
-"""What preparing any dataset takes: splitting, writing, and saying what was found."""
+"""Steps of preparing any dataset: splitting, writing, and saying what was found."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REPORT = "report.json"
 
 @dataclass
 class Report:
-    """What was found and what was dropped; ends up as ``report.json`` and on the screen."""
+    """Account of what was found and dropped; ends up as ``report.json`` and on the screen."""
 
     splits: dict[str, dict[str, float]] = field(default_factory=dict)
     """Totals of each split."""

@@ -69,7 +69,7 @@ Inspect = Callable[[FoundFile], Inspected]
 
 
 class FileOptions(TypedDict):
-    """What all kinds of files are prepared with."""
+    """Options of preparing files of any kind."""
 
     valid_percent: float
     """Share of the files to hold out."""
@@ -207,7 +207,7 @@ def _sort(
 
 
 def _try(inspect: Inspect, source: FoundFile, cache: InspectionCache) -> Inspected | str:
-    """What was found, or why the file cannot be used."""
+    """Inspect a file, unless it is known; returns why it cannot be used instead if it cannot."""
     try:
         stamp = read_stamp(source.path)
         facts = cache.find(source.path, stamp)

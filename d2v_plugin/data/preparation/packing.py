@@ -38,7 +38,7 @@ def pack(split: str, files: Files, out: Path, shard_size: int, cache: Inspection
 
 
 def _find_shard(path: Path, files: Files, shard_size: int, cache: InspectionCache) -> dict[str, Any] | None:
-    """What is known of a shard, if it holds what one that starts with these files would hold now."""
+    """Facts about a shard, if it holds what one that starts with these files would hold now."""
     if not path.exists() or (facts := cache.find(Path(path.name), read_stamp(path))) is None:
         return None
     found: dict[str, Any] = facts
