@@ -99,3 +99,27 @@ def make_batch(modality: Modality, inputs: Padded, rows: Sequence[int], targets:
     """Put together what was read of some rows."""
     labels, label_lengths = (None, None) if targets is None else targets.stack(rows)
     return Batch(modality, inputs[0], torch.tensor(rows), *inputs[1:], labels, label_lengths)
+
+
+def fill_batch(
+    modality: Modality,
+    places: NDArray[np.float32],
+    batch: RowBatch,
+    bad_samples: BadSamples,
+    write: Callable[[int, int, NDArray[np.float32]], None],
+    targets: Targets | None = None,
+) -> Batch | None:
+    """Read samples of one shape, each with ``write(row, epoch, place)`` right into its place.
+
+    :param places: (N, …) for as many samples as the batch has rows.
+    """
+    rows: list[int] = []
+
+    def read(row: int, epoch: int) -> None:
+        # What a sample that cannot be read leaves behind is overwritten by the next.
+        write(row, epoch, places[len(rows)])
+        rows.append(row)
+
+    read_samples(batch, bad_samples, read)
+
+    return make_batch(modality, (torch.from_numpy(places[: len(rows)]), None, None), rows, targets) if rows else None

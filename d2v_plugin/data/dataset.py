@@ -77,7 +77,6 @@ class ManifestDataset:
             raise ManifestError(f"The manifests in {self.path} declare different `#classes`; they must be the same.")
         if declared:
             return list(declared.pop())
-
         return sort_labels(label for split in self.splits.values() for label in split.distinct("label"))
 
     def read_labels(self, split: str, known: LabelSet | None = None) -> Tensor:
@@ -167,7 +166,6 @@ class MultimodalManifests:
         """Open the datasets of all modalities; errors are those of :meth:`ManifestDataset.open`."""
         families = {Modality.AUDIO: AudioManifest, Modality.IMAGE: ImageManifest, Modality.TEXT: TextManifest}
         parts = {modality: getattr(config, modality.value) for modality in families}
-
         return cls({modality: families[modality].open(part) for modality, part in parts.items() if part is not None})
 
     def part(self, modality: Modality) -> ManifestDataset:

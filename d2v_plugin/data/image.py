@@ -184,7 +184,6 @@ def _resize(image: NDArray[np.uint8], height: int, width: int) -> Tensor:
     # unless it is copied and comes as a batch of one. Views are NumPy's, because with PyTorch each lets other threads interrupt.
     # (3, H, W) -> (1, 3, H, W), channels last
     pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(1, 2, 0))[None]).permute(0, 3, 1, 2)
-
     return interpolate(pixels, (height, width), mode="bicubic", antialias=True)[0]
 
 

@@ -27,21 +27,15 @@ class Manifest:
         """
         self.path = path
         self._text = ManifestText(path, columns, problems)
+        self.roots = self._text.roots
+        """The folders that hold the files."""
+        self.declared_classes = self._text.classes
+        """The classes of ``#classes``; None = it does not declare any."""
         self._integers = {name: self._text.numbers(name) for name in columns.integers if name in self._text.names}
         check_rows(self._text, self._integers, problems, check_files=check_files)
 
     def __len__(self) -> int:
         return len(self._text)
-
-    @property
-    def roots(self) -> list[str]:
-        """The folders that hold the files."""
-        return self._text.roots
-
-    @property
-    def declared_classes(self) -> list[str] | None:
-        """The classes of ``#classes``; None = it does not declare any."""
-        return self._text.classes
 
     def location(self, row: int) -> Location:
         """The place of the bytes of a sample."""

@@ -24,7 +24,8 @@ def check_rows(text: ManifestText, numbers: Mapping[str, IntArray], problems: Pr
     checks = _RowChecks(text, problems)
     checks.check_fields()
     checks.check_paths()
-    checks.check_numbers(numbers)
+    for name, values in numbers.items():
+        checks.check_numbers(name, values)
     checks.check_classes()
     if check_files:
         checks.check_files()
@@ -74,12 +75,8 @@ class _RowChecks:
         roots = ", ".join(text.roots)
         self._report(escapes, lambda row: f"{text.field('path', row)!r:.200} lies outside of the root ({roots})")
 
-    def check_numbers(self, numbers: Mapping[str, IntArray]) -> None:
-        """Check that what stands in columns of numbers is a number, or nothing where that is allowed."""
-        for name, values in numbers.items():
-            self._check_column(name, values)
-
-    def _check_column(self, name: str, values: IntArray) -> None:
+    def check_numbers(self, name: str, values: IntArray) -> None:
+        """Check that what stands in a column of numbers is a number, or nothing where that is allowed."""
         text = self._text
         starts, ends = text.bounds(name)
         wrong = (values < 0) & ((ends > starts) | (text.names.index(name) < text.num_required))

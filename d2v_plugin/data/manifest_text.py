@@ -99,7 +99,6 @@ class ManifestText:
             if row >= 0:
                 found.append(row)
                 position = int(self.ends[row])
-
         return found
 
     def file_of(self, name: bytes) -> str:

@@ -113,7 +113,6 @@ class LengthOrder(Order):
         order = draw_permutation(self.seed, epoch, Purpose.ORDER, self.num_items)
         batches = np.split(rows, self._bounds[1:-1])
         sizes = np.diff(self._bounds)[order]
-
         return Plan(np.concatenate([batches[batch] for batch in order]), np.concatenate([[0], np.cumsum(sizes)]))
 
 

@@ -96,7 +96,7 @@ class TrainReader(DataReader[Batch]):
     batches are the ones that would have come. fairseq2's own pipeline state would hold decoded samples and one rank's view.
     """
 
-    def __init__(self, order: Order, share: Share, read: ReadBatch, gangs: Gangs, bad_samples: BadSamples) -> None:
+    def __init__(self, order: Order, share: Share, gangs: Gangs, read: ReadBatch, bad_samples: BadSamples) -> None:
         """:param bad_samples: of the samples that ``read`` reads; also names them, for reports."""
         self._order = order
         self._share = share
@@ -171,7 +171,7 @@ def name_sample(reader: DataReader[Batch], modality: Modality, sample: int) -> s
 class LabelledReader(WrappedReader[Batch]):
     """One ordered pass over a split; each rank reads every ``world_size``-th batch, nothing is dropped."""
 
-    def __init__(self, batches: list[RowBatch], read: ReadBatch, gangs: Gangs, bad_samples: BadSamples) -> None:
+    def __init__(self, batches: list[RowBatch], gangs: Gangs, read: ReadBatch, bad_samples: BadSamples) -> None:
         pipeline = build_pipeline(read_sequence(batches[gangs.dp.rank :: gangs.dp.size]), read)
         super().__init__(DataPipelineReader(pipeline, gangs, sync_mode=SyncMode.UNTIL_LAST))
         self._bad_samples = bad_samples
@@ -191,7 +191,6 @@ def _read_pass(order: Order, share: Share, read: ReadBatch, bad_samples: BadSamp
         bad_samples.raise_if_too_many()
         log.warning("All samples of a batch are bad; the next batch of the sequence is repeated in its place.")
         start, stop = stop, stop + share.items
-
     return batch
 
 

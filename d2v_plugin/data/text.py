@@ -145,7 +145,6 @@ class TokenStream:
         (tokens,) = self.view(np.array([start]), np.array([stop]))
         if tokens.max(initial=0) >= self.vocabulary.size:
             raise SampleError(f"Token id {tokens.max()} is not in the vocabulary of {self.vocabulary.size}.")
-
         return tokens.astype(np.int64)
 
     def view(self, starts: TokenIds, stops: TokenIds) -> list[NDArray[Any]]:
@@ -167,7 +166,6 @@ class TokenStream:
             parts.append(self._shards[shard][first:last])
             size = len(self._shards[shard])
             first, last, shard = max(0, first - size), last - size, shard + 1
-
         return np.concatenate(parts)
 
     def row_bounds(self, max_tokens: int) -> tuple[TokenIds, TokenIds]:

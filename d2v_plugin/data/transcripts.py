@@ -78,7 +78,6 @@ class Characters(Spelling):
             rows = self._dictionary.read_text(encoding="utf-8").splitlines()
             return LabelSet([BLANK, *dict.fromkeys(row.rsplit(" ", 1)[0] for row in rows if row.strip())])
         found = {symbol for part in lines for row in range(len(part)) for symbol in part.spell(row, self)}
-
         return LabelSet([BLANK, WORD_END, *sorted(found - {WORD_END})])
 
 
@@ -173,7 +172,6 @@ class Transcripts:
         stacked = np.zeros((len(parts), lengths.max(initial=0)), dtype=np.int64)
         for place, part in zip(stacked, parts, strict=True):
             place[: len(part)] = part
-
         return torch.from_numpy(stacked), torch.from_numpy(lengths)
 
 
@@ -188,7 +186,6 @@ def find_lines(dataset: AudioManifest) -> dict[str, Lines]:
             f"No recording in {dataset.path} has a transcript: neither in a column `label` nor in a file SPLIT.ltr "
             "(manifests/README.md, Transcripts)."
         )
-
     return found
 
 

@@ -49,5 +49,4 @@ def _parse_chunk(buffer: NDArray[np.uint8], starts: IntArray, ends: IntArray, wh
         active = np.flatnonzero((starts + digit < ends) & (values >= 0))
         digits = buffer[starts[active] + digit].astype(np.int64) - _ZERO
         values[active] = np.where((digits >= 0) & (digits <= 9), values[active] * 10 + digits, -1)
-
     return values

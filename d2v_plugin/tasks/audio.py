@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
 import numpy as np
-import torch
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
 from fairseq2.logging import log
@@ -18,7 +17,7 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.data.audio import AudioReadingConfig, Recording, Waveform, read_recording
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
-from d2v_plugin.data.batches import ReadBatch, Targets, batch_by_length, make_batch, pad, read_samples
+from d2v_plugin.data.batches import ReadBatch, Targets, batch_by_length, fill_batch, make_batch, pad, read_samples
 from d2v_plugin.data.buffers import Buffers
 from d2v_plugin.data.dataset import AudioManifest
 from d2v_plugin.data.labels import RowLabels
@@ -102,8 +101,9 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
         manifest, targets = self.dataset.split(split), self.read_targets(split)
         lengths = read_lengths(manifest, self.config.audio)
         rows = np.argsort(-lengths, kind="stable") if self.longest_first else np.arange(len(lengths))
-        read, bad_samples = self._open_padded(manifest, targets)
-        return LabelledReader(batch_by_length(rows, lengths[rows], self.config.max_num_elements), read, gangs, bad_samples)
+        batches = batch_by_length(rows, lengths[rows], self.config.max_num_elements)
+
+        return LabelledReader(batches, gangs, *self._open_padded(manifest, targets))
 
     @override
     def open_rows(self, split: str) -> RowReader:
@@ -138,7 +138,7 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
         config = self.config
         share = share_batch(config.batches_per_update, 1, rank=gangs.dp.rank, world_size=gangs.dp.size, name="batches_per_update")
         order = LengthOrder(rows, lengths[rows], config.max_num_elements, seed)
-        return TrainReader(order, share, read, gangs, bad_samples)
+        return TrainReader(order, share, gangs, read, bad_samples)
 
 
 class AudioPretrainingTask(AudioTask[AudioPretrainingConfig]):
@@ -168,25 +168,15 @@ class AudioPretrainingTask(AudioTask[AudioPretrainingConfig]):
             message = "Left out {:,} of {:,} recordings, which are shorter than `min_sample_size` ({:,})."
             log.info(message, left_out, len(whole), config.min_sample_size)
         lengths = np.minimum(whole, config.max_sample_size)
-        bad_samples = self._count_bad(manifest)
-        buffers = Buffers()
+        bad_samples, buffers = self._count_bad(manifest), Buffers()
+
+        def write_crop(row: int, epoch: int, place: Waveform) -> None:
+            offset = draw_offset(seed, epoch, row, int(whole[row]) - len(place))
+            read_recording(recording_of(manifest, row), config.audio, offset, len(place), place)
 
         def read(batch: RowBatch) -> Batch | None:
-            shortest = int(lengths[batch.rows].min())
-            places = buffers.take(len(batch.rows), shortest)
-            found: list[int] = []
-
-            def read_crop(row: int, epoch: int) -> None:
-                offset = draw_offset(seed, epoch, row, int(whole[row]) - shortest)
-                # What a recording that cannot be read leaves behind is overwritten by the next.
-                read_recording(recording_of(manifest, row), config.audio, offset, shortest, places[len(found)])
-                found.append(row)
-
-            read_samples(batch, bad_samples, read_crop)
-            if not found:
-                return None
-
-            return make_batch(Modality.AUDIO, (torch.from_numpy(places[: len(found)]), None, None), found)
+            places = buffers.take(len(batch.rows), int(lengths[batch.rows].min()))
+            return fill_batch(Modality.AUDIO, places, batch, bad_samples, write_crop)
 
         return self._create_train_reader(rows, lengths, read, bad_samples, gangs, seed)
 

@@ -55,7 +55,6 @@ class AudioClassificationTask(LabelledAudioTask):
         problems = Problems()
         tags = _number_tags(self.dataset.split(split), self.labels, problems)
         problems.raise_if_any()
-
         return RowLabels(tags)
 
 

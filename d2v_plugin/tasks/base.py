@@ -64,7 +64,6 @@ class Task(ABC, Generic[ConfigT, DatasetT]):
         opened.dataset = expect_dataset(dataset, self.family)
         opened.report = report
         opened._known_labels = labels
-
         return opened
 
     @cached_property

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
+from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
-from d2v_plugin.data.batches import ReadBatch, batch_rows, make_batch, read_samples
+from d2v_plugin.data.batches import ReadBatch, batch_rows, fill_batch
 from d2v_plugin.data.buffers import Buffers
 from d2v_plugin.data.dataset import ImageManifest
 from d2v_plugin.data.image import ImageReadingConfig, Normalizer, augment, decode, fit
@@ -65,14 +65,15 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
         read, bad_samples = self._open_images(config.split, transform)
         order = SampleOrder(len(self.dataset.split(config.split)), seed)
 
-        return TrainReader(order, share, read, gangs, bad_samples)
+        return TrainReader(order, share, gangs, read, bad_samples)
 
     @override
     def create_labelled_reader(self, gangs: Gangs, split: str) -> DataReader[Batch]:
         labels = self.dataset.read_labels(split, self.labels)
-        read, bad_samples = self._open_images(split, targets=RowLabels(labels))
         batch_size = self.config.max_batch_size or max(1, self.config.batch_size // gangs.dp.size)
-        return LabelledReader(batch_rows(np.arange(len(labels)), batch_size), read, gangs, bad_samples)
+        batches = batch_rows(np.arange(len(labels)), batch_size)
+
+        return LabelledReader(batches, gangs, *self._open_images(split, targets=RowLabels(labels)))
 
     @override
     def open_rows(self, split: str) -> RowReader:
@@ -87,20 +88,12 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
         bad_samples = BadSamples(manifest.path, len(manifest), manifest.name_of, self.config.bad_samples, self.report)
         buffers, normalizer = Buffers(), Normalizer(config)
 
+        def write(row: int, epoch: int, place: NDArray[np.float32]) -> None:
+            image = decode(manifest.location(row))
+            normalizer.write(fit(image, config) if transform is None else transform(image, row, epoch), place)
+
         def read(batch: RowBatch) -> Batch | None:
             places = buffers.take(len(batch.rows), 3, config.size, config.size)
-            found: list[int] = []
-
-            def read_image(row: int, epoch: int) -> None:
-                image = decode(manifest.location(row))
-                image = fit(image, config) if transform is None else transform(image, row, epoch)
-                normalizer.write(image, places[len(found)])
-                found.append(row)
-
-            read_samples(batch, bad_samples, read_image)
-            if not found:
-                return None
-
-            return make_batch(Modality.IMAGE, (torch.from_numpy(places[: len(found)]), None, None), found, targets)
+            return fill_batch(Modality.IMAGE, places, batch, bad_samples, write, targets)
 
         return read, bad_samples

@@ -70,7 +70,7 @@ class ImageClassificationTask(ImagePretrainingTask):
         read, bad_samples = self._open_images(config.split, transform, RowLabels(labels))
         order = SampleOrder(len(labels), seed)
 
-        return TrainReader(order, share, self._regularize(read, seed), gangs, bad_samples)
+        return TrainReader(order, share, gangs, self._regularize(read, seed), bad_samples)
 
     def _regularize(self, read: ReadBatch, seed: int) -> ReadBatch:
         """Erase and mix what ``read`` returns."""

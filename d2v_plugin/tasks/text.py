@@ -72,9 +72,9 @@ class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
         share = share_batch(config.batch_size, config.max_batch_size, rank=gangs.dp.rank, world_size=gangs.dp.size)
         stream = self._open_stream(config.split)
         starts, ends = cut_blocks(stream, config.tokens_per_sample - 1, config.break_mode)
-        read, bad_samples = self._open_samples(stream, starts, ends)
+        order = SampleOrder(len(starts), seed)
 
-        return TrainReader(SampleOrder(len(starts), seed), share, read, gangs, bad_samples)
+        return TrainReader(order, share, gangs, *self._open_samples(stream, starts, ends))
 
     @override
     def create_labelled_reader(self, gangs: Gangs, split: str) -> DataReader[Batch]:
@@ -84,8 +84,7 @@ class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
         starts, ends = stream.row_bounds(config.tokens_per_sample - 1)
         read, bad_samples = self._open_samples(stream, starts, ends, stream.manifest.name_of, RowLabels(labels))
         batch_size = config.max_batch_size or max(1, config.batch_size // gangs.dp.size)
-
-        return LabelledReader(batch_rows(np.arange(len(labels)), batch_size), read, gangs, bad_samples)
+        return LabelledReader(batch_rows(np.arange(len(labels)), batch_size), gangs, read, bad_samples)
 
     @override
     def open_rows(self, split: str) -> RowReader:

@@ -88,8 +88,7 @@ class TextClassificationTask(Task[TextClassificationConfig, Sentences]):
         if self.dataset.split(config.split).labels is None:
             raise RecipeError(f"The split `{config.split}` has no labels; nothing can be learned from it.")
         order = WindowOrder(lengths, config.batch_size, config.length_window, seed)
-
-        return TrainReader(order, share, read, gangs, bad_samples)
+        return TrainReader(order, share, gangs, read, bad_samples)
 
     @override
     def create_labelled_reader(self, gangs: Gangs, split: str) -> DataReader[Batch]:
@@ -97,7 +96,7 @@ class TextClassificationTask(Task[TextClassificationConfig, Sentences]):
         lengths, read, bad_samples = self._open_sentences(split)
         batch_size = self.config.max_batch_size or max(1, self.config.batch_size // gangs.dp.size)
         longest_first = np.argsort(-lengths, kind="stable")
-        return LabelledReader(batch_rows(longest_first, batch_size), read, gangs, bad_samples)
+        return LabelledReader(batch_rows(longest_first, batch_size), gangs, read, bad_samples)
 
     def _open_sentences(self, split: str) -> tuple[TokenIds, ReadBatch, BadSamples]:
         """Encode a split; returns the lengths of its rows, too."""

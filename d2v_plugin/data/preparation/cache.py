@@ -64,7 +64,6 @@ class InspectionCache:
             return {}
         if seal != _digest(self._settings + entries):
             return {}
-
         return dict(line.split("\t", 1) for line in entries.splitlines())
 
 

@@ -37,7 +37,6 @@ def prepare_images(
         moments = torch.stack([torch.full((3,), height * width), pixels.sum(1), pixels.square().sum(1)])
         size = min(height, width)
         power = 1 << (size.bit_length() - 1)
-
         return Inspected(
             [{}],
             facts={"kinds": source.path.suffix.lower(), "shorter side": f"{power} to {2 * power - 1}"},

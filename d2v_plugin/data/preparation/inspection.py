@@ -96,5 +96,4 @@ def _draw_histogram(values: NDArray[np.float64], unit: str) -> list[str]:
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
         bar = "█" * round(_BAR * count / counts.max())
         lines.append(f"  {low:>12,.4g} … {high:<12,.4g} {count:>10,} {bar}".rstrip())
-
     return lines

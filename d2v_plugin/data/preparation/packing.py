@@ -45,7 +45,6 @@ def _find_shard(path: Path, files: Files, shard_size: int, cache: InspectionCach
     count = len(found["places"])
     is_complete = found["is_full"] or count == len(files)
     is_same = found["shard_size"] == shard_size and found["content"] == cache.digest(files[:count])
-
     return found if is_complete and is_same else None
 
 
