@@ -160,8 +160,8 @@ class Update:
         if setting.sample_data:
             task = create(self.container, Task, self.config.task)
             manifest = ManifestConfig(path=ROOT / "manifests" / SAMPLE_DATA[setting.modality])
-            dataset = DATASETS[setting.modality].open(manifest)
-            for batches in task.create_train_reader(dataset, self.gangs, self.config.common.seed):
+            opened = task.open(DATASETS[setting.modality].open(manifest), report=None)
+            for batches in opened.create_train_reader(self.gangs, self.config.common.seed):
                 yield from batches
         batch = draw_batch(setting)
         while True:

@@ -21,10 +21,11 @@ from fairseq2.logging import log
 from fairseq2.task import Task as Runnable
 from fairseq2.task import TaskStopException
 from fairseq2.trainer import Trainer
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.fairseq2_private import count_unpublished, restore_unpublished, save_checkpoint, set_rates
+from d2v_plugin.data.reader import WrappedReader
 from d2v_plugin.training.checkpoints.manager import VerifiedCheckpointManager
 from d2v_plugin.training.host_group import HostGroup
 from d2v_plugin.weights.run_folder import step_folder
@@ -96,39 +97,18 @@ def _ignore(number: int, frame: object) -> None:
 
 
 @final
-class StoppableReader(DataReader[Batch]):
+class StoppableReader(WrappedReader[Batch]):
     """The training batches. fairseq2's trainer asks for them between two updates, once and on all ranks alike."""
 
     def __init__(self, reader: DataReader[Batch]) -> None:
-        self._reader = reader
+        super().__init__(reader)
         self.between_updates: Callable[[], None] = lambda: None
-
-    @override
-    def __iter__(self) -> Self:
-        return self
 
     @override
     def __next__(self) -> list[Batch]:
         self.between_updates()
 
-        return next(self._reader)
-
-    @override
-    def reset(self) -> None:
-        self._reader.reset()
-
-    @override
-    def state_dict(self) -> dict[str, object]:
-        return self._reader.state_dict()
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        self._reader.load_state_dict(state_dict)
-
-    @property
-    @override
-    def num_accumulate(self) -> int:
-        return self._reader.num_accumulate
+        return super().__next__()
 
 
 @final

@@ -1,4 +1,4 @@
-"""What preparing any dataset takes: splitting, writing, and saying what was found."""
+"""Steps of preparing any dataset: splitting, writing, and saying what was found."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _REPORT = "report.json"
 
 @dataclass
 class Report:
-    """What was found and what was dropped; ends up as ``report.json`` and on the screen."""
+    """Account of what was found and dropped; ends up as ``report.json`` and on the screen."""
 
     splits: dict[str, dict[str, float]] = field(default_factory=dict)
     """Totals of each split."""
@@ -66,7 +66,6 @@ class Report:
 def choose_split(name: str, valid_percent: float, seed: int) -> str:
     """``train`` or ``valid``, from the name alone: what was in a split stays there when files are added."""
     digest = hashlib.blake2b(f"{seed}\0{name}".encode("utf-8", errors="surrogateescape"), digest_size=8).digest()
-
     return VALID if int.from_bytes(digest, "little") < valid_percent / 100 * (1 << 64) else TRAIN
 
 
@@ -125,5 +124,4 @@ def parse_size(text: str) -> int:
     number = text[:-1] if text[-1:].upper() in units else text
     if not number.isdecimal() or int(number) == 0:
         raise RecipeError(f"`{text}` is no size; write for example 500M or 1G.")
-
     return int(number) * units.get(text[-1].upper(), 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, final
 
@@ -63,11 +62,12 @@ class EvaluateRecipe(ExtensibleRecipe):
         path = choose_checkpoint(config.checkpoint.path, best=config.checkpoint.best)
         provenance = find_provenance(path)
 
-        task = create(context.resolver, Task, config.task)
-        task.bad_samples_report = RunFolder(context.output_dir).bad_samples
-        task.labels = None if provenance is None else provenance.labels
-        dataset = context.get_dataset()
-        open_split = partial(task.create_labelled_reader, dataset)
+        task = create(context.resolver, Task, config.task).open(
+            context.get_dataset(),
+            report=RunFolder(context.output_dir).bad_samples,
+            labels=None if provenance is None else provenance.labels,
+        )
+        open_split = task.create_labelled_reader
 
         criterion = None if config.criterion is None else create(context.resolver, Criterion, config.criterion)
         units: list[Any] = []
@@ -92,7 +92,7 @@ class EvaluateRecipe(ExtensibleRecipe):
             if config.probing.baselines:
                 units.append(probing.create_unit(create_untrained(path).to(context.device), gangs, name="random_init"))
                 readers.append(probing.create_reader(gangs))
-        task.check_model(model)
+        task.check_model(model, config.splits if isinstance(criterion, SupervisedCriterion) else ())
 
         section = config.evaluator
         evaluator = wire_object(

@@ -21,7 +21,7 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.registry import create
 from d2v_plugin.core.storage import hash_file
-from d2v_plugin.data.rows import RowReader
+from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.extraction.features import Extractor, name_arrays
 from d2v_plugin.extraction.shards import INDEX_FILE, STORES, ShardStore, begin_index, cut_shards, finish_index
 from d2v_plugin.tasks.base import Task
@@ -47,9 +47,9 @@ class ExtractRecipe(ExtensibleRecipe):
         assert config.checkpoint.path is not None and config.task is not None
 
         # Data first: a missing split is known before a large model is read.
-        task = create(context.resolver, Task, config.task)
-        task.bad_samples_report = RunFolder(context.output_dir).bad_samples
-        rows = task.open_rows(context.get_dataset(), config.split)
+        report = RunFolder(context.output_dir).bad_samples
+        task = create(context.resolver, Task, config.task).open(context.get_dataset(), report=report)
+        rows = task.open_rows(config.split)
 
         path = choose_checkpoint(config.checkpoint.path, best=config.checkpoint.best)
         model = load(path, weights=config.checkpoint.weights, device=context.device)

@@ -24,7 +24,7 @@ from d2v_plugin.core.registry import create, registered_names
 from d2v_plugin.criteria.base import Criterion, CriterionSection, criterion_of
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.data.dataset import ManifestDataset
-from d2v_plugin.data.rows import RowReader
+from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.evaluation.checkpoint import load_trained
 from d2v_plugin.masking.base import MaskSampler, MaskSection
 from d2v_plugin.models.base import EncoderModel
@@ -101,9 +101,9 @@ class InspectRecipe(ExtensibleRecipe):
     def create_task(self, context: RecipeContext) -> Runnable:
         config = context.get_config_as(InspectConfig)
         assert config.checkpoint.path is not None and config.task is not None
-        task = create(context.resolver, Task, config.task)
-        dataset = context.get_dataset()
-        rows = task.open_rows(dataset, config.split)
+        dataset, report = context.get_dataset(), RunFolder(context.output_dir).bad_samples
+        task = create(context.resolver, Task, config.task).open(dataset, report=report)
+        rows = task.open_rows(config.split)
         path = choose_checkpoint(config.checkpoint.path, best=config.checkpoint.best)
         criterion = None if config.criterion is None else create(context.resolver, Criterion, config.criterion)
         model: EncoderModel
@@ -120,7 +120,7 @@ class InspectRecipe(ExtensibleRecipe):
             context.device,
             modality=task.modality,
             names=_name_samples(dataset, config.split, len(rows)),
-            spell=task.read_spelling(dataset),
+            spell=task.read_spelling(),
             samplers=_create_samplers(context.resolver),
         )
 

@@ -58,6 +58,7 @@ class TrainRecipe(ExtensibleRecipe):
         """
         super().__init__(extensions)
         self._resume = resume or Resume()
+        self._task: Task[Any, Any] | None = None
 
     @property
     @override
@@ -93,7 +94,7 @@ class TrainRecipe(ExtensibleRecipe):
         criterion = create(context.resolver, Criterion, section)
         try:
             if isinstance(criterion, SupervisedCriterion):
-                labels = create(context.resolver, Task, config.task).read_labels(context.get_dataset())
+                labels = self._open_task(context).labels
                 if not newly_initialized:
                     check_labels(find_checkpoints(context), labels)
                 criterion.set_labels(labels)
@@ -114,13 +115,10 @@ class TrainRecipe(ExtensibleRecipe):
         gangs, seed = context.gangs, config.common.seed
 
         # Data first: a missing manifest or split is known before a large model is built.
-        task = create(context.resolver, Task, config.task)
-        task.bad_samples_report = RunFolder(context.output_dir).bad_samples
-        dataset = context.get_dataset()
-        task.labels = task.read_labels(dataset)
-        train_reader = task.create_train_reader(dataset, gangs, seed)
+        task = self._open_task(context)
+        train_reader = task.create_train_reader(gangs, seed)
         reader = StoppableReader(train_reader)
-        probing = Probing(context.resolver, config.probing, partial(task.create_labelled_reader, dataset))
+        probing = Probing(context.resolver, config.probing, task.create_labelled_reader)
         eval_readers: list[DataReader[Any]] = [probing.create_reader(gangs)] if probing.probes else []
 
         model = context.get_model_as(EncoderModel)
@@ -138,13 +136,13 @@ class TrainRecipe(ExtensibleRecipe):
         album: Album | None = None
         # One process cannot draw a sharded model.
         if config.pictures.enabled and gangs.root.rank == 0 and gangs.sdp.size == 1:
-            album = Album(config.pictures, model, context.output_dir, seed=seed, spell=task.read_spelling(dataset))
+            album = Album(config.pictures, model, context.output_dir, seed=seed, spell=task.read_spelling())
             album.attach(context.get_data_parallel_model(), context.get_optimizer(), lambda: unit.step_nr)
 
         eval_units: list[EvalUnit[Any]] = [probing.create_unit(model, gangs)] if probing.probes else []
         if isinstance(criterion, SupervisedCriterion):
             for split in config.validation.splits:
-                eval_readers.append(task.create_labelled_reader(dataset, gangs, split))
+                eval_readers.append(task.create_labelled_reader(gangs, split))
                 report = RunFolder(context.output_dir).predictions / f"{split}.tsv"
                 eval_units.append(EvaluationUnit(model, criterion, gangs, split=split, report=report))
         task.check_model(model)
@@ -161,6 +159,14 @@ class TrainRecipe(ExtensibleRecipe):
         summarizer = Summarizer(context, probing, task.modality, compare)
 
         return SummarizedTask(stoppable, summarizer, rank=gangs.root.rank, album=album)
+
+    def _open_task(self, context: RecipeContext) -> Task[Any, Any]:
+        """Open the task, once for all: who needs its labels does not read them again."""
+        if self._task is None:
+            task = create(context.resolver, Task, context.get_config_as(TrainConfig).task)
+            self._task = task.open(context.get_dataset(), report=RunFolder(context.output_dir).bad_samples)
+
+        return self._task
 
 
 def create_comparison(context: RecipeContext, criterion: SupervisedCriterion[Any]) -> Callable[[], dict[str, Scores]]:
