@@ -1,4 +1,4 @@
-"""The progress bar of a run shows its loss, scores and samples per second, beside fairseq2's count and time left."""
+"""Progress bar of a run: its loss, scores and samples per second, beside fairseq2's count and time left."""
 
 from __future__ import annotations
 
@@ -18,13 +18,11 @@ SCORE_PRIORITY = 200
 
 
 @final
-class HeadlineRecorder(MetricRecorder):
+class ProgressBarRecorder(MetricRecorder):
     """Writes the latest metrics into the description of the progress bar."""
 
     def __init__(self, progress: Progress, descriptors: MetricDescriptorRegistry) -> None:
-        """
-        :param progress: where fairseq2 shows its tasks.
-        """
+        """:param progress: where fairseq2 shows its tasks."""
         self._progress = progress
         self._descriptors = descriptors
         self._training: dict[str, str] = {}
@@ -69,14 +67,13 @@ def _format(descriptor: MetricDescriptor | None, value: object) -> str:
     return descriptor.formatter(value)
 
 
-def register_headline(container: DependencyContainer) -> None:
+def register_progress_bar(container: DependencyContainer) -> None:
     """Register the recorder; without a progress bar (``--no-rich``) there is none."""
 
     def maybe_create(resolver: DependencyResolver) -> MetricRecorder | None:
         progress = find_progress_bars(resolver.resolve(ProgressReporter))
-        if not isinstance(progress, Progress):
-            return None
+        descriptors = resolver.resolve(MetricDescriptorRegistry)
 
-        return HeadlineRecorder(progress, resolver.resolve(MetricDescriptorRegistry))
+        return ProgressBarRecorder(progress, descriptors) if isinstance(progress, Progress) else None
 
     container.collection.register(MetricRecorder, maybe_create)
