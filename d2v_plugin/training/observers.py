@@ -18,13 +18,13 @@ the reasons, in :func:`d2v_plugin.verbs.train.recipe.create_observers`.
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from typing import Any, final
+from typing import final
 
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput
-from d2v_plugin.criteria.base import Criterion
+from d2v_plugin.criteria.base import criterion_of
 from d2v_plugin.models.base import EncoderModel
 
 
@@ -56,11 +56,11 @@ class Observer:
 class EmaObserver(Observer):
     """Lets the criterion's teacher follow the student after every update that was not skipped."""
 
-    def __init__(self, model: EncoderModel, criterion: Criterion[Any]) -> None:
+    def __init__(self, model: EncoderModel) -> None:
         self._model = model
-        self._criterion = criterion
 
     @override
     def after_update(self, step_nr: int, *, norm: float, losses: Sequence[float], skipped: bool) -> None:
-        if not skipped:
-            self._criterion.after_step(self._model, step_nr)
+        criterion = criterion_of(self._model)
+        if criterion is not None and not skipped:
+            criterion.after_step(self._model, step_nr)

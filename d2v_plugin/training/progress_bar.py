@@ -30,13 +30,11 @@ class ProgressBarRecorder(MetricRecorder):
 
     @override
     def record_metric_values(self, category: str, values: Mapping[str, object], step_nr: int | None = None) -> None:
-        found = {name: self._descriptors.maybe_get(name) for name in values}
+        shown = {name: (d, values[name]) for name in values if (d := self._descriptors.maybe_get(name)) is not None}
         if category == "train":
-            shown = ("loss", "samples_per_second")
-            self._training = {name: _format(found[name], values[name]) for name in shown if found.get(name) is not None}
+            self._training = {name: _format(*shown[name]) for name in ("loss", "samples_per_second") if name in shown}
         else:
-            scores = {name: d for name, d in found.items() if d is not None and d.priority == SCORE_PRIORITY}
-            self._scores |= {name: _format(descriptor, values[name]) for name, descriptor in scores.items()}
+            self._scores |= {name: _format(*pair) for name, pair in shown.items() if pair[0].priority == SCORE_PRIORITY}
 
         for task in self._progress.tasks:
             # During validation other bars come and go.
@@ -59,10 +57,9 @@ class ProgressBarRecorder(MetricRecorder):
         pass
 
 
-def _format(descriptor: MetricDescriptor | None, value: object) -> str:
+def _format(descriptor: MetricDescriptor, value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    assert descriptor is not None
 
     return descriptor.formatter(value)
 

@@ -65,6 +65,14 @@ def test_a_collapse_is_named(command: Any, tiny_recipe: Path, tmp_path: Path, se
     assert "What may help: " in text and "`optimizer.config.lr`" in text
 
 
+def test_an_interval_that_is_none_is_one_line(command: Any, tiny_recipe: Path, tmp_path: Path) -> None:
+    setting = "guard.collapse_every_n_steps=0"
+    outcome = command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out", "--config", setting)
+
+    assert outcome.status == 2 and "Traceback" not in outcome.err
+    assert "`guard`" in outcome.err and "`collapse_every_n_steps` must be positive or null, but is 0." in outcome.err
+
+
 def test_it_speaks_once_in_100_looks(caplog: pytest.LogCaptureFixture) -> None:
     watch, dead = CollapseObserver(10), Observation(local=torch.ones(4, 6, 8))
     said = []

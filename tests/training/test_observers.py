@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +15,10 @@ from torch.optim import SGD, AdamW, Optimizer
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
-from d2v_plugin.core.contracts import LossOutput
+from d2v_plugin.core.contracts import LossOutput, StepInfo
+from d2v_plugin.criteria.base import Criterion
+from d2v_plugin.models.data2vec2.archs import ARCHS
+from d2v_plugin.models.families import create_model
 from d2v_plugin.training.health.update_guard import UpdateGuard
 from d2v_plugin.training.observers import EmaObserver, Observer
 
@@ -134,13 +137,48 @@ def test_an_overflow_that_the_loss_scaler_found_is_no_update() -> None:
     assert next(event[2:4] for event in run.events if event[:2] == ("first", "after")) == (1, 2.0)
 
 
+class Follower(Criterion[Any]):
+    """Writes down which updates it is told of, and the weight at that time."""
+
+    def __init__(self, followed: list[tuple[int, float]], model: nn.Linear) -> None:
+        super().__init__()
+        self._followed = followed
+        self._weight = model.weight
+
+    @override
+    def forward(self, model: Any, batch: Batch, step: StepInfo) -> LossOutput:
+        raise NotImplementedError
+
+    @override
+    def after_step(self, model: Any, step_nr: int) -> None:
+        self._followed.append((step_nr, self._weight.item()))
+
+
 def test_the_teacher_follows_what_was_done_and_not_what_was_skipped() -> None:
     followed: list[tuple[int, float]] = []
     run = Run(plain)
-    criterion: Any = SimpleNamespace(after_step=lambda model, step_nr: followed.append((step_nr, model.weight.item())))
-    run.guard.observers = [EmaObserver(run.model, criterion), *run.guard.observers]  # type: ignore[arg-type]
+    model = create_model(ARCHS["image_tiny"]())
+    model.criterion = Follower(followed, run.model)
+    run.guard.observers = [EmaObserver(model), *run.guard.observers]
 
     for step, x in enumerate([2.0, math.nan, 2.0], start=1):
         run.update(step, x)
 
     assert followed == [(1, 0.5), (3, 0.0)]
+
+
+def test_a_run_has_the_written_order(command: Any, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    attach = UpdateGuard.attach
+
+    def note(guard: UpdateGuard, *args: Any) -> None:
+        names.extend(type(observer).__name__ for observer in guard.observers)
+        attach(guard, *args)
+
+    monkeypatch.setattr(UpdateGuard, "attach", note)
+    settings = ("regime.num_steps=2", "pictures.enabled=true")
+    outcome = command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out", "--config", *settings)
+
+    assert outcome.status == 0, outcome.err
+    watchers = ["SkipObserver", "SpikeObserver", "CollapseObserver"]
+    assert names == ["EmaObserver", "Incidents", *watchers, "PictureRecorder", "Summarizer"]

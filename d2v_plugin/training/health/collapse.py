@@ -182,13 +182,6 @@ class CollapseObserver(Observer):
         value, limit = getattr(self.last[name], sign), getattr(LIMITS[name].signs, sign)
         since = step_nr - (number - 1) * self._every_n_steps
         log.warning(
-            "Collapsed at update {}: {} {} since update {} ({} {:.2g}, limit {:g}). What may help: {}.",
-            step_nr,
-            name,
-            _MEANING[sign],
-            since,
-            sign,
-            value,
-            limit,
-            LIMITS[name].remedy,
+            f"Collapsed at update {step_nr}: {name} {_MEANING[sign]} since update {since} ({sign} {value:.2g}, limit {limit:g}). "
+            f"What may help: {LIMITS[name].remedy}."
         )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
@@ -26,12 +25,10 @@ _HEADER: Final = "step\tevent\tgradient_norm\tloss\tmodality\tid\tsample\n"
 _NUM_SHOWN: Final = 8
 
 
-@dataclass(frozen=True)
-class ForwardPass:
-    """The samples of a forward pass of one rank."""
+class ForwardPass(NamedTuple):
+    """Samples of a forward pass of one rank."""
 
     modality: Modality
-
     ids: Tensor
     """(N,)"""
 
@@ -63,9 +60,8 @@ class Incidents(Observer):
         """
         rows: list[str] = []
         shown: list[str] = []
-        for taken, loss in zip(self._passes, losses, strict=True):
-            modality = taken.modality
-            for sample in taken.ids.tolist():
+        for (modality, ids), loss in zip(self._passes, losses, strict=True):
+            for sample in ids.tolist():
                 name = self._name_sample(modality, sample)
                 rows.append(f"{step_nr}\t{event}\t{norm:g}\t{loss:g}\t{modality.value}\t{sample}\t{name}\n")
                 shown.append(str(sample))
@@ -99,13 +95,8 @@ class SkipObserver(Observer):
         self._in_a_row.append(step_nr)
         listed = self._incidents.add(step_nr, "not_finite", norm=norm, losses=losses)
         log.warning(
-            "Skipped update {}, {} in a row; {} end the run: gradient norm {:g}, loss of this rank {:g}; {}.",
-            step_nr,
-            len(self._in_a_row),
-            MAX_SKIPPED_IN_A_ROW,
-            norm,
-            sum(losses) / len(losses),
-            listed,
+            f"Skipped update {step_nr}, {len(self._in_a_row)} in a row; {MAX_SKIPPED_IN_A_ROW} end the run: "
+            f"gradient norm {norm:g}, loss of this rank {sum(losses) / len(losses):g}; {listed}."
         )
         if len(self._in_a_row) == MAX_SKIPPED_IN_A_ROW:
             raise RecipeError(

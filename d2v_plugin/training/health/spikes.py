@@ -1,12 +1,11 @@
-"""Spikes: values far above what they recently were."""
+"""Spikes: losses and gradient norms far above what they recently were."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import median
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 from fairseq2.logging import log
 from typing_extensions import override
@@ -26,12 +25,10 @@ QUIET_STEPS: Final = 100
 _TO_DEVIATION: Final = 1.4826
 
 
-@dataclass(frozen=True)
-class Spike:
-    """A value that stands out, and what it was compared with."""
+class Spike(NamedTuple):
+    """A value that stands out, by what it was compared with."""
 
     median: float
-
     spread: float
     """Robust estimate of the standard deviation."""
 
@@ -95,11 +92,6 @@ class SpikeObserver(Observer):
             if spike is not None and detector.may_speak(step_nr):
                 listed = self._incidents.add(step_nr, event, norm=norm, losses=losses)
                 log.warning(
-                    "{} {:.4g} at update {} is far above its recent {:.4g} (spread {:.2g}); {}.",
-                    what,
-                    value,
-                    step_nr,
-                    spike.median,
-                    spike.spread,
-                    listed,
+                    f"{what} {value:.4g} at update {step_nr} is far above its recent {spike.median:.4g} "
+                    f"(spread {spike.spread:.2g}); {listed}."
                 )

@@ -153,12 +153,7 @@ def create_observers(context: RecipeContext, task: Task, train_reader: DataReade
     config = context.get_config_as(TrainConfig)
     model, output_dir, rank = context.get_model_as(EncoderModel), context.output_dir, context.gangs.root.rank
     incidents = Incidents(output_dir, rank, partial(name_sample, train_reader))
-    observers: list[Observer] = [
-        EmaObserver(model, _criterion_of(model)),
-        incidents,
-        SkipObserver(incidents),
-        SpikeObserver(incidents),
-    ]
+    observers: list[Observer] = [EmaObserver(model), incidents, SkipObserver(incidents), SpikeObserver(incidents)]
     if rank != 0:
         return observers
 
@@ -176,14 +171,14 @@ def create_observers(context: RecipeContext, task: Task, train_reader: DataReade
 
 def create_unit(context: RecipeContext, observers: Sequence[Observer]) -> CriterionUnit:
     """Create what computes an update, with the guard that decides whether it counts."""
-    model = context.get_data_parallel_model()
+    model, criterion = context.get_data_parallel_model(), criterion_of(context.get_model_as(EncoderModel))
+    assert criterion is not None
     if context.gangs.device.type == "cpu":
         keep_freed_memory()  # before the optimizer makes room for its moments
     guard = UpdateGuard(observers, rank=context.gangs.root.rank)
     guard.attach(model, context.get_optimizer())
-    seed = context.get_config_as(TrainConfig).common.seed
 
-    return CriterionUnit(model, _criterion_of(context.get_model_as(EncoderModel)), guard, seed=seed)
+    return CriterionUnit(model, criterion, guard, seed=context.get_config_as(TrainConfig).common.seed)
 
 
 def create_eval_units(context: RecipeContext, probing: Probing) -> list[EvalUnit[Any]]:
@@ -191,7 +186,7 @@ def create_eval_units(context: RecipeContext, probing: Probing) -> list[EvalUnit
     model, gangs = context.get_model_as(EncoderModel), context.gangs
     units: list[EvalUnit[Any]] = [probing.create_unit(model, gangs)] if probing.probes else []
     for split in _scored_splits(context.get_config_as(TrainConfig)):
-        criterion = _criterion_of(model)
+        criterion = criterion_of(model)
         assert isinstance(criterion, SupervisedCriterion)
         report = context.output_dir / "predictions" / f"{split}.tsv"
         units.append(EvaluationUnit(model, criterion, gangs, split=split, report=report))
@@ -202,10 +197,3 @@ def create_eval_units(context: RecipeContext, probing: Probing) -> list[EvalUnit
 def _scored_splits(config: TrainConfig) -> Sequence[str]:
     """The labelled splits that a fine-tuned model is scored on; none in pre-training."""
     return config.validation.splits if isinstance(config.criterion.config, SupervisedConfig) else ()
-
-
-def _criterion_of(model: EncoderModel) -> Criterion[Any]:
-    criterion = criterion_of(model)
-    assert criterion is not None  # since `setup_model`
-
-    return criterion
