@@ -63,7 +63,7 @@ class InitSection:
 
 @dataclass(kw_only=True)
 class ValidationSection:
-    """What fine-tuned models are scored on; the regime's ``validate_every_n_steps`` says how often."""
+    """Labelled splits that score fine-tuned models; the regime's ``validate_every_n_steps`` says how often."""
 
     splits: list[str] = field(default_factory=lambda: ["valid"])
     """The labelled splits."""
