@@ -19,11 +19,13 @@ from typing import final
 from fairseq2.checkpoint import CheckpointManager, CheckpointReadyCallback, CheckpointSavedCallback
 from fairseq2.gang import Gangs
 from fairseq2.logging import log
+from fairseq2.trainer import Trainer
 from fairseq2.typing import Stateful
 from fairseq2.utils.threading import ThreadPool
 from typing_extensions import override
 
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.fairseq2_private import count_unpublished, restore_unpublished, set_rates
 from d2v_plugin.core.storage import Record, put_in_place, write_atomically, write_record
 from d2v_plugin.training.checkpoints.restore import CheckpointLoader
 from d2v_plugin.training.checkpoints.resume import Resume, clear_the_way, find_resume_point
@@ -81,14 +83,15 @@ class VerifiedCheckpointManager(CheckpointManager):
         self._publishes = publishes
         self._saving: Saving | None = None
         self._failed: tuple[int, str] | None = None
-        self.count_unpublished: Callable[[], int] = lambda: 0
-        """How many updates' metrics have not been published yet."""
-        self.unpublished: tuple[int, dict[str, object]] | None = None
-        """What the checkpoint that was loaded knows of such metrics: of how many updates, and the metrics."""
-        self.must_set_rates = False
-        """Whether the optimizer has the rates of another schedule after the checkpoint was loaded."""
+        self._trainer: Trainer | None = None
+        self._unpublished: tuple[int, dict[str, object]] | None = None  # of a loaded checkpoint: of how many updates, and metrics
+        self._must_set_rates = False
         self.resume_point = find_resume_point(self._resume, directory, hosts)
         clear_the_way(self._resume, self.resume_point, directory, hosts)
+
+    def follow(self, trainer: Trainer) -> None:
+        """Know the trainer whose checkpoints these are: its metrics may be unpublished when it saves or loads one."""
+        self._trainer = trainer
 
     # Saving
 
@@ -139,7 +142,7 @@ class VerifiedCheckpointManager(CheckpointManager):
         if ready is not None:
             ready(step_nr, blocking)
         call = partial(saved, step_nr, blocking) if saved is not None else lambda: None
-        unpublished = 0 if self._publishes(step_nr) else self.count_unpublished()
+        unpublished = 0 if self._publishes(step_nr) or self._trainer is None else count_unpublished(self._trainer)
         self._saving = Saving(step_nr, self._threads.queue(write_states, plain, aside), call, unpublished)
         if blocking:
             self.maybe_complete_save_operation(blocking=True)
@@ -208,8 +211,8 @@ class VerifiedCheckpointManager(CheckpointManager):
     def load_trainer_state(self, step_nr: int, trainer: Stateful) -> None:
         metrics = self._loader.load_trainer(trainer)
         if self._loader.num_unpublished > 0:
-            self.unpublished = (self._loader.num_unpublished, metrics)
-        self.must_set_rates = self._resume.extend_schedule
+            self._unpublished = (self._loader.num_unpublished, metrics)
+        self._must_set_rates = self._resume.extend_schedule
 
     @override
     def load_model_state(self, step_nr: int, model: Stateful) -> None:
@@ -222,6 +225,14 @@ class VerifiedCheckpointManager(CheckpointManager):
     @override
     def load_data_reader_state(self, step_nr: int, data_reader: Stateful) -> None:
         self._loader.load_reader(data_reader)
+
+    def finish_loading(self) -> None:
+        """Give the trainer what fairseq2 leaves out or resets after it has loaded a checkpoint; before its next update."""
+        if self._trainer is not None and self._must_set_rates:
+            set_rates(self._trainer)
+        if self._trainer is not None and self._unpublished is not None:
+            restore_unpublished(self._trainer, *self._unpublished)
+        self._must_set_rates, self._unpublished = False, None
 
     @property
     def _loader(self) -> CheckpointLoader:

@@ -29,8 +29,8 @@ from d2v_plugin.evaluation.checkpoint import load_trained
 from d2v_plugin.masking.base import MaskSampler, MaskSection
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.pooling import pool_tokens
+from d2v_plugin.pictures.figures import draw_figures, first_samples
 from d2v_plugin.pictures.inputs import show_image
-from d2v_plugin.pictures.recorder import draw_sheet, take
 from d2v_plugin.pictures.samplers import draw_samplers
 from d2v_plugin.tasks.base import Task, TaskSection
 from d2v_plugin.verbs.common import CheckpointSection, choose_checkpoint
@@ -161,10 +161,10 @@ class InspectTask(Runnable):
         config, places = self._config, RunFolder(self._output_dir)
         folder = places.pictures
         num_samples = min(config.num_samples, len(self._rows))
-        batch = take(next(iter(self._rows.read(0, num_samples, num_samples))), num_samples)
+        batch = first_samples(next(iter(self._rows.read(0, num_samples, num_samples))), num_samples)
         batch.to(self._device)
         step = StepInfo(number=config.step, seed=config.common.seed)
-        pictures = draw_sheet(self._model, criterion_of(self._model), batch, step, self._spell).pictures
+        pictures = draw_figures(self._model, criterion_of(self._model), batch, step, self._spell).pictures
         num_tokens = self._model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality).x.size(1)
         pictures |= {"samplers": self._draw_samplers(num_tokens)}
 
