@@ -110,15 +110,14 @@ def test_runs_with_other_settings_are_not_mixed(rows: Path, fake_training: list[
 def test_another_base_takes_the_place_of_the_rows(rows: Path) -> None:
     other = rows.parent / "other.yaml"
     other.write_text("regime: {num_steps: 100}\ncommon: {seed: 4}\n")
-    row = ablate.Row(rows / "c.yaml")
+    row = ablate.Row(rows / "c.yaml", base=other)
 
-    settings = ablate.describe_settings(row, other, [])
-    path = ablate.write_heir(row, other, rows.parent)
+    path = row.prepare(rows.parent)
 
-    assert settings["recipe"] == {"regime": {"num_steps": 100}, "common": {"seed": 4}, "criterion": {"config": {"num_views": 3}}}
-    assert ablate.describe_settings(ablate.Row(path), None, [])["recipe"] == settings["recipe"]
+    assert row.recipe == {"regime": {"num_steps": 100}, "common": {"seed": 4}, "criterion": {"config": {"num_views": 3}}}
+    assert ablate.Row(path).recipe == row.recipe
     with pytest.raises(Exception, match="has no `base` that --base could take the place of"):
-        ablate.own_changes(ablate.Row(other))
+        ablate.Row(other, base=other).own_changes()
 
 
 def test_the_plot_is_a_picture_of_all_rows(rows: Path, fake_training: list[Any]) -> None:

@@ -12,12 +12,12 @@ are the ablations at full size.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -39,7 +39,8 @@ from d2v_plugin.verbs.inheritance import BASE, read_chain
 class Row(Entry):
     """One recipe of the comparison, and what its runs reached."""
 
-    path: Path
+    base: Path | None = None
+    """The recipe that it inherits from, instead of the one that it names."""
 
     accuracies: dict[int, dict[str, float]] = field(default_factory=dict)
     """Seed -> probe -> accuracy, from 0 to 1."""
@@ -64,6 +65,36 @@ class Row(Entry):
 
         return line.lstrip("# ") if line.startswith("#") else self.path.stem
 
+    @cached_property
+    @override
+    def recipe(self) -> dict[str, Any]:
+        return merge_recipe(self.path) if self.base is None else merge_recipe(self.base, self.own_changes())
+
+    @override
+    def prepare(self, folder: Path) -> Path:
+        if self.base is None:
+            return self.path
+        heir = folder / "recipe.yaml"
+        YAML(typ="safe", pure=True).dump({BASE: str(self.base.resolve()), **self.own_changes()}, heir)
+
+        return heir
+
+    def own_changes(self) -> Mapping[str, Any]:
+        """The changes that stand in the row itself.
+
+        :raises RecipeError: it has no base that another could take the place of.
+        """
+        _, heirs = read_chain(self.path)
+        if not heirs:
+            raise RecipeError(f"{self.path} has no `{BASE}` that --base could take the place of.")
+
+        return heirs[-1]
+
+    @override
+    def take(self, seed: int, folder: Path) -> None:
+        self.accuracies[seed] = json.loads((folder / "summary.json").read_text())["accuracies"].get("pre-trained", {})
+        self.seconds[seed] = runner.read_seconds(folder)
+
     def summarize(self, probe: str) -> tuple[float, float]:
         """Mean and sample standard deviation of an accuracy over the seeds; NaN where there are too few."""
         values = self.values(probe)
@@ -86,19 +117,24 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--extension", type=Path, action="append", default=[], help="as in `fairseq2 recipe train`")
     args = parser.parse_args(words)
     command = runner.format_command("ablate", words)
-    folders: dict[str, Path] = {}  # by settings and seed, where the runs of this command are
 
     try:
-        rows = find_rows(args.rows)
+        rows = find_rows(args.rows, args.base)
 
         return runner.run_all(
-            rows, args.seeds, lambda row, seed: run(row, seed, args, folders), lambda: report(rows, args.output, command)
+            rows,
+            args.seeds,
+            args.output,
+            lambda: report(rows, args.output, command),
+            config=args.config,
+            extensions=args.extension,
+            shares_runs=True,
         )
     except RecipeError as ex:
         parser.error(str(ex))
 
 
-def find_rows(paths: Sequence[Path]) -> list[Row]:
+def find_rows(paths: Sequence[Path], base: Path | None = None) -> list[Row]:
     """The rows at the given files and in the given folders, in order.
 
     :raises RecipeError: there are none at a path, or two have one name.
@@ -108,59 +144,13 @@ def find_rows(paths: Sequence[Path]) -> list[Row]:
         found = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
         if not found or not all(file.is_file() for file in found):
             raise RecipeError(f"{path} is neither a recipe file nor a folder of recipe files.")
-        rows += [Row(file) for file in found]
+        rows += [Row(file, base=base) for file in found]
     names = [row.name for row in rows]
     for name in names:
         if names.count(name) > 1:
             raise RecipeError(f"two rows are called `{name}`, which names their output; rename one of the files.")
 
     return rows
-
-
-def run(row: Row, seed: int, args: argparse.Namespace, folders: dict[str, Path]) -> str | None:
-    """Train one row with one seed, unless that is done, and note what it reached.
-
-    :returns: what went wrong in one line, or None.
-    :raises RecipeError: its folder holds a run with other settings, or the recipe cannot be read.
-    """
-    settings = describe_settings(row, args.base, args.config)
-    folder = folders.setdefault(json.dumps([seed, settings], sort_keys=True), args.output / row.name / f"seed_{seed}")
-    runner.note_settings(folder, settings)
-    recipe = row.path if args.base is None else write_heir(row, args.base, folder)
-    config = [f"common.seed={seed}", *args.config]
-    failure = runner.train(recipe, folder, config, title=f"{row.name}, seed {seed}", extensions=args.extension)
-    if failure is None:
-        row.accuracies[seed] = json.loads((folder / "summary.json").read_text())["accuracies"].get("pre-trained", {})
-        row.seconds[seed] = runner.read_seconds(folder)
-
-    return failure
-
-
-def describe_settings(row: Row, base: Path | None, config: Sequence[str]) -> dict[str, Any]:
-    """Everything that tells a run from another with the same name and seed."""
-    recipe = merge_recipe(row.path) if base is None else merge_recipe(base, own_changes(row))
-
-    return {"recipe": recipe, "config": list(config)}
-
-
-def write_heir(row: Row, base: Path, folder: Path) -> Path:
-    """The row as a recipe that inherits from another base."""
-    path = folder / "recipe.yaml"
-    YAML(typ="safe", pure=True).dump({BASE: str(base.resolve()), **own_changes(row)}, path)
-
-    return path
-
-
-def own_changes(row: Row) -> Mapping[str, Any]:
-    """The changes that stand in the row itself.
-
-    :raises RecipeError: it has no base that another could take the place of.
-    """
-    _, heirs = read_chain(row.path)
-    if not heirs:
-        raise RecipeError(f"{row.path} has no `{BASE}` that --base could take the place of.")
-
-    return heirs[-1]
 
 
 def report(rows: Sequence[Row], output: Path, command: str) -> str:

@@ -14,8 +14,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import d2v_plugin  # noqa: F401  # makes fairseq2 importable
 
@@ -29,20 +30,34 @@ from ruamel.yaml import YAML
 from d2v_plugin.verbs.inheritance import read_chain
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class Entry:
-    """A place in the table: something that is trained once per seed."""
+    """A place in a table: a recipe, perhaps with settings of its own, that is trained once per seed."""
 
-    failures: dict[int, str] = field(default_factory=dict)
+    path: Path
+    setting: tuple[str, ...] = ()
+    """``key=value`` of each setting."""
+
+    failures: dict[int, str] = field(default_factory=dict, kw_only=True)
     """Seed -> the last line of what the run said."""
 
     @property
     def name(self) -> str:
-        """Names the entry in messages."""
+        """Names the entry in messages; with ``/`` for ``, `` the folder of its runs."""
         raise NotImplementedError
 
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe with what it inherits."""
+        return merge_recipe(self.path)
 
-EntryT = TypeVar("EntryT", bound=Entry)
+    def prepare(self, folder: Path) -> Path:
+        """The recipe file for a run in a folder."""
+        return self.path
+
+    def take(self, seed: int, folder: Path) -> None:
+        """Note what a finished run reached."""
+        raise NotImplementedError
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -69,18 +84,38 @@ def merge_recipe(path: Path, *more: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_all(
-    entries: Sequence[EntryT], seeds: Sequence[int], run: Callable[[EntryT, int], str | None], report: Callable[[], str]
+    entries: Sequence[Entry],
+    seeds: Sequence[int],
+    output: Path,
+    report: Callable[[], str],
+    *,
+    config: Sequence[str] = (),
+    extensions: Sequence[Path] = (),
+    shares_runs: bool = False,
 ) -> int:
-    """Run every entry with every seed; the first table is complete after one seed.
+    """Train every entry with every seed; the first table is complete after one seed.
 
-    :param run: trains an entry with a seed and notes what it reached; returns what went wrong in one line, or None.
     :param report: writes all tables, after each run; returns the one to print.
+    :param config: overrides for every run.
+    :param shares_runs: entries that come to the same recipe and settings are trained once.
     :returns: the exit status, 1 if a run failed.
+    :raises RecipeError: a folder holds a run with other settings, or a recipe cannot be read.
     """
     table = ""
+    folders: dict[str, Path] = {}
     for seed in seeds:
         for entry in entries:
-            if (failure := run(entry, seed)) is not None:
+            settings = {"recipe": entry.recipe, "config": [*entry.setting, *config]}
+            folder = output / entry.name.replace(", ", "/") / f"seed_{seed}"
+            if shares_runs:
+                folder = folders.setdefault(json.dumps([seed, settings], sort_keys=True), folder)
+            note_settings(folder, settings)
+            words = [f"common.seed={seed}", *entry.setting, *config]
+            title = f"{entry.name}, seed {seed}"
+            failure = train(entry.prepare(folder), folder, words, title=title, extensions=extensions)
+            if failure is None:
+                entry.take(seed, folder)
+            else:
                 entry.failures[seed] = failure
             table = report()
     print(table)

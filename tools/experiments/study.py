@@ -99,13 +99,10 @@ class Part:
     """A modality: methods that are compared on the same data with the same encoder."""
 
     name: str
-    title: str
     methods: Sequence[Method]
     fine_tuning: Path
-    fine_tuned_score: str
-    fine_tuned_title: str
-    published: Mapping[str, float]
-    """How many times faster data2vec 2.0 reaches the quality of a method, as published."""
+    content: Mapping[str, Any]
+    """The part as it stands in the file: title, what is published, and the score of fine-tuning."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -153,8 +150,7 @@ def read_parts(content: Mapping[str, Any], folder: Path) -> Iterator[Part]:
             )
             for title, method in part["methods"].items()
         ]
-        recipe, score, title = folder / fine_tuning["recipe"], fine_tuning["score"], fine_tuning["title"]
-        yield Part(name, part["title"], methods, recipe, score, title, part["published"])
+        yield Part(name, methods, folder / fine_tuning["recipe"], part)
 
 
 def time_updates(method: Method, plan: Plan) -> tuple[float, float]:
@@ -275,7 +271,7 @@ def fine_tune(part: Part, recipe: Path, checkpoint: Path | None, folder: Path, s
     scores = json.loads((folder / "summary.json").read_text())["scores"]
     last: Mapping[str, float] = next(iter(scores.values()))
 
-    return last[part.fine_tuned_score]
+    return last[part.content["fine_tuning"]["score"]]
 
 
 def train(recipe: Path, folder: Path, config: Sequence[str]) -> None:
@@ -314,10 +310,10 @@ def write_part(part: Part, outcomes: Sequence[Outcome], plan: Plan) -> None:
     floor = {seed: fine_tune(part, part.fine_tuning, None, folder / "scratch" / f"seed_{seed}", seed) for seed in seeds}
     seconds = sum(runner.read_seconds(path.parent.parent) for path in folder.rglob("metrics/train.jsonl"))
     content = {
-        "title": part.title,
-        "published": dict(part.published),
+        "title": part.content["title"],
+        "published": part.content["published"],
         "hours": seconds / 3600,
-        "fine_tuned_title": part.fine_tuned_title,
+        "fine_tuned_title": part.content["fine_tuning"]["title"],
         "from_scratch": floor,
         "methods": [vars(outcome) for outcome in outcomes],
     }

@@ -22,7 +22,6 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import groupby, product
 from pathlib import Path
 from statistics import mean, median
@@ -33,7 +32,7 @@ from ruamel.yaml.error import YAMLError
 from typing_extensions import override
 
 from tools.experiments import runner
-from tools.experiments.runner import Entry, format_row, merge_recipe, read_lines
+from tools.experiments.runner import Entry, format_row, read_lines
 
 # isort: split
 from fairseq2.metrics.recorders import MetricDescriptor
@@ -45,10 +44,6 @@ from d2v_plugin.verbs.registration import METRICS
 @dataclass(eq=False)
 class Cell(Entry):
     """A recipe with one setting of the grid, and what its runs reached."""
-
-    path: Path
-    setting: tuple[str, ...]
-    """``key=value`` of each key of the grid."""
 
     scores: dict[int, float] = field(default_factory=dict)
     """Seed -> the best validation of the run."""
@@ -65,11 +60,6 @@ class Cell(Entry):
     def name(self) -> str:
         return f"{self.path.stem}, {self.setting_name}"
 
-    @cached_property
-    def recipe(self) -> dict[str, Any]:
-        """The recipe with what it inherits."""
-        return merge_recipe(self.path)
-
     @property
     def score(self) -> MetricDescriptor:
         """What is compared.
@@ -81,6 +71,10 @@ class Cell(Entry):
             if descriptor.name == name:
                 return descriptor
         raise RecipeError(f"`regime.score_metric` must name the score to compare, but is {name}.")
+
+    @override
+    def take(self, seed: int, folder: Path) -> None:
+        self.scores[seed] = read_best(folder, self)
 
     @property
     def median(self) -> float | None:
@@ -124,12 +118,7 @@ def main(words: Sequence[str] | None = None) -> int:
         sweep = read_sweep(args.sweep)
         cells = list(sweep.cells())
 
-        return runner.run_all(
-            cells,
-            sweep.seeds,
-            lambda cell, seed: run(cell, seed, args.output, args.config),
-            lambda: report(cells, args.output, command),
-        )
+        return runner.run_all(cells, sweep.seeds, args.output, lambda: report(cells, args.output, command), config=args.config)
     except RecipeError as ex:
         parser.error(str(ex))
 
@@ -151,22 +140,6 @@ def read_sweep(path: Path) -> Sweep:
         raise RecipeError(f"{path}: there is no recipe {', '.join(missing)}.")
 
     return Sweep(recipes, grid, content["seeds"])
-
-
-def run(cell: Cell, seed: int, output: Path, config: Sequence[str]) -> str | None:
-    """Train one cell with one seed, unless that is done, and note what it reached.
-
-    :returns: what went wrong in one line, or None.
-    :raises RecipeError: its folder holds a run with other settings, or the recipe has no score.
-    """
-    overrides = [*cell.setting, *config]
-    folder = output / cell.path.stem / cell.setting_name / f"seed_{seed}"
-    runner.note_settings(folder, {"recipe": cell.recipe, "config": overrides})
-    failure = runner.train(cell.path, folder, [f"common.seed={seed}", *overrides], title=f"{cell.name}, seed {seed}")
-    if failure is None:
-        cell.scores[seed] = read_best(folder, cell)
-
-    return failure
 
 
 def read_best(folder: Path, cell: Cell) -> float:
