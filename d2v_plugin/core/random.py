@@ -26,7 +26,8 @@ MULTIPLIERS = (0x7FEB_352D, 0x846C_A68B - (1 << 32))
 class Stream(IntEnum):
     """All independent sequences of random numbers that are drawn from one key.
 
-    A number that has been used keeps its meaning: resumed runs go on with the numbers they would have had.
+    A number that has been used keeps its meaning: resumed runs go on with the numbers they would have had. Extensions take
+    numbers from 1000 on.
     """
 
     # Masks and noise of pre-training.

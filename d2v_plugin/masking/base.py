@@ -21,6 +21,9 @@ from d2v_plugin.core.contracts import mark_positions
 from d2v_plugin.core.random import Stream, draw_words
 from d2v_plugin.core.registry import ComponentSection
 
+Shape = tuple[int, ...]
+"""(S,) of a sequence or (H, W) of an image, in frames, tokens or patches."""
+
 
 class MaskSampler(ABC):
     """Draws masks; registered by name. A sampler holds its configuration and no state.
@@ -29,17 +32,11 @@ class MaskSampler(ABC):
     """
 
     def __call__(
-        self,
-        keys: Tensor,
-        shape: tuple[int, ...],
-        *,
-        padding_mask: Tensor | None = None,
-        min_length: int | None = None,
+        self, keys: Tensor, shape: Shape, *, padding_mask: Tensor | None = None, min_length: int | None = None
     ) -> Tensor:
         """Draw one mask for every key.
 
         :param keys: (R,) int64 from :meth:`d2v_plugin.core.contracts.StepInfo.keys`.
-        :param shape: (S,) of a sequence or (H, W) of an image, in frames, tokens or patches.
         :param padding_mask: (R, S) bool, True = padding, at the end of the rows; sequences only.
         :param min_length: the number of valid positions in the shortest row; required with ``padding_mask``. The share of
             masked positions is that of the shortest row; longer rows mask just as many.
@@ -68,13 +65,11 @@ class MaskSampler(ABC):
         return mark_positions(rank.topk(self.num_masked(shortest), dim=1, sorted=False).indices, num_cells)
 
     @abstractmethod
-    def num_masked(self, length: int | tuple[int, ...]) -> int:
+    def num_masked(self, length: int | Shape) -> int:
         """How many cells are masked in each row of this length or shape."""
 
     @abstractmethod
-    def prefer(
-        self, keys: Tensor, shape: tuple[int, ...], shortest: tuple[int, ...], padding_mask: Tensor | None
-    ) -> Tensor | None:
+    def prefer(self, keys: Tensor, shape: Shape, shortest: Shape, padding_mask: Tensor | None) -> Tensor | None:
         """Say which cells to mask: (R, S) bool, or None for no preference.
 
         Where these are too many, random ones are dropped; where too few, random others are added.
@@ -82,7 +77,7 @@ class MaskSampler(ABC):
         :param shortest: the shape of the shortest row: ``shape`` itself, unless there is padding.
         """
 
-    def validate(self, shape: tuple[int, ...]) -> None:
+    def validate(self, shape: Shape) -> None:
         """Check the settings against the shape of the shortest row.
 
         :raises ValueError: nothing or everything would be masked.
@@ -106,7 +101,7 @@ class MaskSection(ComponentSection):
     name: str = "inverse_block"
 
 
-def count_cells(length: int | tuple[int, ...]) -> int:
+def count_cells(length: int | Shape) -> int:
     """The number of cells of a row of this length or shape."""
     return length if isinstance(length, int) else math.prod(length)
 

@@ -13,7 +13,7 @@ from typing_extensions import override
 from d2v_plugin.core.contracts import mark_positions
 from d2v_plugin.core.random import Stream, draw_words
 from d2v_plugin.core.validation import report
-from d2v_plugin.masking.base import MaskSampler, count_cells, valid_lengths
+from d2v_plugin.masking.base import MaskSampler, Shape, count_cells, valid_lengths
 
 
 @dataclass(kw_only=True)
@@ -62,15 +62,13 @@ class RandomMaskSampler(MaskSampler):
     config: RandomMaskConfig
 
     @override
-    def num_masked(self, length: int | tuple[int, ...]) -> int:
+    def num_masked(self, length: int | Shape) -> int:
         num_cells = count_cells(length)
 
         return num_cells - int(num_cells * (1 - self.config.ratio))
 
     @override
-    def prefer(
-        self, keys: Tensor, shape: tuple[int, ...], shortest: tuple[int, ...], padding_mask: Tensor | None
-    ) -> Tensor | None:
+    def prefer(self, keys: Tensor, shape: Shape, shortest: Shape, padding_mask: Tensor | None) -> Tensor | None:
         return None
 
 
@@ -81,17 +79,15 @@ class BlockMaskSampler(MaskSampler):
     config: BlockMaskConfig
 
     @override
-    def num_masked(self, length: int | tuple[int, ...]) -> int:
+    def num_masked(self, length: int | Shape) -> int:
         return int(count_cells(length) * self.config.ratio)
 
     @override
-    def prefer(
-        self, keys: Tensor, shape: tuple[int, ...], shortest: tuple[int, ...], padding_mask: Tensor | None
-    ) -> Tensor | None:
+    def prefer(self, keys: Tensor, shape: Shape, shortest: Shape, padding_mask: Tensor | None) -> Tensor | None:
         return draw_windows(keys, shape, self._num_windows(shortest, self.config.ratio), self.config.block_size, padding_mask)
 
     @override
-    def validate(self, shape: tuple[int, ...]) -> None:
+    def validate(self, shape: Shape) -> None:
         if not 1 <= self.config.block_size <= min(shape):
             raise ValueError(
                 f"`block_size` must be between 1 and the input's smallest side ({min(shape)}), but is {self.config.block_size}. "
@@ -99,7 +95,7 @@ class BlockMaskSampler(MaskSampler):
             )
         super().validate(shape)
 
-    def _num_windows(self, shape: tuple[int, ...], share: float) -> int:
+    def _num_windows(self, shape: Shape, share: float) -> int:
         config = self.config
         # In this order and in double precision, so that truncation gives the number of the original.
         num_windows = math.prod(shape) * ((share + config.adjust) / config.block_size ** len(shape)) * (1 + config.dropout)
@@ -115,23 +111,19 @@ class InverseBlockMaskSampler(BlockMaskSampler):
     """
 
     @override
-    def num_masked(self, length: int | tuple[int, ...]) -> int:
+    def num_masked(self, length: int | Shape) -> int:
         num_cells = count_cells(length)
 
         return num_cells - int(num_cells * (1 - self.config.ratio))
 
     @override
-    def prefer(
-        self, keys: Tensor, shape: tuple[int, ...], shortest: tuple[int, ...], padding_mask: Tensor | None
-    ) -> Tensor | None:
+    def prefer(self, keys: Tensor, shape: Shape, shortest: Shape, padding_mask: Tensor | None) -> Tensor | None:
         num_windows = self._num_windows(shortest, 1 - self.config.ratio)
 
         return ~draw_windows(keys, shape, num_windows, self.config.block_size, padding_mask)
 
 
-def draw_windows(
-    keys: Tensor, shape: tuple[int, ...], num_windows: int, block_size: int, padding_mask: Tensor | None = None
-) -> Tensor:
+def draw_windows(keys: Tensor, shape: Shape, num_windows: int, block_size: int, padding_mask: Tensor | None = None) -> Tensor:
     """Draw windows with replacement around centres uniform over the valid cells, clamped at the borders.
 
     :returns: (R, S) bool, True = in a window; may reach into padding.

@@ -18,7 +18,7 @@ from typing_extensions import override
 from d2v_plugin.core.contracts import mark_positions
 from d2v_plugin.core.random import Stream, uniform
 from d2v_plugin.core.validation import report
-from d2v_plugin.masking.base import MaskSampler, MaskSection, count_cells, valid_lengths
+from d2v_plugin.masking.base import MaskSampler, MaskSection, Shape, count_cells, valid_lengths
 
 MAX_BLOCK_TRIES = 10
 """BEiT gives up on a row after this many blocks in a row that do not fit."""
@@ -70,7 +70,7 @@ class SpanMaskSampler(MaskSampler):
     config: SpanMaskConfig
 
     @override
-    def num_masked(self, length: int | tuple[int, ...]) -> int:
+    def num_masked(self, length: int | Shape) -> int:
         length = count_cells(length)
         if self.config.ratio is not None:
             return int(length * self.config.ratio)
@@ -78,7 +78,7 @@ class SpanMaskSampler(MaskSampler):
         return _covered(length, self.config.probability, self.config.length, self.config.reach_over)
 
     @override
-    def validate(self, shape: tuple[int, ...]) -> None:
+    def validate(self, shape: Shape) -> None:
         if len(shape) != 1:
             raise ValueError(f"`span` masks sequences, but `shape` is {shape}. Use `beit_block` for images.")
         if not 1 <= self.config.length <= shape[0]:
@@ -89,9 +89,7 @@ class SpanMaskSampler(MaskSampler):
         super().validate(shape)
 
     @override
-    def prefer(
-        self, keys: Tensor, shape: tuple[int, ...], shortest: tuple[int, ...], padding_mask: Tensor | None
-    ) -> Tensor | None:
+    def prefer(self, keys: Tensor, shape: Shape, shortest: Shape, padding_mask: Tensor | None) -> Tensor | None:
         config, length = self.config, shape[0]
         lengths = valid_lengths(keys, length, padding_mask)
         if config.ratio is None:
@@ -186,11 +184,11 @@ class BeitBlockMaskSampler(MaskSampler):
     config: BeitBlockMaskConfig
 
     @override
-    def num_masked(self, length: int | tuple[int, ...]) -> int:
+    def num_masked(self, length: int | Shape) -> int:
         return self.config.num_patches
 
     @override
-    def validate(self, shape: tuple[int, ...]) -> None:
+    def validate(self, shape: Shape) -> None:
         if len(shape) != 2:
             raise ValueError(f"`beit_block` masks images, but `shape` is {shape}. Use `span` for sequences.")
         if self.config.num_patches >= math.prod(shape):
@@ -199,9 +197,7 @@ class BeitBlockMaskSampler(MaskSampler):
             )
 
     @override
-    def prefer(
-        self, keys: Tensor, shape: tuple[int, ...], shortest: tuple[int, ...], padding_mask: Tensor | None
-    ) -> Tensor | None:
+    def prefer(self, keys: Tensor, shape: Shape, shortest: Shape, padding_mask: Tensor | None) -> Tensor | None:
         config, (height, width) = self.config, shape
         rows = torch.arange(height, device=keys.device).view(1, -1, 1)
         columns = torch.arange(width, device=keys.device).view(1, 1, -1)
