@@ -12,7 +12,7 @@ import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torchvision.io import decode_png, read_file
 
-from d2v_plugin.models.data2vec2.config import AudioConfig, DecoderConfig, ImageConfig
+from d2v_plugin.models.data2vec2.config import AudioFrontendConfig, DecoderConfig, ImageFrontendConfig
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import step as benchmark_step
 from tools.benchmark.update import ModelFlops, Setting, Update, count_synchronisations, draw_batch, measure
@@ -30,11 +30,11 @@ def count_by_shapes(update: Update, input_length: int, num_samples: int) -> floa
     settings = update.criterion.settings[modality]
     passes = 3 if settings.teacher_scope == "all" else 2  # forward and gradient of the weights, and the teacher's own
     num_views = update.criterion.config.num_views
-    if isinstance(frontend, ImageConfig):
+    if isinstance(frontend, ImageFrontendConfig):
         grid: tuple[int, ...] = (input_length // frontend.patch_size,) * 2
     else:
         grid = (update.model.frontend(modality).output_length(input_length),)
-    num_tokens, num_masked = torch.Size(grid).numel(), settings.sampler.num_masked(grid)
+    num_tokens, num_masked = torch.Size(grid).numel(), update.criterion.samplers[modality].num_masked(grid)
     rows, whole = num_samples * num_views, frontend.num_extra_tokens + num_tokens
     kept = whole - num_masked
     dim, hidden_dim, num_blocks = config.dim, int(config.dim * config.mlp_ratio), frontend.prenet_depth + config.depth
@@ -44,18 +44,18 @@ def count_by_shapes(update: Update, input_length: int, num_samples: int) -> floa
         return num_blocks * (linear + 4 * num_rows * length**2 * dim)
 
     flops = 3 * encode(rows, kept) + encode(num_samples, whole)
-    if isinstance(frontend, ImageConfig):
+    if isinstance(frontend, ImageFrontendConfig):
         embed_dim = dim if frontend.embed_dim is None else frontend.embed_dim
         flops += passes * 2 * num_samples * num_tokens * frontend.num_channels * frontend.patch_size**2 * embed_dim
         flops += 0 if embed_dim == dim else (passes + 1) * 2 * num_samples * num_tokens * embed_dim * dim
-    if isinstance(frontend, AudioConfig):
+    if isinstance(frontend, AudioFrontendConfig):
         flops += count_audio(frontend, dim, num_samples, input_length, num_tokens, num_views, passes)
 
     return flops + 3 * count_decoder(decoder, dim, rows, num_tokens, num_masked, len(grid))
 
 
 def count_audio(
-    frontend: AudioConfig, dim: int, num_samples: int, length: int, num_tokens: int, num_views: int, passes: int
+    frontend: AudioFrontendConfig, dim: int, num_samples: int, length: int, num_tokens: int, num_views: int, passes: int
 ) -> float:
     flops, in_channels = 0.0, 1
     for i, (channels, kernel_size, stride) in enumerate(frontend.conv_layers):
