@@ -1,9 +1,8 @@
-"""What a rank says when another one has gone: one line, instead of the traceback of whatever it was sending at the moment."""
+"""One line from a rank that has lost another one, instead of the traceback of whatever it was sending at the moment."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch.distributed as dist
@@ -19,11 +18,11 @@ def explain_lost_rank(ex: BaseException, rank: int, output_dir: Path | None) -> 
     :param rank: the one that tells.
     :param output_dir: of the run.
     """
-    leaf = next((error for error in _chain(ex) if _is_communication(error)), None)
-    if leaf is None:
+    first = _first_failure(ex)
+    if first is None:
         return None
     logs = "its log" if output_dir is None else str(output_dir / "logs" / "rank_*.log")
-    reason = re.sub(r"^\[[^\]]*\] *", "", str(leaf).strip().splitlines()[0]).rstrip(". ")
+    reason = re.sub(r"^\[[^\]]*\] *", "", str(first).strip().splitlines()[0]).rstrip(". ")
 
     return (
         f"rank {rank} has lost another process of this run, which ended, or did not answer for `gang.timeout` (15 minutes unless "
@@ -32,14 +31,14 @@ def explain_lost_rank(ex: BaseException, rank: int, output_dir: Path | None) -> 
     )
 
 
-def _chain(ex: BaseException | None) -> Iterator[BaseException]:
-    """From the first cause on."""
-    errors = []
+def _first_failure(ex: BaseException | None) -> BaseException | None:
+    first = None
     while ex is not None:
-        errors.append(ex)
+        if _is_communication(ex):
+            first = ex
         ex = ex.__cause__ or ex.__context__
 
-    return reversed(errors)
+    return first
 
 
 def _is_communication(ex: BaseException) -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from d2v_plugin.cli import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -239,3 +243,34 @@ def test_the_installed_command_and_the_module_understand_the_same_words() -> Non
 
     assert outcomes[0].returncode == 0, outcomes[0].stderr
     assert outcomes[0].stdout == outcomes[1].stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["recipe list", "--help", "recipe inspect --help", "recipe train --config-file recipes/demo/digits.yaml --dump-config"],
+)
+def test_a_reader_that_leaves_ends_the_command_quietly(words: str) -> None:
+    """As `head` does."""
+    program = [sys.executable, "-m", "d2v_plugin", *words.split()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        outcome = subprocess.run(
+            program, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment, timeout=120
+        )
+    finally:
+        os.close(writer)
+
+    assert outcome.returncode == 128 + signal.SIGPIPE
+    assert not re.search("Traceback|BrokenPipe|Broken pipe|error", outcome.stderr, re.I), outcome.stderr
+
+
+def test_a_broken_pipe_of_something_else_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setitem(main.VERBS, "list", fail)
+
+    with pytest.raises(BrokenPipeError):
+        main.main(["recipe", "list"])

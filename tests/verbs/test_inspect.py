@@ -1,3 +1,5 @@
+"""`fairseq2 recipe inspect` draws a checkpoint, and names what it cannot read."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -34,3 +36,19 @@ def test_what_cannot_be_looked_at_is_said_in_one_line(command: Callable[..., Any
 
     assert outcome.status == 2
     assert str(tmp_path) in outcome.err.splitlines()[-1]
+
+
+def test_samples_that_cannot_be_read_are_reported(command: Callable[..., Any], trained: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(4):
+        Image.new("RGB", (32, 32), (60 * number, 0, 0)).save(data / f"{number}.png")
+    (data / "3.png").write_bytes(b"no picture")
+    (data / "mine.tsv").write_text(".\n" + "".join(f"{number}.png\n" for number in range(4)))
+
+    settings = (f"checkpoint.path={trained}", f"dataset.config_overrides.path={data}", "split=mine", "num_samples=2")
+    outcome = command("recipe", "inspect", tmp_path / "look", "--config", *settings)
+
+    assert outcome.status == 0, outcome.err
+    (line,) = (tmp_path / "look" / "bad_samples.tsv").read_text().splitlines()
+    assert line.startswith(f"{data / 'mine.tsv'}\t") and "3.png" in line

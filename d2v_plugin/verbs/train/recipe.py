@@ -12,7 +12,7 @@ from fairseq2.datasets import DataReader
 from fairseq2.evaluator import EvalUnit
 from fairseq2.metrics.recorders import MetricDescriptor
 from fairseq2.recipe.base import RecipeContext
-from fairseq2.recipe.error import ModelTypeNotValidError, RecipeError
+from fairseq2.recipe.error import ModelTypeNotValidError
 from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task as Runnable
 from torch import nn
@@ -22,6 +22,7 @@ from d2v_plugin.core.registry import create
 from d2v_plugin.criteria.base import Criterion, criterion_of
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
 from d2v_plugin.data.reader import name_sample
+from d2v_plugin.evaluation.checkpoint import attach_criterion
 from d2v_plugin.evaluation.provenance import check_labels, describe_origin, write_origin
 from d2v_plugin.evaluation.run_scores import Scores, compare_checkpoints
 from d2v_plugin.evaluation.unit import EvaluationUnit
@@ -48,6 +49,8 @@ from d2v_plugin.weights.loading import load_weights
 class TrainRecipe(ExtensibleRecipe):
     """Trains a model on a task with a criterion, all three named by the configuration."""
 
+    config_kls = TrainConfig
+
     def __init__(self, extensions: Sequence[Extension] = (), resume: Resume | None = None) -> None:
         """
         :param extensions: as for :class:`ExtensibleRecipe`.
@@ -55,11 +58,6 @@ class TrainRecipe(ExtensibleRecipe):
         """
         super().__init__(extensions)
         self._resume = resume or Resume()
-
-    @property
-    @override
-    def config_kls(self) -> type[object]:
-        return TrainConfig
 
     @override
     def register(self, container: DependencyContainer) -> None:
@@ -88,16 +86,12 @@ class TrainRecipe(ExtensibleRecipe):
 
         section = config.criterion
         criterion = create(context.resolver, Criterion, section)
-        try:
-            if isinstance(criterion, SupervisedCriterion):
-                labels = create(context.resolver, Task, config.task).read_labels(context.get_dataset())
-                if not newly_initialized:
-                    check_labels(find_checkpoints(context), labels)
-                criterion.set_labels(labels)
-            criterion.build(model)
-        except ValueError as ex:
-            raise RecipeError(f"criterion `{section.name}`: {ex}") from ex
-        model.criterion = criterion
+        labels = None
+        if isinstance(criterion, SupervisedCriterion):
+            labels = create(context.resolver, Task, config.task).read_labels(context.get_dataset())
+            if not newly_initialized:
+                check_labels(find_checkpoints(context), labels)
+        attach_criterion(model, criterion, labels, called=f"criterion `{section.name}`")
 
         # fairseq2 did both before the criterion was there.
         model.requires_grad_(True)

@@ -23,7 +23,7 @@ from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.pictures.recorder import Album
 from d2v_plugin.probing.section import Probing
 from d2v_plugin.probing.table import format_accuracies
-from d2v_plugin.verbs.common import BASELINE_SEED
+from d2v_plugin.verbs.common import BASELINE_SEED, RecipeTask
 from d2v_plugin.weights.loading import load_weights
 
 
@@ -107,21 +107,21 @@ def create_random_model(context: RecipeContext) -> EncoderModel:
 
 
 @final
-class SummarizedTask(Runnable):
+class SummarizedTask(RecipeTask):
     """Runs a task and then says what it reached, on rank 0."""
 
     def __init__(self, task: Runnable, summarize: Summarizer, *, rank: int, album: Album | None = None) -> None:
         """
         :param album: draws the pictures of the end; None = there are none.
         """
-        self._task = task
+        self.inner = task
         self._summarize = summarize
         self._rank = rank
         self._album = album
 
     @override
     def run(self) -> None:
-        self._task.run()
+        self.inner.run()
         if self._rank != 0:
             return
 
@@ -131,19 +131,6 @@ class SummarizedTask(Runnable):
         self._summarize.output_dir.joinpath("summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
         # Not through the log, which breaks lines at the width of the terminal.
         print(format_summary(summary), flush=True)
-
-    @override
-    def request_stop(self) -> None:
-        self._task.request_stop()
-
-    @override
-    def close(self) -> None:
-        self._task.close()
-
-    @property
-    @override
-    def step_nr(self) -> int:
-        return self._task.step_nr
 
 
 def locate_results(output_dir: Path) -> dict[str, str]:
