@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, final
 
+import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported before it
 import torch
 from fairseq2.datasets import DataReader
 from fairseq2.evaluator import Evaluator
@@ -107,7 +108,7 @@ class EvaluateRecipe(CheckpointRecipe):
 class EvaluateTask(RecipeTask):
     """Runs an evaluator; then the first rank writes ``scores.json`` and prints a table."""
 
-    inner: Evaluator
+    inner: Evaluator = field()  # required, unlike the base class's
     units: Sequence[ScoredUnit]
     checkpoint: str
     output_dir: Path
