@@ -110,6 +110,8 @@ def create_random_model(context: RecipeContext) -> EncoderModel:
 class SummarizedTask(RecipeTask):
     """Runs a task and then says what it reached, on rank 0."""
 
+    inner: Runnable
+
     def __init__(self, task: Runnable, summarize: Summarizer, *, rank: int, album: Album | None = None) -> None:
         """
         :param album: draws the pictures of the end; None = there are none.
