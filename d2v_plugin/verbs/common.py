@@ -26,7 +26,7 @@ BASELINE_SEED: Final = 1
 
 @dataclass(kw_only=True)
 class CheckpointSection:
-    """What is evaluated."""
+    """Selects a checkpoint, and the weights in it."""
 
     path: str | None = None
     """The output directory of a run, its ``checkpoints`` or one of its ``step_N``; for probes also a directory written by

@@ -1,13 +1,13 @@
-"""The evaluation recipe: scores a fine-tuned model on labelled splits, and probes the features of any model."""
+"""Evaluation recipe: scores a fine-tuned model on labelled splits, and probes the features of any model."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported before it
 import torch
@@ -31,20 +31,11 @@ from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.families import create_model
 from d2v_plugin.probing.section import Probing
 from d2v_plugin.probing.table import format_accuracies
+from d2v_plugin.probing.unit import ProbeUnit
 from d2v_plugin.verbs.common import BASELINE_SEED, CheckpointRecipe, RecipeTask, make_task
 from d2v_plugin.verbs.evaluate.config import EvaluateConfig
 from d2v_plugin.weights.loading import load
 from d2v_plugin.weights.sources import find_source
-
-
-class ScoredUnit(Protocol):
-    """An evaluation unit that remembers its scores."""
-
-    scores: Mapping[str, float]
-    """Filled on rank 0 by ``finalize``."""
-
-    @property
-    def name(self) -> str | None: ...
 
 
 @final
@@ -64,7 +55,7 @@ class EvaluateRecipe(CheckpointRecipe):
         open_split = partial(task.create_labelled_reader, context.get_dataset())
 
         criterion = None if config.criterion is None else create(context.resolver, Criterion, config.criterion)
-        units: list[Any] = []
+        units: list[EvaluationUnit | ProbeUnit] = []
         readers: list[DataReader[Any]] = []
         model: EncoderModel
         if isinstance(criterion, SupervisedCriterion):
@@ -109,7 +100,7 @@ class EvaluateTask(RecipeTask):
     """Runs an evaluator; then the first rank writes ``scores.json`` and prints a table."""
 
     inner: Evaluator = field()  # required, unlike the base class's
-    units: Sequence[ScoredUnit]
+    units: Sequence[EvaluationUnit | ProbeUnit]
     checkpoint: str
     output_dir: Path
     is_first: bool

@@ -16,7 +16,7 @@ from d2v_plugin.verbs.common import CheckpointConfig
 
 @dataclass(kw_only=True)
 class FeaturesSection(Validatable):
-    """Which features are written, and how."""
+    """Selects the features that are written, and their format."""
 
     layers: Layers = field(default_factory=lambda: [-1])
     """The blocks whose output is written: from 0, or from the last one, -1; or ``all``. Each gives an array ``layer_3``."""

@@ -1,4 +1,4 @@
-"""The extraction recipe: a checkpoint and a manifest become shards of features."""
+"""Extraction recipe: a checkpoint and a manifest become shards of features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inspection recipe: pictures of a checkpoint, of its mask samplers, and its features for the embedding projector."""
+"""Inspection recipe: pictures of a checkpoint, of its mask samplers, and its features for the embedding projector."""
 
 from __future__ import annotations
 
