@@ -1,4 +1,4 @@
-"""What a rank says when another one has gone: one line, instead of the traceback of whatever it was sending at the moment."""
+"""One line from a rank that has lost another one, instead of the traceback of whatever it was sending at the moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models with their criterion, as they were saved: the encoder with its head, or with its teacher."""
+"""Models with their criterion: the encoder with its head, or with its teacher."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.criteria.base import Criterion
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.families import AnyModel
 from d2v_plugin.weights.sources import NativeSource, find_source
 from d2v_plugin.weights.state import build_skeleton, compare, fill_skeleton
 
 
 def load_trained(
-    path: str | Path, criterion: Criterion[Any], *, device: torch.device, labels: LabelSet | None = None
+    path: str | Path, criterion: Criterion[Any], *, labels: LabelSet | None = None, device: torch.device
 ) -> AnyModel:
     """Load a model with its criterion attached, as they were saved, in evaluation mode and without gradients.
 
     :param path: a checkpoint of a run.
     :param criterion: not built yet.
-    :param labels: those that a supervised criterion predicts.
+    :param labels: what a fine-tuned model predicts.
     :raises CheckpointError: the checkpoint cannot be read, or was trained by another criterion.
     :raises RecipeError: the criterion cannot have trained this model.
     """
@@ -33,13 +34,25 @@ def load_trained(
         raise CheckpointError(f"{path} is not a checkpoint of a training run, so it has nothing that its criterion needs.")
     state = source.read_all()
     model = build_skeleton(source.config, num_tensors=len(state), path=source.path)
+    attach_criterion(model, criterion, labels)
+    compare(model.state_dict(), state).raise_if_any(f"{source.path} does not hold the weights of this model and criterion:")
+
+    return fill_skeleton(model, state, device=device)
+
+
+def attach_criterion(
+    model: EncoderModel, criterion: Criterion[Any], labels: LabelSet | None = None, *, called: str = "`criterion`"
+) -> None:
+    """Build what a criterion owns beside a model, and make it a part of the model.
+
+    :param labels: what a criterion of fine-tuning predicts.
+    :param called: how an error names the criterion.
+    :raises RecipeError: the criterion cannot train this model, or predict these labels.
+    """
     try:
         if isinstance(criterion, SupervisedCriterion):
             criterion.set_labels(labels)
         criterion.build(model)
     except ValueError as ex:
-        raise RecipeError(f"`criterion`: {ex}") from ex
+        raise RecipeError(f"{called}: {ex}") from ex
     model.criterion = criterion
-    compare(model.state_dict(), state).raise_if_any(f"{source.path} does not hold the weights of this model and criterion:")
-
-    return fill_skeleton(model, state, device=device)

@@ -81,15 +81,13 @@ class ProbeUnit(EvalUnit[ProbeBatch]):
         self._probes = dict(probes)
         self._gang = gangs.dp
         self._layers = resolve_layers(layers, model.num_layers)
-        with_tokens = any(probe.needs_tokens for probe in probes.values())
-        self._collection = FeatureCollection(self._layers, pooling, with_tokens=with_tokens)
+        self._collection = FeatureCollection(probes.values(), self._layers, pooling)
         self.scores: dict[str, float] = {}
         """What was measured last, on the first rank."""
 
     @override
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
         self._collection.clear()
-
         layers: Sequence[int | None] = [None, *self._layers] if len(self._layers) > 1 else [None]
         for name in self._probes:
             for layer in layers:
@@ -101,31 +99,22 @@ class ProbeUnit(EvalUnit[ProbeBatch]):
 
         :raises ValueError: the batch has no labels.
         """
-        inner = batch.batch
-
-        if inner.labels is None:
-            raise ValueError("Probes need labels, but the manifest of a probed split has none.")
-
-        was_training = self._model.training
-
+        inner, was_training = batch.batch, self._model.training
         self._model.eval()
         try:
             features = self._model.extract_features(inner.inputs, inner.padding_mask, modality=inner.modality)
         finally:
             self._model.train(was_training)
-
-        self._collection.add(features, inner.ids, inner.labels, is_train=batch.is_train)
+        self._collection.add(features, inner, is_train=batch.is_train)
 
     @override
     def finalize(self, metric_bag: MetricBag) -> None:
         """Bring the features of all ranks together and score the probes, on the first rank only."""
         data = self._collection.gather(self._gang)
-
         if self._gang.rank != 0:
             return
 
         self.scores = probe_scores(self._probes, data)
-
         for name, score in self.scores.items():
             metric_bag.get(name, Mean).update(score)
 

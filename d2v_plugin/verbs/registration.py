@@ -86,7 +86,7 @@ METRICS = [
 
 
 def is_registered(container: DependencyContainer) -> bool:
-    """Whether fairseq2 found this package's entry point; in a mere checkout, not installed, there is none."""
+    """Tell whether fairseq2 found this package's entry point; in a mere checkout, not installed, there is none."""
     return any(key in FAMILIES for key in container.iter_keys(ModelFamily))
 
 
@@ -150,7 +150,7 @@ def _create_data2vec2(resolver: DependencyResolver, config: Data2Vec2Config) -> 
 
 
 def _with_sampler(criterion: Callable[[Any, MaskSampler], Criterion[Any]]) -> Callable[[DependencyResolver, Any], Criterion[Any]]:
-    """A factory that also builds the mask sampler that the configuration names."""
+    """Make a factory that also builds the mask sampler that the configuration names."""
 
     def create_criterion(resolver: DependencyResolver, config: Any) -> Criterion[Any]:
         masking: MaskSection = config.masking

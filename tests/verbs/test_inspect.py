@@ -1,3 +1,5 @@
+"""`fairseq2 recipe inspect` draws a checkpoint, and names what it cannot read."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -9,7 +9,7 @@ from typing import Any, final
 from fairseq2.datasets import DataReader
 from fairseq2.evaluator import EvalUnit
 from fairseq2.recipe.base import RecipeContext
-from fairseq2.recipe.error import ModelTypeNotValidError, RecipeError
+from fairseq2.recipe.error import ModelTypeNotValidError
 from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task as Runnable
 from fairseq2.trainer import Trainer
@@ -22,6 +22,7 @@ from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.base import Criterion, criterion_of
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
 from d2v_plugin.data.reader import name_sample
+from d2v_plugin.evaluation.checkpoint import attach_criterion
 from d2v_plugin.evaluation.provenance import check_labels, describe_provenance, write_provenance
 from d2v_plugin.evaluation.unit import EvaluationUnit
 from d2v_plugin.models.base import EncoderModel
@@ -42,6 +43,7 @@ from d2v_plugin.training.observers import EmaObserver, Observer
 from d2v_plugin.training.picture_recorder import PictureRecorder
 from d2v_plugin.training.stopping import TrainTask
 from d2v_plugin.training.unit import CriterionUnit
+from d2v_plugin.verbs.common import open_task
 from d2v_plugin.verbs.extensions import ExtensibleRecipe, Extension
 from d2v_plugin.verbs.train.config import TrainConfig
 from d2v_plugin.verbs.train.summary import Summarizer, find_checkpoints
@@ -53,6 +55,8 @@ from d2v_plugin.weights.run_folder import RunFolder
 class TrainRecipe(ExtensibleRecipe):
     """Trains a model on a task with a criterion, all three named by the configuration."""
 
+    config_kls = TrainConfig
+
     def __init__(self, extensions: Sequence[Extension] = (), resume: Resume | None = None) -> None:
         """
         :param extensions: as for :class:`ExtensibleRecipe`.
@@ -61,11 +65,6 @@ class TrainRecipe(ExtensibleRecipe):
         super().__init__(extensions)
         self._resume = resume or Resume()
         self._task: Task[Any, Any] | None = None
-
-    @property
-    @override
-    def config_kls(self) -> type[object]:
-        return TrainConfig
 
     @override
     def register(self, container: DependencyContainer) -> None:
@@ -94,16 +93,12 @@ class TrainRecipe(ExtensibleRecipe):
 
         section = config.criterion
         criterion = create(context.resolver, Criterion, section)
-        try:
-            if isinstance(criterion, SupervisedCriterion):
-                labels = self._open_task(context).labels
-                if not newly_initialized:
-                    check_labels(find_checkpoints(context), labels)
-                criterion.set_labels(labels)
-            criterion.build(model)
-        except ValueError as ex:
-            raise RecipeError(f"criterion `{section.name}`: {ex}") from ex
-        model.criterion = criterion
+        labels = None
+        if isinstance(criterion, SupervisedCriterion):
+            labels = self._open_task(context).labels
+            if not newly_initialized:
+                check_labels(find_checkpoints(context), labels)
+        attach_criterion(model, criterion, labels, called=f"criterion `{section.name}`")
 
         # fairseq2 did both before the criterion was there.
         model.requires_grad_(True)
@@ -142,8 +137,7 @@ class TrainRecipe(ExtensibleRecipe):
     def _open_task(self, context: RecipeContext) -> Task[Any, Any]:
         """Open the task, once for all: who needs its labels does not read them again."""
         if self._task is None:
-            task = create(context.resolver, Task, context.get_config_as(TrainConfig).task)
-            self._task = task.open(context.get_dataset(), report=RunFolder(context.output_dir).bad_samples)
+            self._task = open_task(context, context.get_config_as(TrainConfig).task)
 
         return self._task
 
