@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from d2v_plugin.core.batch import Batch, Modality
-from d2v_plugin.core.contracts import StepInfo
+from d2v_plugin.core.contracts import StepInfo, Views
 from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Config, Data2Vec2Criterion
 from d2v_plugin.data.text import Tokenizer
 from d2v_plugin.masking.random_blocks import BlockMaskConfig, InverseBlockMaskSampler, RandomMaskConfig, RandomMaskSampler
@@ -51,9 +51,9 @@ def test_pictures_show_the_masks_that_training_draws(model: Data2VecModel, batch
     seen: list[Tensor] = []
     decode = model.decode
 
-    def spy(decoder: Any, x: Tensor, kept: Tensor, masked: Tensor, *rest: Any) -> Tensor:
-        seen.append(masked)
-        return decode(decoder, x, kept, masked, *rest)
+    def spy(decoder: Any, x: Tensor, views: Views, noise: Tensor) -> Tensor:
+        seen.append(views.masked)
+        return decode(decoder, x, views, noise)
 
     monkeypatch.setattr(model, "decode", spy)
     model(batch, STEP)
