@@ -27,10 +27,11 @@ from d2v_plugin.criteria.base import Criterion, MaskingCriterion
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
 from d2v_plugin.criteria.supervised.classification import ClassificationConfig, ClassificationCriterion
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples, SampleError
+from d2v_plugin.data.batches import batch_rows
 from d2v_plugin.data.dataset import expect_dataset
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
-from d2v_plugin.data.reader import LabelledReader, TrainReader, batch_rows
+from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.masking.base import MaskSampler, MaskSection
 from d2v_plugin.masking.drawing import draw_views
 from d2v_plugin.masking.random_blocks import (

@@ -147,7 +147,7 @@ def train(words: Sequence[str]) -> None:
     extend_schedule = "--extend-schedule" in words
     words = [word for word in words if word != "--extend-schedule"]
 
-    from d2v_plugin.training.checkpoints import Resume
+    from d2v_plugin.training.checkpoints.resume import Resume
     from d2v_plugin.verbs.train.recipe import TrainRecipe
 
     resume = Resume(sources[-1] if sources else "auto", extend_schedule)

@@ -10,7 +10,7 @@ import re
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from fairseq2.utils.yaml import YamlError, YamlLoader
 from ruamel.yaml.error import MarkedYAMLError
 from torch.optim import Optimizer
 
-from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.errors import CheckpointError, causes
 from d2v_plugin.core.registry import registered_names, unknown_component, unknown_name
 
 # Their own message is one clear line already.
@@ -98,7 +98,7 @@ def _explain(ex: BaseException, resolver: DependencyResolver, args: Namespace) -
         case FileNotFoundError() | NotADirectoryError() | PermissionError() | FileExistsError() | IsADirectoryError():
             return _explain_os_error(ex)
         case DatasetError():
-            return " ".join(str(cause) for cause in _chain(ex))
+            return " ".join(str(cause) for cause in causes(ex))
         case ValueError() if _was_raised_by_config(ex):
             return str(ex)
         case _ if isinstance(ex, SELF_EXPLAINING):
@@ -117,12 +117,6 @@ def _names(resolver: DependencyResolver, kls: type[object]) -> list[str]:
     return [str(key) for key in resolver.iter_keys(kls)]
 
 
-def _chain(ex: BaseException | None) -> Iterator[BaseException]:
-    while ex is not None:
-        yield ex
-        ex = ex.__cause__
-
-
 def _was_raised_by_config(ex: BaseException) -> bool:
     """Whether a configuration refused its values while fairseq2 made it from a YAML."""
     return any(frame.name == "_create_dataclass" for frame in traceback.extract_tb(ex.__traceback__))
@@ -137,7 +131,7 @@ def _explain_os_error(ex: OSError) -> str | None:
 
 
 def _explain_config(ex: BaseException, resolver: DependencyResolver, args: Namespace) -> str:
-    chain = list(_chain(ex))
+    chain = list(causes(ex))
     leaf = chain[-1]
 
     if isinstance(leaf, StructureError) or any(isinstance(cause, StructureError) for cause in chain):

@@ -23,7 +23,7 @@ from d2v_plugin.layers.layer_drop import draw_layers
 T = TypeVar("T")
 
 CRITERION_PREFIX: Final = "criterion."
-"""How the names of a criterion's parameters begin in a training checkpoint: it is the model's submodule."""
+"""Prefix of the names of a criterion's parameters in a training checkpoint: it is the model's submodule."""
 
 
 class EncoderConfig(Validatable):
@@ -63,12 +63,12 @@ class LocalFeatures:
     """(N, S), True = padding; None = nothing is padded."""
 
     modality: Modality | None = None
-    """What the samples are; None = what the model is for."""
+    """Modality of the samples; None = the only one of the model."""
 
 
 @dataclass
 class Features:
-    """What the encoder computes from whole samples."""
+    """Results of encoding whole samples."""
 
     x: Tensor
     """(N, S, D): the output, one vector per frame, patch or token, without extra tokens."""
@@ -99,7 +99,7 @@ class EncoderModel(nn.Module, ABC):
     """The blocks that :meth:`extract_features` returns the outputs of."""
 
     has_mask_embedding = False
-    """Whether :meth:`mask_local` has a learned embedding for masked positions and needs no ``fill``."""
+    """True = :meth:`mask_local` puts a learned embedding at masked positions and needs no ``fill``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class EncoderModel(nn.Module, ABC):
 
     @property
     def num_layers(self) -> int:
-        """How many blocks :meth:`extract_features` returns the outputs of."""
+        """Number of :attr:`blocks`."""
         return len(self.blocks)
 
     def freeze_constants(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from d2v_plugin.models.base import Features
 
 Pooling = Literal["mean", "statistics", "cls"]
-"""How tokens become one vector: their mean, mean and standard deviation, or what stands at the class token.
+"""Ways to make one vector of tokens: their mean, mean and standard deviation, or the class token's output.
 
 Targets that are normalised over time (``instance_norm_layers``) have mean zero in every utterance, so what a trained model
 knows of an utterance is not in the mean of its last layers: speech wants ``statistics``.

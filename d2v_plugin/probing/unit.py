@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported before it
 from fairseq2.datasets import DataReader
@@ -12,9 +11,10 @@ from fairseq2.device import Device, SupportsDeviceTransfer
 from fairseq2.evaluator import EvalUnit
 from fairseq2.gang import Gangs
 from fairseq2.metrics import Mean, MetricBag
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
+from d2v_plugin.data.reader import JoinedReader
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.pooling import Layers, Pooling, resolve_layers
 from d2v_plugin.probing.base import Probe, metric_name, probe_scores
@@ -35,44 +35,21 @@ class ProbeBatch(SupportsDeviceTransfer):
         self.batch.to(device, non_blocking=non_blocking)
 
 
-class ProbeReader(DataReader[ProbeBatch]):
+class ProbeReader(JoinedReader[ProbeBatch]):
     """Reads the split that probes are fitted on, then the one they are tested on."""
 
     def __init__(self, train_reader: DataReader[Batch], test_reader: DataReader[Batch]) -> None:
-        self._readers = (train_reader, test_reader)
-
-    @override
-    def __iter__(self) -> Self:
-        return self
+        super().__init__({"train": train_reader, "test": test_reader})
 
     @override
     def __next__(self) -> list[ProbeBatch]:
         # A reader that is through stays through until it is reset.
-        for reader, is_train in zip(self._readers, (True, False), strict=True):
+        for name, reader in self._readers.items():
             batches = next(reader, None)
             if batches is not None:
-                return [ProbeBatch(batch, is_train) for batch in batches]
+                return [ProbeBatch(batch, is_train=name == "train") for batch in batches]
 
         raise StopIteration
-
-    @override
-    def reset(self) -> None:
-        for reader in self._readers:
-            reader.reset()
-
-    @override
-    def state_dict(self) -> dict[str, object]:
-        return {name: reader.state_dict() for name, reader in zip(("train", "test"), self._readers, strict=True)}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        for name, reader in zip(("train", "test"), self._readers, strict=True):
-            reader.load_state_dict(cast("dict[str, object]", state_dict[name]))
-
-    @property
-    @override
-    def num_accumulate(self) -> int:
-        return 1
 
 
 class ProbeUnit(EvalUnit[ProbeBatch]):

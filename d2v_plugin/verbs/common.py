@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from d2v_plugin.weights.sources import find_step
+from d2v_plugin.weights.run_folder import find_step
 
 
 @dataclass(kw_only=True)

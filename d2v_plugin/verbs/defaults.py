@@ -12,7 +12,7 @@ from typing import Any
 from fairseq2.utils.config import StandardConfigMerger
 
 from d2v_plugin.core.fairseq2_private import swap_default_resolver
-from d2v_plugin.evaluation.provenance import SECTIONS, find_origin
+from d2v_plugin.evaluation.provenance import SECTIONS, find_provenance
 from d2v_plugin.verbs.inheritance import read_whole, resolve_bases
 from d2v_plugin.weights.sources import Source, find_source
 
@@ -35,7 +35,7 @@ def recall_origin(args: Namespace, *, sections: Sequence[str] = SECTIONS) -> Nam
     overrides: list[Mapping[str, Any]] = [*own, *(args.config_overrides or [])]
     path = _find_path(overrides)
     if path is not None:
-        origin = find_origin(path)
+        origin = find_provenance(path)
         if origin is None:
             # Nothing can be registered in the recipe's own container once it has been asked for something.
             with swap_default_resolver(None):  # type: ignore[arg-type]

@@ -209,7 +209,7 @@ def test_list_shows_what_a_recipe_may_name(command: Any, monkeypatch: pytest.Mon
 
 def test_every_recipe_starts_with_its_command(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    # Those of tools/sweep.py and tools/study.py name recipes instead of being one.
+    # Those of tools/experiments/sweep.py and tools/experiments/study.py name recipes instead of being one.
     recipes = sorted(path for path in Path("recipes").rglob("*.yaml") if path.parent.name not in ("sweeps", "study"))
 
     assert recipes

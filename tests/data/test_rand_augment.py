@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.data.rand_augment import OPERATIONS, RandAugmentConfig, rand_augment
 
 FILL = [124.0, 116.0, 104.0]
@@ -70,4 +71,4 @@ def test_half_of_the_drawn_operations_are_applied() -> None:
 @pytest.mark.parametrize("settings", [{"num_operations": -1}, {"magnitude": 11.0}, {"probability": 2.0}])
 def test_impossible_settings_are_named(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
-        RandAugmentConfig(**settings)  # type: ignore[arg-type]
+        ensure_valid(RandAugmentConfig(**settings))  # type: ignore[arg-type]

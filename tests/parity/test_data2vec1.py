@@ -19,10 +19,10 @@ from d2v_plugin.masking.spans_and_beit import SpanMaskConfig, SpanMaskSampler
 from d2v_plugin.models.data2vec1.base import TeacherScope
 from d2v_plugin.models.data2vec1.factory import create_model
 from d2v_plugin.weights.convert.fairseq_data2vec1 import (
-    convert_config_v1,
-    convert_state_dict_v1,
-    convert_teacher_v1,
-    teacher_scope_v1,
+    convert_config,
+    convert_state_dict,
+    convert_teacher,
+    teacher_scope,
 )
 
 NAMES = ["audio", "text", "vision"]
@@ -37,7 +37,7 @@ class Golden:
         self.config = json.loads((self.folder / "config.json").read_text())
         self.settings = self.config["model"]
         self.weights = self.load("weights", "model/")
-        self.teacher = convert_teacher_v1(self.settings, self.load("weights", "ema/"))
+        self.teacher = convert_teacher(self.settings, self.load("weights", "ema/"))
 
     def load(self, name: str, prefix: str = "") -> dict[str, Any]:
         return strip_prefix(load_file(self.folder / f"{name}.safetensors"), prefix)
@@ -46,8 +46,8 @@ class Golden:
         """
         :param teacher: load the original's; its unaveraged parts are not the student's either, before the first step.
         """
-        state = convert_state_dict_v1(self.settings, self.weights)
-        config = convert_config_v1(self.settings, state)
+        state = convert_state_dict(self.settings, self.weights)
+        config = convert_config(self.settings, state)
         config.original_padding = True
         model = create_model(config)
         model.load_state_dict(state)
@@ -130,7 +130,7 @@ def test_teacher_taps_targets_and_predictions(golden: Golden) -> None:
 
 
 def test_one_step_of_the_average(golden: Golden) -> None:
-    scope = teacher_scope_v1(golden.settings)
+    scope = teacher_scope(golden.settings)
     model, criterion = golden.build(scope=scope)
     schedule = golden.config["ema"]
 
@@ -140,7 +140,7 @@ def test_one_step_of_the_average(golden: Golden) -> None:
 
     # What is skipped is copied from the student, which is to say that both share it.
     whole = {**model.state_dict(), **criterion.teacher.state_dict()}
-    expected = convert_teacher_v1(golden.settings, golden.load("io_ema", "ema_after/"))
+    expected = convert_teacher(golden.settings, golden.load("io_ema", "ema_after/"))
     assert expected
     for name, value in expected.items():
         if name.startswith("encoder.norm."):
@@ -152,14 +152,14 @@ def test_student_and_teacher_after_four_updates(golden: Golden) -> None:
     """fairseq's trainer, its Adam and its schedules: loss and gradient norm of each update, then all weights."""
     io, trace = golden.load("io_pretrain"), golden.config["trainer"]
     ema = read_ema(trace["overrides"], "model.")
-    model, criterion = golden.build(scope=teacher_scope_v1(golden.settings), ema=ema, teacher=False)
+    model, criterion = golden.build(scope=teacher_scope(golden.settings), ema=ema, teacher=False)
     batch, mask = golden.make_batch(io)
 
     train(trace, model, criterion, lambda: criterion(model, batch, STEP, mask=mask))
 
     state = model.state_dict()
-    student = convert_state_dict_v1(golden.settings, golden.load("trainer", "student_final/"))
-    teacher = convert_teacher_v1(golden.settings, golden.load("trainer", "teacher_final/"))
+    student = convert_state_dict(golden.settings, golden.load("trainer", "student_final/"))
+    teacher = convert_teacher(golden.settings, golden.load("trainer", "teacher_final/"))
     assert student and teacher
     for name, value in student.items():
         # The gradient of a key's bias is zero but for round-off, which Adam turns into steps.

@@ -31,14 +31,14 @@ embedding and CLS token (images in the authors' BEiT repository).
 
 
 class EncoderInput(NamedTuple):
-    """What the blocks start from."""
+    """Input of the blocks."""
 
     x: Tensor
     """(N, X + S, D): extra tokens, then embeddings with positions."""
 
     bias: Tensor | None
-    """What all blocks take as attention bias: added to the logits if floating, selects the keys to attend to if boolean;
-    broadcasts to (N, H, X + S, X + S)."""
+    """The attention bias of all blocks: added to the logits if floating, selects the keys to attend to if boolean; broadcasts to
+    (N, H, X + S, X + S)."""
 
 
 class Encoder(nn.Module, ABC):

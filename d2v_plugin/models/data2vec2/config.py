@@ -110,10 +110,11 @@ class ImageFrontendConfig(PatchConfig, FrontendConfig):
     """Square images cut into square patches, with fixed 2-D sine-cosine positions."""
 
     embed_dim: int | None = None
-    """Output channels of the patch embedding; if different from the model's ``dim``, a linear layer follows."""
+    """Output channels of the patch embedding; if different from the model's ``dim``, a linear layer follows. Only
+    conversions of foreign checkpoints set it."""
 
     fixed_positions: bool = True
-    """Add sine-cosine positions to the patches."""
+    """Add sine-cosine positions to the patches; only conversions of foreign checkpoints set it."""
 
 
 @dataclass(kw_only=True)

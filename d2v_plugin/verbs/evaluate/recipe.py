@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, final
 
@@ -20,9 +19,9 @@ from typing_extensions import override
 from d2v_plugin.core.registry import create
 from d2v_plugin.criteria.base import Criterion
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
-from d2v_plugin.evaluation.checkpoint import load_fine_tuned
-from d2v_plugin.evaluation.provenance import find_origin
-from d2v_plugin.evaluation.table import Scores, format_scores
+from d2v_plugin.evaluation.checkpoint import load_trained
+from d2v_plugin.evaluation.provenance import find_provenance
+from d2v_plugin.evaluation.run_scores import Scores, format_scores
 from d2v_plugin.evaluation.unit import EvaluationUnit
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.families import create_model
@@ -33,6 +32,7 @@ from d2v_plugin.verbs.common import BASELINE_SEED, choose_checkpoint
 from d2v_plugin.verbs.evaluate.config import EvaluateConfig
 from d2v_plugin.verbs.extensions import ExtensibleRecipe
 from d2v_plugin.weights.loading import load
+from d2v_plugin.weights.run_folder import RunFolder
 from d2v_plugin.weights.sources import find_source
 
 
@@ -60,13 +60,14 @@ class EvaluateRecipe(ExtensibleRecipe):
         config, gangs = context.get_config_as(EvaluateConfig), context.gangs
         assert config.checkpoint.path is not None and config.task is not None
         path = choose_checkpoint(config.checkpoint.path, best=config.checkpoint.best)
-        origin = find_origin(path)
+        provenance = find_provenance(path)
 
-        task = create(context.resolver, Task, config.task)
-        task.bad_samples_report = context.output_dir / "bad_samples.tsv"
-        task.labels = None if origin is None else origin.labels
-        dataset = context.get_dataset()
-        open_split = partial(task.create_labelled_reader, dataset)
+        task = create(context.resolver, Task, config.task).open(
+            context.get_dataset(),
+            report=RunFolder(context.output_dir).bad_samples,
+            labels=None if provenance is None else provenance.labels,
+        )
+        open_split = task.create_labelled_reader
 
         criterion = None if config.criterion is None else create(context.resolver, Criterion, config.criterion)
         units: list[Any] = []
@@ -75,9 +76,9 @@ class EvaluateRecipe(ExtensibleRecipe):
         if isinstance(criterion, SupervisedCriterion):
             # Data first: a missing split is known before a large model is read.
             readers += [open_split(gangs, split) for split in config.splits]
-            model = load_fine_tuned(path, criterion, task.labels, device=context.device)
+            model = load_trained(path, criterion, labels=task.labels, device=context.device)
             for split in config.splits:
-                report = context.output_dir / "predictions" / f"{split}.tsv"
+                report = RunFolder(context.output_dir).predictions / f"{split}.tsv"
                 units.append(EvaluationUnit(model, criterion, gangs, split=split, report=report))
         elif config.probing.probes:
             model = load(path, weights=config.checkpoint.weights, device=context.device)
@@ -91,7 +92,7 @@ class EvaluateRecipe(ExtensibleRecipe):
             if config.probing.baselines:
                 units.append(probing.create_unit(create_untrained(path).to(context.device), gangs, name="random_init"))
                 readers.append(probing.create_reader(gangs))
-        task.check_model(model)
+        task.check_model(model, config.splits if isinstance(criterion, SupervisedCriterion) else ())
 
         section = config.evaluator
         evaluator = wire_object(
@@ -129,11 +130,11 @@ class EvaluateTask(Runnable):
 
         scores = {str(unit.name): dict(unit.scores) for unit in self._units}
         content = {"checkpoint": self._checkpoint, "scores": scores}
-        path = self._output_dir / "scores.json"
+        path = RunFolder(self._output_dir).scores
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         # Not through the log, which breaks lines at the width of the terminal.
         print("\n".join([f"\n{self._checkpoint}", "", *_format(scores), f"scores:       {path}"]), flush=True)
-        reports = self._output_dir / "predictions"
+        reports = RunFolder(self._output_dir).predictions
         if reports.is_dir():
             print(f"predictions:  {reports}", flush=True)
 
@@ -160,11 +161,11 @@ def create_untrained(path: str | Path) -> EncoderModel:
         return create_model(config)
 
 
-def _format(scores: Scores) -> Iterator[str]:
+def _format(scores: Mapping[str, Scores]) -> Iterator[str]:
     """A table for what was predicted, and one for probes."""
     probes = {name: row for name, row in scores.items() if all(score.startswith("probe_") for score in row)}
     predicted = {name: row for name, row in scores.items() if name not in probes}
-    for lines in (format_scores(predicted).splitlines() if predicted else [], format_accuracies(probes)):
+    for lines in (format_scores(predicted) if predicted else [], format_accuracies(probes)):
         if lines:
             yield from (*lines, "")
 

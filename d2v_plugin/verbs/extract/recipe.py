@@ -21,7 +21,7 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.registry import create
 from d2v_plugin.core.storage import hash_file
-from d2v_plugin.data.rows import RowReader
+from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.extraction.features import Extractor, name_arrays
 from d2v_plugin.extraction.shards import INDEX_FILE, STORES, ShardStore, begin_index, cut_shards, finish_index
 from d2v_plugin.tasks.base import Task
@@ -29,6 +29,7 @@ from d2v_plugin.verbs.common import choose_checkpoint
 from d2v_plugin.verbs.extensions import ExtensibleRecipe
 from d2v_plugin.verbs.extract.config import ExtractConfig
 from d2v_plugin.weights.loading import load
+from d2v_plugin.weights.run_folder import RunFolder
 
 
 @final
@@ -46,9 +47,9 @@ class ExtractRecipe(ExtensibleRecipe):
         assert config.checkpoint.path is not None and config.task is not None
 
         # Data first: a missing split is known before a large model is read.
-        task = create(context.resolver, Task, config.task)
-        task.bad_samples_report = context.output_dir / "bad_samples.tsv"
-        rows = task.open_rows(context.get_dataset(), config.split)
+        report = RunFolder(context.output_dir).bad_samples
+        task = create(context.resolver, Task, config.task).open(context.get_dataset(), report=report)
+        rows = task.open_rows(config.split)
 
         path = choose_checkpoint(config.checkpoint.path, best=config.checkpoint.best)
         model = load(path, weights=config.checkpoint.weights, device=context.device)
@@ -102,7 +103,7 @@ class ExtractTask(Runnable):
         self._info = info
         self._gangs = gangs
         self._batch_size = batch_size
-        self._store: ShardStore = STORES[settings["format"]](output_dir / "features")
+        self._store: ShardStore = STORES[settings["format"]](RunFolder(output_dir).features)
         self._shards = cut_shards(len(rows), settings["shard_size"])
         self._num_written = 0
         self._stop_requested = False

@@ -24,18 +24,19 @@ from d2v_plugin.core.registry import create, registered_names
 from d2v_plugin.criteria.base import Criterion, CriterionSection, criterion_of
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.data.dataset import ManifestDataset
-from d2v_plugin.data.rows import RowReader
+from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.evaluation.checkpoint import load_trained
 from d2v_plugin.masking.base import MaskSampler, MaskSection
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.pooling import pool_tokens
+from d2v_plugin.pictures.figures import draw_figures, first_samples
 from d2v_plugin.pictures.inputs import show_image
-from d2v_plugin.pictures.recorder import draw_sheet, take
 from d2v_plugin.pictures.samplers import draw_samplers
 from d2v_plugin.tasks.base import Task, TaskSection
 from d2v_plugin.verbs.common import CheckpointSection, choose_checkpoint
 from d2v_plugin.verbs.extensions import ExtensibleRecipe
 from d2v_plugin.weights.loading import load
+from d2v_plugin.weights.run_folder import RunFolder
 
 
 @dataclass(kw_only=True)
@@ -100,9 +101,9 @@ class InspectRecipe(ExtensibleRecipe):
     def create_task(self, context: RecipeContext) -> Runnable:
         config = context.get_config_as(InspectConfig)
         assert config.checkpoint.path is not None and config.task is not None
-        task = create(context.resolver, Task, config.task)
-        dataset = context.get_dataset()
-        rows = task.open_rows(dataset, config.split)
+        dataset, report = context.get_dataset(), RunFolder(context.output_dir).bad_samples
+        task = create(context.resolver, Task, config.task).open(dataset, report=report)
+        rows = task.open_rows(config.split)
         path = choose_checkpoint(config.checkpoint.path, best=config.checkpoint.best)
         criterion = None if config.criterion is None else create(context.resolver, Criterion, config.criterion)
         model: EncoderModel
@@ -119,7 +120,7 @@ class InspectRecipe(ExtensibleRecipe):
             context.device,
             modality=task.modality,
             names=_name_samples(dataset, config.split, len(rows)),
-            spell=task.read_spelling(dataset),
+            spell=task.read_spelling(),
             samplers=_create_samplers(context.resolver),
         )
 
@@ -157,12 +158,13 @@ class InspectTask(Runnable):
     @override
     @torch.no_grad()
     def run(self) -> None:
-        config, folder = self._config, self._output_dir / "pictures"
+        config, places = self._config, RunFolder(self._output_dir)
+        folder = places.pictures
         num_samples = min(config.num_samples, len(self._rows))
-        batch = take(next(iter(self._rows.read(0, num_samples, num_samples))), num_samples)
+        batch = first_samples(next(iter(self._rows.read(0, num_samples, num_samples))), num_samples)
         batch.to(self._device)
         step = StepInfo(number=config.step, seed=config.common.seed)
-        pictures = draw_sheet(self._model, criterion_of(self._model), batch, step, self._spell).pictures
+        pictures = draw_figures(self._model, criterion_of(self._model), batch, step, self._spell).pictures
         num_tokens = self._model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality).x.size(1)
         pictures |= {"samplers": self._draw_samplers(num_tokens)}
 
@@ -171,8 +173,8 @@ class InspectTask(Runnable):
             picture.save(folder / f"{name}.png")
         print(f"\npictures:   {folder}: {', '.join(sorted(pictures))}", flush=True)
         if config.num_embedded > 0:
-            self._project(self._output_dir / "tb")
-            print(f"projector:  tensorboard --logdir {self._output_dir / 'tb'}", flush=True)
+            self._project(places.tensorboard)
+            print(f"projector:  tensorboard --logdir {places.tensorboard}", flush=True)
 
     def _draw_samplers(self, num_tokens: int) -> Image.Image:
         """Every registered sampler with its defaults, on inputs of the model's size."""

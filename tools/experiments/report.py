@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from tools.experiments.runner import format_row
+
 OURS = "data2vec 2.0"
 
 # Two-sided 95 % quantiles of Student's t distribution, by degrees of freedom.
@@ -67,7 +69,7 @@ def format_methods(part: Mapping[str, Any]) -> list[str]:
             *(format_interval([curve[probe][-1][1] for curve in curves]) for probe in ("linear", "knn")),
             format_interval(list(method["fine_tuned"].values())),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(format_row(cells))
     untrained = part["methods"][0]["curves"].values()
     cells = [format_interval([curve[probe][0][1] for curve in untrained]) for probe in ("linear", "knn")]
     cells.append(format_interval(list(part["from_scratch"].values())))
@@ -122,7 +124,7 @@ def format_ratios(part: Mapping[str, Any], ratios: Mapping[str, Any]) -> list[st
             format_range(time["theirs"]) if time["own_above_floor"] else "-",
             "-" if time["published"] is None else f"{time['published']:g} times",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(format_row(cells))
 
     return lines
 

@@ -1,6 +1,6 @@
 """Pre-train by several objectives for the same time, and compare what the features are worth as time and FLOPs pass.
 
-    python tools/study.py recipes/study/study.yaml --output out/study
+    python -m tools.experiments.study recipes/study/study.yaml --output out/study
 
 The file names, for each part (images, speech, text), the recipes of the methods, a small grid of settings that each method is
 tuned on, and a recipe for fine-tuning. For each method the command
@@ -15,67 +15,49 @@ Repeating a command skips what is finished. `--seconds 5 --seeds 1 2` is a reduc
 
 from __future__ import annotations
 
-import argparse
+import io
 import json
 import math
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))  # the tools beside this one
-sys.path.insert(0, str(Path(__file__).parent.parent))  # also in a mere checkout
-
-import d2v_plugin  # noqa: F401  # makes fairseq2 importable
-
-# isort: split
-import fairseq2.recipe  # noqa: F401  # before fairseq2's other modules, which need it
-from ablate import describe_machine, run_command
 from ruamel.yaml import YAML
-from study_flops import count_update_gflops
-from study_report import write_report
 
+from d2v_plugin.cli.main import main as run_here
+from tools.experiments import runner
+from tools.experiments.report import write_report
+from tools.experiments.runner import read_lines
+from tools.flops import count_flops
+
+ROOT = Path(__file__).parents[2]
 TIMED_UPDATES = 40
 STEP_MULTIPLE = 20  # probes and checkpoints come at multiples of the steps at which metrics are published
 NUM_PROBES = 8
 
 
 @dataclass(frozen=True)
-class Method:
-    """An objective of a part of the study."""
+class Plan:
+    """The command line and the file together."""
 
-    part: str
-    name: str
-    recipe: Path
-    grid: Sequence[Sequence[str]]
-    """Settings to try, each a list of ``key=value``."""
-
-    fine_tuning: Path
-    """The recipe for what it pre-trained: the part's, unless the method has a model of its own."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A modality: methods that are compared on the same data with the same encoder."""
-
-    name: str
-    title: str
-    methods: Sequence[Method]
-    fine_tuning: Path
-    fine_tuned_score: str
-    fine_tuned_title: str
-    published: Mapping[str, float]
-    """How many times faster data2vec 2.0 reaches the quality of a method, as published."""
+    output: Path
+    seconds: float
+    seeds: Sequence[int]
+    jobs: int
+    fine_tune: bool
 
 
 @dataclass
 class Outcome:
-    """What one method reached; numbers of seconds are those of a machine that does nothing else."""
+    """The numbers of one method; seconds are those of a machine that does nothing else."""
 
     method: str
     seconds_per_update: float
@@ -91,22 +73,40 @@ class Outcome:
     """Seed -> score."""
 
     command: str = ""
-    """What trains the first seed anew."""
+    """Trains the first seed anew."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The command line and the file together."""
+class Method:
+    """An objective of a part of the study."""
 
-    output: Path
-    seconds: float
-    seeds: Sequence[int]
-    jobs: int
-    fine_tune: bool
+    part: str
+    name: str
+    recipe: Path
+    grid: Sequence[Sequence[str]]
+    """Settings to try, each a list of ``key=value``."""
+
+    fine_tuning: Path
+    """The recipe for what it pre-trained: the part's, unless the method has a model of its own."""
+
+    def folder(self, plan: Plan) -> Path:
+        """The place of its runs."""
+        return plan.output / self.part / slug(self.name)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A modality: methods that are compared on the same data with the same encoder."""
+
+    name: str
+    methods: Sequence[Method]
+    fine_tuning: Path
+    content: Mapping[str, Any]
+    """The part as it stands in the file: title, what is published, and the score of fine-tuning."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = runner.make_parser(__doc__)
     parser.add_argument("study", type=Path, help="recipes/study/study.yaml, or one of your own")
     parser.add_argument("--output", type=Path, required=True, help="folder of the runs and the report")
     parser.add_argument("--only", nargs="+", metavar="PART", help="leave the other parts out")
@@ -115,30 +115,22 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1); timing always runs alone")
     parser.add_argument("--no-fine-tuning", action="store_true", help="probes only")
     args = parser.parse_args(words)
+    command = runner.format_command("study", words)
 
     content = YAML(typ="safe", pure=True).load(args.study)
     parts = [part for part in read_parts(content["parts"], args.study.parent) if not args.only or part.name in args.only]
     if not parts:
         parser.error(f"--only: the parts of {args.study} are {', '.join(content['parts'])}.")
-    plan = Plan(
-        output=args.output,
-        seconds=args.seconds or content["seconds"],
-        seeds=args.seeds or content["seeds"],
-        jobs=args.jobs,
-        fine_tune=not args.no_fine_tuning,
-    )
-    command = shlex.join(["python", "tools/study.py", *(sys.argv[1:] if words is None else words)])
+    seconds, seeds = args.seconds or content["seconds"], args.seeds or content["seeds"]
+    plan = Plan(args.output, seconds, seeds, args.jobs, fine_tune=not args.no_fine_tuning)
 
     # All timing first, before anything else keeps the machine busy.
     timings = {method: time_updates(method, plan) for part in parts for method in part.methods}
     for part in parts:
         outcomes = [Outcome(method.name, *timings[method]) for method in part.methods]
         compare(part, outcomes, plan)
-        scratch = plan.output / part.name / "scratch"
-        seeds = plan.seeds if plan.fine_tune else []
-        floor = {seed: fine_tune(part, part.fine_tuning, None, scratch / f"seed_{seed}", seed) for seed in seeds}
-        write_part(part, outcomes, floor, plan)
-    write_report(plan.output, command=command, machine=describe_machine(), seconds=plan.seconds)
+        write_part(part, outcomes, plan)
+    write_report(plan.output, command=command, machine=runner.describe_machine(), seconds=plan.seconds)
     print(f"Read {plan.output / 'report.md'}.")
 
     return 0
@@ -158,27 +150,17 @@ def read_parts(content: Mapping[str, Any], folder: Path) -> Iterator[Part]:
             )
             for title, method in part["methods"].items()
         ]
-        yield Part(
-            name,
-            part["title"],
-            methods,
-            folder / fine_tuning["recipe"],
-            fine_tuning["score"],
-            fine_tuning["title"],
-            part["published"],
-        )
+        yield Part(name, methods, folder / fine_tuning["recipe"], part)
 
 
 def time_updates(method: Method, plan: Plan) -> tuple[float, float]:
     """Seconds and GFLOPs of one update; the median over the second half of a short run, so that warming up does not count."""
-    folder = plan.output / method.part / slug(method.name) / "timing"
+    folder = method.folder(plan) / "timing"
     noted = folder / "timing.json"
     if not noted.is_file():
         every = TIMED_UPDATES // 8
-        regime = [f"regime.num_steps={TIMED_UPDATES}", f"regime.publish_metrics_every_n_steps={every}", "probing.probes=[]"]
-        train(method.recipe, folder, [*regime, f"regime.checkpoint_every_n_steps={TIMED_UPDATES}", "pictures.enabled=false"])
-        lines = read_lines(folder / "metrics" / "train.jsonl")
-        walls = [line["Wall Time"] for line in lines]
+        train(method.recipe, folder, [*run_for(TIMED_UPDATES, every), "probing.probes=[]", "pictures.enabled=false"])
+        walls = [line["Wall Time"] for line in read_lines(folder / "metrics" / "train.jsonl")]
         laps = sorted((late - early) / every for early, late in pairwise(walls[3:]))
         content = {"seconds": laps[len(laps) // 2], "gflops": count_update_gflops(method.recipe)}
         noted.write_text(json.dumps(content) + "\n")
@@ -188,22 +170,38 @@ def time_updates(method: Method, plan: Plan) -> tuple[float, float]:
     return content["seconds"], content["gflops"]
 
 
+def count_update_gflops(recipe: Path) -> float:
+    """GFLOPs of one update of a recipe, which is run for it: forward and backward pass of student and teacher."""
+    config = [
+        *run_for(1, 1),
+        "regime.validate_every_n_steps=null",
+        "lr_scheduler.config.num_warmup_steps=0",
+        "probing.probes=[]",
+        "pictures.enabled=false",
+    ]
+    with redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
+        words = ["recipe", "train", "--no-rich", "--config-file", str(recipe), folder, "--config", *config]
+
+        return count_flops(lambda: run_here(words)) / 1e9
+
+
 def compare(part: Part, outcomes: Sequence[Outcome], plan: Plan) -> None:
     """Tune every method on its grid, then run it with every seed."""
+    pairs = list(zip(part.methods, outcomes, strict=True))
     with ThreadPoolExecutor(plan.jobs) as pool:
         searches = [
-            (outcome, setting, pool.submit(run, method, outcome, setting, plan.seeds[0], plan))
-            for method, outcome in zip(part.methods, outcomes, strict=True)
+            (outcome, setting, pool.submit(pretrain, method, outcome, setting, plan.seeds[0], plan))
+            for method, outcome in pairs
             for setting in method.grid
         ]
         for outcome, setting, search in searches:
             outcome.search[shlex.join(setting)] = final(read_curve(search.result()))
         finals = []
-        for method, outcome in zip(part.methods, outcomes, strict=True):
+        for method, outcome in pairs:
             best = max(outcome.search, key=lambda setting: (outcome.search[setting], setting))
             outcome.setting = shlex.split(best)
             for seed in plan.seeds:
-                finals.append((method, outcome, seed, pool.submit(run, method, outcome, outcome.setting, seed, plan)))
+                finals.append((method, outcome, seed, pool.submit(pretrain, method, outcome, outcome.setting, seed, plan)))
         tuned = []
         for method, outcome, seed, done in finals:
             folder = done.result()
@@ -213,25 +211,24 @@ def compare(part: Part, outcomes: Sequence[Outcome], plan: Plan) -> None:
                 tuned.append((outcome, seed, score))
         for outcome, seed, score in tuned:
             outcome.fine_tuned[seed] = score.result()
-    for method, outcome in zip(part.methods, outcomes, strict=True):
+    for method, outcome in pairs:
         outcome.command = format_command(method, outcome)
 
 
-def run(method: Method, outcome: Outcome, setting: Sequence[str], seed: int, plan: Plan) -> Path:
-    """Pre-train.
+def pretrain(method: Method, outcome: Outcome, setting: Sequence[str], seed: int, plan: Plan) -> Path:
+    """Pre-train for the time of the plan.
 
     :returns: the folder of the run.
     """
     num_steps = max(1, round(plan.seconds / outcome.seconds_per_update / STEP_MULTIPLE)) * STEP_MULTIPLE
-    name = slug("_".join(setting)) or "default"
-    folder = plan.output / method.part / slug(method.name) / f"{name}_{num_steps}_seed_{seed}"
+    folder = method.folder(plan) / f"{slug('_'.join(setting)) or 'default'}_{num_steps}_seed_{seed}"
     train(method.recipe, folder, configure(setting, seed, num_steps))
 
     return folder
 
 
 def configure(setting: Sequence[str], seed: int, num_steps: int) -> list[str]:
-    """What a run changes in its recipe: how long it is, and how often it is probed."""
+    """The settings in which a run differs from its recipe: its own, its length, and how often it is probed."""
     every = max(1, num_steps // STEP_MULTIPLE // NUM_PROBES) * STEP_MULTIPLE
 
     return [
@@ -246,11 +243,20 @@ def configure(setting: Sequence[str], seed: int, num_steps: int) -> list[str]:
     ]
 
 
+def run_for(num_steps: int, publish_every: int) -> list[str]:
+    """The settings of a run that is only measured."""
+    return [
+        f"regime.num_steps={num_steps}",
+        f"regime.publish_metrics_every_n_steps={publish_every}",
+        f"regime.checkpoint_every_n_steps={num_steps}",
+    ]
+
+
 def format_command(method: Method, outcome: Outcome) -> str:
-    """What trains a method's first seed anew, from the folder of this repository."""
+    """The line that trains a method's first seed anew, from the folder of this repository."""
     seed = min(outcome.curves)
     num_steps = outcome.curves[seed]["linear"][-1][0]
-    recipe = os.path.relpath(method.recipe, Path(__file__).parent.parent)
+    recipe = os.path.relpath(method.recipe, ROOT)
     words = ["fairseq2", "recipe", "train", "--config-file", recipe, f"out/{slug(method.name)}"]
 
     return shlex.join([*words, "--config", *configure(outcome.setting, seed, num_steps)])
@@ -265,17 +271,15 @@ def fine_tune(part: Part, recipe: Path, checkpoint: Path | None, folder: Path, s
     scores = json.loads((folder / "summary.json").read_text())["scores"]
     last: Mapping[str, float] = next(iter(scores.values()))
 
-    return last[part.fine_tuned_score]
+    return last[part.content["fine_tuning"]["score"]]
 
 
 def train(recipe: Path, folder: Path, config: Sequence[str]) -> None:
-    """Run a recipe in a process of its own, unless that is done."""
-    if (folder / "summary.json").is_file():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    print(f"{folder} …", flush=True)
-    words = ["recipe", "train", "--no-rich", "--config-file", str(recipe), str(folder), "--config", *config]
-    error = run_command(words, folder / "log.txt")
+    """Run a recipe, unless that is done.
+
+    :raises SystemExit: it failed.
+    """
+    error = runner.train(recipe, folder, config, title=str(folder))
     if error is not None:
         raise SystemExit(f"{folder} failed: {error}\nThe log is {folder / 'log.txt'}.")
 
@@ -283,10 +287,9 @@ def train(recipe: Path, folder: Path, config: Sequence[str]) -> None:
 def read_curve(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Probe -> (updates, accuracy) in the order of the run; of several layers the best one at its end."""
     lines = read_lines(folder / "metrics" / "valid" / "probe.jsonl")
-    names = [name for name in lines[-1] if name.startswith("Probe ")]
     curves: dict[str, list[tuple[int, float]]] = {}
     for probe, mark in (("linear", "Linear"), ("knn", "k-NN")):
-        layers = [name for name in names if mark in name]
+        layers = [name for name in lines[-1] if name.startswith("Probe ") and mark in name]
         best = max(layers, key=lambda name: lines[-1][name])
         curves[probe] = [(line["Step"], line[best]) for line in lines]
 
@@ -300,28 +303,21 @@ def final(curve: Mapping[str, Sequence[tuple[int, float]]]) -> float:
     return 0.0 if math.isnan(score) else score
 
 
-def write_part(part: Part, outcomes: Sequence[Outcome], floor: Mapping[int, float], plan: Plan) -> None:
-    """Note the numbers of a part; the report is made of all parts that are there."""
+def write_part(part: Part, outcomes: Sequence[Outcome], plan: Plan) -> None:
+    """Fine-tune from scratch and note the numbers of a part; the report is made of all parts that are there."""
+    folder = plan.output / part.name
+    seeds = plan.seeds if plan.fine_tune else []
+    floor = {seed: fine_tune(part, part.fine_tuning, None, folder / "scratch" / f"seed_{seed}", seed) for seed in seeds}
+    seconds = sum(runner.read_seconds(path.parent.parent) for path in folder.rglob("metrics/train.jsonl"))
     content = {
-        "title": part.title,
-        "published": dict(part.published),
-        "hours": count_hours(plan.output / part.name),
-        "fine_tuned_title": part.fine_tuned_title,
+        "title": part.content["title"],
+        "published": part.content["published"],
+        "hours": seconds / 3600,
+        "fine_tuned_title": part.content["fine_tuning"]["title"],
         "from_scratch": floor,
         "methods": [vars(outcome) for outcome in outcomes],
     }
-    plan.output.joinpath(part.name, "numbers.json").write_text(json.dumps(content, indent=2) + "\n")
-
-
-def count_hours(folder: Path) -> float:
-    """The time that all runs below a folder took, starting up aside."""
-    seconds = [read_lines(path)[-1]["Wall Time"] for path in folder.rglob("metrics/train.jsonl")]
-
-    return float(sum(seconds)) / 3600
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    folder.joinpath("numbers.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 def slug(name: str) -> str:

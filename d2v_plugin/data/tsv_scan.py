@@ -31,7 +31,6 @@ def find_byte(buffer: NDArray[np.uint8], byte: int) -> IntArray:
     """(B,) -> (places,) where a byte occurs; by chunks, since comparing costs as much memory as the file has bytes."""
     step = 1 << 24
     found = [np.flatnonzero(buffer[at : at + step] == byte) + at for at in range(0, len(buffer), step)]
-
     return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
 
@@ -40,7 +39,6 @@ def parse_numbers(buffer: NDArray[np.uint8], starts: IntArray, ends: IntArray, w
     # By chunks that fit the processor's cache.
     chunks = [slice(first, first + _CACHED) for first in range(0, len(starts), _CACHED)]
     found = [_parse_chunk(buffer, starts[chunk], ends[chunk], where[chunk]) for chunk in chunks]
-
     return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
 
@@ -51,5 +49,4 @@ def _parse_chunk(buffer: NDArray[np.uint8], starts: IntArray, ends: IntArray, wh
         active = np.flatnonzero((starts + digit < ends) & (values >= 0))
         digits = buffer[starts[active] + digit].astype(np.int64) - _ZERO
         values[active] = np.where((digits >= 0) & (digits <= 9), values[active] * 10 + digits, -1)
-
     return values

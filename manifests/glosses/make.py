@@ -1,20 +1,18 @@
-"""Write manifests/glosses: WordNet's definitions of nouns, as token ids; and manifests/gloss_kinds: some as text, labelled.
+"""Make manifests/glosses: WordNet's definitions of nouns, as token ids; and manifests/gloss_kinds: some as text, labelled.
 
 Reads the Debian package wordnet-base (apt-get download wordnet-base; dpkg-deb -x wordnet-base*.deb FOLDER).
 
-python tools/make_glosses.py FOLDER [OUT [OUT_OF_KINDS]]
+python -m manifests.glosses.make FOLDER [OUT [OUT_OF_KINDS]]
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from make_books import write_books
-
 from d2v_plugin.data.preparation.text import Document
 from d2v_plugin.data.random import Purpose, draw_permutation
+from manifests.making import SEED, run, write_documents
 
 # Lexicographer files of WordNet, by their numbers (lexnames(5WN)); the ten with the most definitions.
 KINDS = {
@@ -33,7 +31,6 @@ NUM_PER_KIND = 2900
 NUM_VALID_PER_KIND = 100
 NUM_PROBE_PER_KIND = 60
 SHORTEST = 30
-SEED = 0
 
 
 def read_glosses(folder: Path) -> list[Document]:
@@ -76,14 +73,14 @@ def write_table(documents: Sequence[Document], path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-if __name__ == "__main__":
-    manifests = Path(__file__).parents[1] / "manifests"
-    glosses = Path(sys.argv[2]) if len(sys.argv) > 2 else manifests / "glosses"
-    kinds = Path(sys.argv[3]) if len(sys.argv) > 3 else manifests / "gloss_kinds"
-    for target in (glosses, kinds):
-        target.mkdir(parents=True, exist_ok=True)
-    valid, train = take(read_glosses(Path(sys.argv[1])), NUM_VALID_PER_KIND)
+def make(source: Path, glosses: Path, kinds: Path) -> None:
+    """Write both datasets; what is text in the one is labelled token ids in the other."""
+    valid, train = take(read_glosses(source), NUM_VALID_PER_KIND)
     probe, _ = take(train, NUM_PROBE_PER_KIND)
-    write_books(train, probe, valid, glosses)
+    write_documents(glosses, train, probe, valid)
     write_table(probe, kinds / "train.tsv")
     write_table(valid, kinds / "valid.tsv")
+
+
+if __name__ == "__main__":
+    run(__doc__, make, "glosses", "gloss_kinds", source="FOLDER")

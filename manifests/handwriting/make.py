@@ -1,35 +1,33 @@
-"""Write manifests/handwriting: 5,000 handwritten digits of the OpenCV project, as PNGs in one shard.
+"""Make manifests/handwriting: 5,000 handwritten digits of the OpenCV project, as PNGs in one shard.
 
 Reads `digits.png` of the Debian package opencv-doc (apt-get download opencv-doc; dpkg-deb -x opencv-doc*.deb FOLDER); it lies in
 FOLDER/usr/share/doc/opencv-doc/examples/data.
 
-python tools/make_handwriting.py DIGITS_PNG [OUT]
+python -m manifests.handwriting.make DIGITS_PNG [OUT]
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
-from make_digits import write_splits
 from torchvision.io import ImageReadMode, decode_image
+
+from manifests.making import run, write_digits
 
 NUM_TRAIN = 4000
 SIDE = 20
 PER_DIGIT = 500
 
 
-def write_handwriting(picture: Path, out: Path) -> None:
+def make(picture: Path, out: Path) -> None:
     """Cut the picture, 50 rows of 100 digits in their order, into digits."""
     page = decode_image(str(picture), ImageReadMode.GRAY)[0].numpy()
     height, width = page.shape
     images = page.reshape(height // SIDE, SIDE, width // SIDE, SIDE).swapaxes(1, 2).reshape(-1, SIDE, SIDE)
     labels = [index // PER_DIGIT for index in range(len(images))]
-    write_splits(out, np.ascontiguousarray(images), labels, NUM_TRAIN, "handwriting.zip")
+    write_digits(out, np.ascontiguousarray(images), labels, NUM_TRAIN, "handwriting.zip")
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).parents[1] / "manifests" / "handwriting"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_handwriting(Path(sys.argv[1]), folder)
+    run(__doc__, make, "handwriting", source="DIGITS_PNG")

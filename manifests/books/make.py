@@ -1,31 +1,28 @@
-"""Write manifests/books: two public-domain dictionaries, as token ids; and manifests/book_pairs: passages of both, as text.
+"""Make manifests/books: two public-domain dictionaries, as token ids; and manifests/book_pairs: passages of both, as text.
 
 Reads the Debian packages dict-devil and dict-jargon (apt-get download dict-devil dict-jargon; dpkg-deb -x each FOLDER).
 
-python tools/make_books.py FOLDER [OUT [OUT_OF_PAIRS]]
+python -m manifests.books.make FOLDER [OUT [OUT_OF_PAIRS]]
 """
 
 from __future__ import annotations
 
 import gzip
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from d2v_plugin.data.preparation.text import Document, train_tokenizer, write_tokens
+from d2v_plugin.data.preparation.text import Document
 from d2v_plugin.data.random import Purpose, draw_permutation
+from manifests.making import SEED, run, write_documents
 
 BOOKS = ("devil", "jargon")
 CHARACTERS_PER_BOOK = 375_000
-VOCABULARY_SIZE = 2000
 NUM_VALID = 300
 NUM_PROBE = 300
-SHARD_SIZE = 1 << 30
 NUM_TRAIN_PAIRS = 1200
 NUM_VALID_PAIRS = 300
 CHARACTERS_PER_PASSAGE = (80, 160)
-SEED = 0
 
 
 def read_book(folder: Path, book: str) -> list[Document]:
@@ -50,15 +47,6 @@ def read_books(folder: Path) -> tuple[list[Document], list[Document]]:
     documents = [documents[index] for index in draw_permutation(SEED, 0, Purpose.SPLIT, len(documents))]
 
     return documents[NUM_VALID:], documents[:NUM_VALID]
-
-
-def write_books(train: Sequence[Document], probe: Sequence[Document], valid: Sequence[Document], out: Path) -> None:
-    """Train, without labels, on all entries but the held-out ones; probes are fitted on labelled entries of the former."""
-    pieces = train_tokenizer(train, out, VOCABULARY_SIZE)
-    pieces.vocabulary.save(out)
-    unlabelled = [Document(document.name, document.lines) for document in train]
-    for split, found in (("train", unlabelled), ("probe", probe), ("valid", valid)):
-        print(split, write_tokens(found, out, split, pieces, SHARD_SIZE, num_documents=len(found)))
 
 
 def write_pairs(documents: Sequence[Document], path: Path, count: int) -> None:
@@ -88,13 +76,13 @@ def cut(document: Document) -> Iterator[str]:
             passage = ""
 
 
-if __name__ == "__main__":
-    manifests = Path(__file__).parents[1] / "manifests"
-    books = Path(sys.argv[2]) if len(sys.argv) > 2 else manifests / "books"
-    pairs = Path(sys.argv[3]) if len(sys.argv) > 3 else manifests / "book_pairs"
-    for target in (books, pairs):
-        target.mkdir(parents=True, exist_ok=True)
-    train, valid = read_books(Path(sys.argv[1]))
-    write_books(train, train[:NUM_PROBE], valid, books)
+def make(source: Path, books: Path, pairs: Path) -> None:
+    """Write both datasets; the pairs to measure with are of entries that nothing trains on."""
+    train, valid = read_books(source)
+    write_documents(books, train, train[:NUM_PROBE], valid)
     write_pairs(train, pairs / "train.tsv", NUM_TRAIN_PAIRS)
     write_pairs(valid, pairs / "valid.tsv", NUM_VALID_PAIRS)
+
+
+if __name__ == "__main__":
+    run(__doc__, make, "books", "book_pairs", source="FOLDER")

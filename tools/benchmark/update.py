@@ -1,51 +1,52 @@
-"""One row of the step benchmark, measured in a process of its own: `python tools/benchmark_update.py SETTING_AS_JSON`."""
+"""One row of the benchmark of updates, measured in a process of its own: `python -m tools.benchmark.update SETTING_AS_JSON`."""
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # also in a mere checkout
+from unittest.mock import patch
 
 import d2v_plugin  # noqa: F401  # makes fairseq2 importable
 
 # isort: split
 import fairseq2.recipe  # noqa: F401  # before fairseq2's other modules, which need it
 import torch
-from benchmark_flops import Shape, count_update
-from fairseq2.gang import create_fake_gangs
+from fairseq2.device import Device
 from fairseq2.nn.utils.grad import clip_grad_norm, normalize_grads
+from fairseq2.recipe.base import RecipeContext
 from fairseq2.runtime.dependency import DependencyContainer
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import StepInfo
-from d2v_plugin.core.fairseq2_private import RecipeConfigHolder, register_library, register_main, register_train_recipe
+from d2v_plugin.core.fairseq2_private import register_library, register_main, register_train_recipe, remove_provider
 from d2v_plugin.core.registry import create
-from d2v_plugin.criteria.base import Criterion
+from d2v_plugin.criteria.base import criterion_of
 from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Criterion
-from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig, TextManifest
+from d2v_plugin.models.data2vec2 import encoder
 from d2v_plugin.models.data2vec2.archs import ARCHS
-from d2v_plugin.models.data2vec2.factory import create_model
-from d2v_plugin.models.parallel import apply_activation_checkpointing, compile_blocks
+from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.training.malloc import keep_freed_memory
-from d2v_plugin.training.optimizer import build_adamw
+from d2v_plugin.verbs.train.config import TrainConfig
 from d2v_plugin.verbs.train.recipe import TrainRecipe
+from tools.flops import count_flops
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GEMM_SIZE = (2048, 768, 3072)
 SAMPLE_DATA = {Modality.AUDIO: "words", Modality.IMAGE: "digits", Modality.TEXT: "books"}
-DATASETS = {Modality.AUDIO: AudioManifest, Modality.IMAGE: ImageManifest, Modality.TEXT: TextManifest}
 
 
 @dataclass(frozen=True)
@@ -110,24 +111,20 @@ class Clock:
 
 
 class Update:
-    """Model, criterion and optimizer of a recipe, and what fairseq2's trainer does with them in every update."""
+    """Model, criterion and optimizer as the training recipe makes them, and what fairseq2's trainer does with them."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting, self.device = setting, torch.device(setting.device)
-        self.container, self.config = load_recipe(setting)
-        torch.manual_seed(self.config.common.seed)
-        self.gangs = create_fake_gangs(self.device)
-        self.model = create_model(ARCHS[setting.arch]()).to(self.device)
-        if setting.compiled:
-            compile_blocks(self.model)
-        criterion = create(self.container, Criterion, self.config.criterion)
+        # The recipe's output directory; nothing that is measured lies there.
+        with tempfile.TemporaryDirectory() as folder:
+            self.context = open_recipe(setting, Path(folder))
+            self.config = self.context.get_config_as(TrainConfig)
+            torch.manual_seed(self.config.common.seed)
+            self.model = self.context.get_model_as(Data2VecModel)
+            self.optimizer = self.context.get_optimizer()
+        criterion = criterion_of(self.model)
         assert isinstance(criterion, Data2Vec2Criterion)
-        criterion.build(self.model)
-        self.model.criterion = self.criterion = criterion
-        self.model.requires_grad_(True).train()
-        if setting.checkpoint_every is not None:
-            apply_activation_checkpointing(self.model, setting.checkpoint_every)
-        self.optimizer = build_adamw(self.model, self.config.optimizer.config)
+        self.criterion = criterion
         if self.device.type == "cpu":
             keep_freed_memory()
         self.optimizer.register_step_post_hook(self._average)
@@ -144,7 +141,7 @@ class Update:
         self.stop("forward")
         output.loss.backward()
         self.stop("backward")
-        normalize_grads(self.model, self.gangs.dp, output.num_targets)
+        normalize_grads(self.model, self.context.gangs.dp, output.num_targets)
         clip_grad_norm(self.model, self.config.trainer.max_grad_norm)
         self.stop("clipping")
         self.optimizer.step()
@@ -156,61 +153,85 @@ class Update:
         self.criterion.after_step(self.model, self.number)
 
     def batches(self) -> Iterator[Batch]:
-        setting = self.setting
-        if setting.sample_data:
-            task = create(self.container, Task, self.config.task)
-            manifest = ManifestConfig(path=ROOT / "manifests" / SAMPLE_DATA[setting.modality])
-            dataset = DATASETS[setting.modality].open(manifest)
-            for batches in task.create_train_reader(dataset, self.gangs, self.config.common.seed):
+        """The batches to measure with, without end."""
+        if self.setting.sample_data:
+            task = create(self.context.resolver, Task, self.config.task).open(self.context.get_dataset(), report=None)
+            for batches in task.create_train_reader(self.context.gangs, self.config.common.seed):
                 yield from batches
-        batch = draw_batch(setting)
+        batch = draw_batch(self.setting)
         while True:
             yield batch
 
-    def count_flops(self, batch: Batch) -> float:
-        modality, frontend = self.setting.modality, self.model.frontend()
-        input_length = batch.inputs.size(-1)
-        num_tokens = frontend.output_length(input_length)
-        grid: tuple[int, ...] = (num_tokens,)
-        if modality is Modality.IMAGE:
-            grid = (frontend.side, frontend.side)  # type: ignore[assignment]
-            num_tokens = grid[0] * grid[1]
-        settings, sampler = self.criterion.settings[modality], self.criterion.samplers[modality]
-        shape = Shape(batch.num_examples, settings.num_views, num_tokens, sampler.num_masked(grid), input_length)
 
-        return sum(count_update(self.model.config, shape, settings.teacher_scope).values())
+class ModelFlops:
+    """FLOPs that the model needs in an update: what is computed again to save memory or time does not count.
+
+    They are counted for one sample on the CPU; those of a batch are in proportion.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self._update = Update(replace(setting, precision="fp32", device="cpu", compiled=False, checkpoint_every=None))
+        self._known: dict[torch.Size, float] = {}
+
+    def count(self, shape: torch.Size) -> float:
+        """:param shape: of the inputs of a batch."""
+        num_samples, size = shape[0], shape[1:]
+        if size not in self._known:
+            modality = self._update.setting.modality
+            dtype = torch.long if modality is Modality.TEXT else torch.float32
+            sample = Batch(modality, torch.ones(1, *size, dtype=dtype), torch.zeros(1, dtype=torch.long))
+            # Our attention computes a product again in its backward pass.
+            with patch.object(encoder, "attend", _attend):
+                self._known[size] = count_flops(lambda: self._update.run(sample))
+
+        return num_samples * self._known[size]
 
 
-def load_recipe(setting: Setting) -> tuple[DependencyContainer, Any]:
-    """The pre-training recipe of the arch with what the setting changes; small archs take the base recipe."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    return scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def open_recipe(setting: Setting, output_dir: Path) -> RecipeContext:
+    """The pre-training recipe of the arch with the changes of the setting; small archs take the base recipe."""
     modality, _, size = setting.arch.partition("_")
     path = ROOT / "recipes" / modality / f"pretrain_{size}.yaml"
     if not path.exists():
         path = path.with_name("pretrain_base.yaml")
-    changes: dict[str, Any] = {"model": {"arch": setting.arch}, "criterion": {"config": {}}, "task": {"config": {}}}
+    criterion: dict[str, Any] = {}
     if setting.views is not None:
-        changes["criterion"]["config"]["num_views"] = setting.views
+        criterion["num_views"] = setting.views
     if path.stem != f"pretrain_{size}":
-        changes["criterion"]["config"]["targets"] = {"num_layers": ARCHS[setting.arch]().depth}
+        criterion["targets"] = {"num_layers": ARCHS[setting.arch]().depth}
+    task: dict[str, Any]
     match setting.modality:
         case Modality.AUDIO:
-            changes["task"]["config"] = {
-                "batches_per_update": 1,
-                "max_num_elements": setting.batch * setting.num_audio_samples,
-                "min_sample_size": 0,
-            }
+            max_num_elements = setting.batch * setting.num_audio_samples
+            task = {"batches_per_update": 1, "max_num_elements": max_num_elements, "min_sample_size": 0}
         case Modality.TEXT:
-            changes["task"]["config"] = {"batch_size": setting.batch, "tokens_per_sample": setting.tokens}
+            task = {"batch_size": setting.batch, "tokens_per_sample": setting.tokens}
         case Modality.IMAGE:
             image = ARCHS[setting.arch]().image
             assert image is not None
-            changes["task"]["config"] = {"batch_size": setting.batch, "image": {"size": image.image_size}}
+            task = {"batch_size": setting.batch, "image": {"size": image.image_size}}
+    changes: dict[str, Any] = {
+        "model": {"arch": setting.arch, "compile": setting.compiled},
+        "criterion": {"config": criterion},
+        "task": {"config": task},
+        "dataset": {"config_overrides": {"path": str(ROOT / "manifests" / SAMPLE_DATA[setting.modality])}},
+    }
+    if setting.checkpoint_every is not None:
+        checkpointing = {"mode": "layerwise", "every_nth_layer": setting.checkpoint_every}
+        changes["trainer"] = {"activation_checkpointing": checkpointing}
     container, recipe = DependencyContainer(), TrainRecipe()
     register_library(container)
+    device = torch.device("cuda", 0) if setting.device == "cuda" else torch.device(setting.device)
+    remove_provider(container, Device)  # which takes a GPU wherever there is one
+    container.register(Device, lambda resolver: device)
     register_train_recipe(container, recipe)
-    register_main(container, Namespace(config_file=path, config_overrides=[changes]), recipe)
+    args = Namespace(config_file=path, config_overrides=[changes], output_dir=output_dir, checkpoint_dir=None)
+    register_main(container, args, recipe)
 
-    return container, container.resolve(RecipeConfigHolder).config
+    return RecipeContext(container)
 
 
 def draw_batch(setting: Setting) -> Batch:
@@ -290,7 +311,7 @@ def read_peak_memory(device: torch.device) -> float:
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    """Run updates of the setting; see README for what the entries mean."""
+    """Run updates of the setting: the row of the table, and more."""
     device = torch.device(setting.device)
     if setting.threads is not None:
         torch.set_num_threads(setting.threads)
@@ -303,18 +324,17 @@ def measure(setting: Setting) -> dict[str, Any]:
 
     whole: list[float] = []
     parts: list[dict[str, float]] = []
-    samples, flops = 0, 0.0
+    shapes: list[torch.Size] = []
     start = time.perf_counter()
     while len(whole) < 3 or time.perf_counter() - start < setting.budget:
         clock = Clock(device)
         update.stop = clock.stop if device.type == "cpu" else lambda part: None
         batch = next(batches)
         clock.stop("loader")
-        flops += update.count_flops(batch)
         begin = clock._now()
         update.run(batch)
         whole.append(clock._now() - begin + clock.parts["loader"])
-        samples += batch.num_examples
+        shapes.append(batch.inputs.shape)
         parts.append(clock.parts)
         gemm.append(measure_gemm(setting))
     peak = read_peak_memory(device)
@@ -325,7 +345,10 @@ def measure(setting: Setting) -> dict[str, Any]:
             update.run(batch)
             one |= clock.parts
     update.stop = lambda part: None
-    seconds, rate = median(whole), flops / len(whole) / median(whole)
+    host_synchronisations = count_synchronisations(lambda: update.run(batch), device)
+    model_flops = ModelFlops(setting)
+    flops = sum(map(model_flops.count, shapes)) / len(whole)
+    seconds, rate = median(whole), flops / median(whole)
 
     return {
         **asdict(setting),
@@ -334,14 +357,14 @@ def measure(setting: Setting) -> dict[str, Any]:
         "seconds_per_update": seconds,
         "fastest_update": min(whole),
         "updates": len(whole),
-        "samples_per_second": samples / len(whole) / seconds,
-        "gflop_per_update": flops / len(whole) / 1e9,
+        "samples_per_second": sum(shape[0] for shape in shapes) / len(whole) / seconds,
+        "gflop_per_update": flops / 1e9,
         "model_gflops": rate / 1e9,
         "gemm_gflops": max(gemm) / 1e9,
         "share": rate / max(gemm),
         "peak_memory_gib": peak,
         "memory_after_imports_gib": at_start,
-        "host_synchronisations": count_synchronisations(lambda: update.run(batch), device),
+        "host_synchronisations": host_synchronisations,
         "parts": {part: median(one[part] for one in parts) for part in parts[0]},
     }
 

@@ -1,14 +1,14 @@
 """What one update costs: forward, backward, clipping, optimizer, the teacher's average; settings are those of the recipes.
 
-    python tools/benchmark.py step --arch image_base --batch 2 --views 16 --precision fp32 [--json FILE]
-    python tools/benchmark.py step --arch audio_base --seconds 10 --precision bf16 --device cuda --compile
-    python tools/benchmark.py step --arch image_base --sweep views --plot views.png
-    python tools/benchmark.py step --arch audio_base --checkpoint-every 1
-    python tools/benchmark.py step --table
+    python -m tools.benchmark step --arch image_base --batch 2 --views 16 --precision fp32 [--json FILE]
+    python -m tools.benchmark step --arch audio_base --seconds 10 --precision bf16 --device cuda --compile
+    python -m tools.benchmark step --arch image_base --sweep views --plot views.png
+    python -m tools.benchmark step --arch audio_base --checkpoint-every 1
+    python -m tools.benchmark step --table
 
-Every row is measured in a process of its own, after two updates to warm up. FLOPs are those of the model (benchmark_flops.py);
-the rate of the device's own matrix product (2048x768x3072, same precision) is measured between the updates, the best counts.
-Memory is the peak of the process, imports included, or what the GPU has allocated at most.
+Every row is measured in a process of its own, after two updates to warm up. FLOPs are those that the model needs, without what is
+computed twice. The rate of the device's own matrix product (2048x768x3072, same precision) is measured between the updates, the
+best counts. Memory is the peak of the process, imports included, or what the GPU has allocated at most.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark_update import Setting
+from tools.benchmark.update import ROOT, Setting
 
 SWEEPS: dict[str, tuple[Any, ...]] = {
     "views": (1, 2, 4, 8, 16),
@@ -103,12 +103,12 @@ def list_settings(arguments: argparse.Namespace) -> list[Setting]:
 
 def measure_apart(setting: Setting) -> dict[str, Any]:
     """Measure in a process of its own, whose memory nothing else has touched."""
-    script = Path(__file__).with_name("benchmark_update.py")
     threads = {} if setting.threads is None else {"OMP_NUM_THREADS": str(setting.threads)}
     done = subprocess.run(
-        [sys.executable, str(script), json.dumps(asdict(setting))],
+        [sys.executable, "-m", "tools.benchmark.update", json.dumps(asdict(setting))],
         stdout=subprocess.PIPE,
         text=True,
+        cwd=ROOT,
         env={**os.environ, **threads},
     )
     if done.returncode != 0:

@@ -1,45 +1,31 @@
-"""FLOPs of one update of any recipe, counted while it runs."""
+"""FLOPs of whatever runs, counted by PyTorch: two for each multiplication with an addition in products and convolutions."""
 
 from __future__ import annotations
 
-import io
-import tempfile
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Sequence
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from d2v_plugin.cli.main import main
 
-
-def count_update_gflops(recipe: Path) -> float:
-    """Run one update: forward and backward pass of student and teacher; two FLOPs per multiplication with an addition."""
+def count_flops(run: Callable[[], object]) -> float:
+    """Call ``run`` and count its products of matrices, convolutions and attention, those of backward passes included."""
     aten = torch.ops.aten
-    # PyTorch's own formulas count grouped convolutions as if they had one group, and do not know the attention of CPUs.
+    # PyTorch's own formulas count grouped convolutions as if they had one group, and know neither the attention of CPUs nor sums
+    # of products in place.
     mapping = {
         aten.convolution: _count_convolution,
         aten.convolution_backward: _count_convolution_backward,
         aten._scaled_dot_product_flash_attention_for_cpu: _count_attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _count_attention_backward,
+        aten.addmm_: lambda total, a, b, **options: 2 * a[0] * a[1] * b[1],
     }
-    only_one_update = [
-        "regime.num_steps=1",
-        "regime.publish_metrics_every_n_steps=1",
-        "regime.validate_every_n_steps=null",
-        "regime.checkpoint_every_n_steps=1",
-        "lr_scheduler.config.num_warmup_steps=0",
-        "probing.probes=[]",
-        "pictures.enabled=false",
-    ]
-    silence = redirect_stdout(io.StringIO())
-    with silence, tempfile.TemporaryDirectory() as folder, FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        main(["recipe", "train", "--no-rich", "--config-file", str(recipe), folder, "--config", *only_one_update])
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        run()
 
-    return float(counter.get_total_flops()) / 1e9
+    return float(counter.get_total_flops())
 
 
 def _count_convolution(x: Sequence[int], weight: Sequence[int], *rest: Any, out_shape: Sequence[int], **options: Any) -> int:

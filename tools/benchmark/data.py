@@ -180,13 +180,13 @@ def read_ours(kind: str, path: Path) -> Iterator[Tensor]:
     size = BATCH_SIZE[kind]
     families = {"image": ImageManifest, "audio": AudioManifest, "text": TextManifest}
     audio = AudioPretrainingConfig(max_num_elements=size * MAX_SAMPLE_SIZE, max_sample_size=MAX_SAMPLE_SIZE, batches_per_update=1)
-    tasks: dict[str, Task] = {
+    tasks: dict[str, Task[Any, Any]] = {
         "image": ImagePretrainingTask(ImagePretrainingConfig(batch_size=size)),
         "audio": AudioPretrainingTask(audio),
         "text": TextPretrainingTask(TextPretrainingConfig(batch_size=size, tokens_per_sample=TOKENS)),
     }
-    dataset = families[kind].open(ManifestConfig(path=path))
-    for batches in tasks[kind].create_train_reader(dataset, create_fake_gangs(torch.device("cpu")), 1):
+    task = tasks[kind].open(families[kind].open(ManifestConfig(path=path)), report=None)
+    for batches in task.create_train_reader(create_fake_gangs(torch.device("cpu")), 1):
         yield from (batch.inputs for batch in batches)
 
 

@@ -1,15 +1,14 @@
-"""Write manifests/words: the ten digits spoken by espeak-ng in many voices, as Opus in one shard.
+"""Make manifests/words: the ten digits spoken by espeak-ng in many voices, as Opus in one shard.
 
 Needs the program ``espeak-ng`` (Debian: apt-get install espeak-ng); only this script does.
 
-python tools/make_words.py [OUT]
+python -m manifests.words.make [OUT]
 """
 
 from __future__ import annotations
 
 import io
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from d2v_plugin.data.random import Purpose, draw_permutation, draw_uniform
 from d2v_plugin.data.shards import ShardWriter
+from manifests.making import SEED, run, write_splits
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ACCENTS = ("en-gb", "en-us", "en-gb-scotland", "en-gb-x-gbclan", "en-029")
@@ -26,7 +26,6 @@ VARIANTS = ("m1", "m2", "m3", "m4", "m7", "f1", "f2", "f3", "f4", "f5")
 SAMPLE_RATE = 16_000
 NUM_VALID_SPEAKERS = 12
 NUM_PROBE_SPEAKERS = 10
-SEED = 0
 
 
 def speak(word: str, voice: str, speed: int, pitch: int) -> NDArray[np.float32]:
@@ -39,7 +38,7 @@ def speak(word: str, voice: str, speed: int, pitch: int) -> NDArray[np.float32]:
     return sound[max(0, loud[0] - 800) : loud[-1] + 800]  # type: ignore[no-any-return]
 
 
-def write_words(out: Path) -> None:
+def make(out: Path) -> None:
     """A speaker is an accent with a voice, a speed and a pitch; the speakers of ``valid`` are in no other split."""
     speakers = [f"{accent}+{variant}" for accent in ACCENTS for variant in VARIANTS]
     with ShardWriter(out / "words.zip") as shard:
@@ -54,13 +53,10 @@ def write_words(out: Path) -> None:
 
     order = draw_permutation(SEED, 0, Purpose.SPLIT, len(speakers)).tolist()
     valid, train = order[:NUM_VALID_SPEAKERS], order[NUM_VALID_SPEAKERS:]
-    header = [".", "\t".join(["#classes", *WORDS])]
-    for name, split in (("train", train), ("probe", train[:NUM_PROBE_SPEAKERS]), ("valid", valid)):
-        lines = [rows[speaker, word] for speaker in split for word in WORDS]
-        (out / f"{name}.tsv").write_text("\n".join([*header, *lines]) + "\n")
+    speakers_of = {"train": train, "probe": train[:NUM_PROBE_SPEAKERS], "valid": valid}
+    splits = {name: [rows[speaker, word] for speaker in found for word in WORDS] for name, found in speakers_of.items()}
+    write_splits(out, WORDS, **splits)
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "manifests" / "words"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_words(folder)
+    run(__doc__, make, "words")
