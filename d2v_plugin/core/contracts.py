@@ -17,7 +17,7 @@ from d2v_plugin.core.random import row_keys
 
 @dataclass(frozen=True)
 class StepInfo:
-    """Where training stands; with the sample ids it is the only source of randomness of a criterion."""
+    """Place in training; with the sample ids it is the only source of randomness of a criterion."""
 
     number: int
     """The update being computed, from 1."""

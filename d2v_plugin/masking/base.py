@@ -66,7 +66,7 @@ class MaskSampler(ABC):
 
     @abstractmethod
     def num_masked(self, length: int | Shape) -> int:
-        """How many cells are masked in each row of this length or shape."""
+        """Count the cells that are masked in each row of this length or shape."""
 
     @abstractmethod
     def prefer(self, keys: Tensor, shape: Shape, shortest: Shape, padding_mask: Tensor | None) -> Tensor | None:

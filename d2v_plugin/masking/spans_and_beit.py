@@ -130,7 +130,7 @@ class SpanMaskSampler(MaskSampler):
 
 @lru_cache(maxsize=4096)
 def _covered(length: int, probability: float, span_length: int, reach_over: bool) -> int:
-    """How many positions the spans cover on average, rounded."""
+    """Count the positions that the spans cover on average, rounded."""
     num_starts = length if reach_over else length - span_length + 1
     if num_starts < 1:
         return 0
@@ -147,7 +147,7 @@ class BeitBlockMaskConfig(Validatable):
     """Settings of ``beit_block``."""
 
     num_patches: int = 120
-    """How many patches are masked: 120 of 196 in the paper (60 %), 75 in BEiT and in fairseq's configuration."""
+    """Number of masked patches: 120 of 196 in the paper (60 %), 75 in BEiT and in fairseq's configuration."""
 
     min_block: int = 16
     """Smallest area of a block, in patches, as long as that many are left to mask."""
@@ -159,7 +159,7 @@ class BeitBlockMaskConfig(Validatable):
     """Aspect ratios are between this and its inverse."""
 
     max_tries: int = 30
-    """How many blocks are tried in all; what is missing then is masked patch by patch."""
+    """Blocks that are tried in all; what is missing then is masked patch by patch."""
 
     @override
     def validate(self) -> ValidationResult:

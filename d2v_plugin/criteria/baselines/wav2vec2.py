@@ -93,10 +93,10 @@ class Quantized:
     """(N, K, G) the number of the chosen entry of each codebook."""
 
     prob_perplexity: Tensor
-    """How many entries are likely over the frames, of at most G·V."""
+    """Number of entries that are likely over the frames, of at most G·V."""
 
     code_perplexity: Tensor
-    """How many entries are the most likely one, of at most G·V."""
+    """Number of entries that are the most likely one, of at most G·V."""
 
 
 class Wav2Vec2Criterion(ComparisonCriterion[Wav2Vec2Config]):
