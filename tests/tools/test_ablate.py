@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 ABLATIONS = ROOT / "recipes" / "ablations"
 
 # Folders whose rows differ in a number.
-NUMBERS = {"views", "mask_ratio", "cls_loss", "target_layers", "target_context", "loss"}
+NUMBERS = {"views", "mask_ratio", "cls_loss", "target_layers", "target_context", "target_window", "loss"}
 
 SHORT = ["regime.num_steps=1", "regime.publish_metrics_every_n_steps=1", "regime.checkpoint_every_n_steps=1"]
 
