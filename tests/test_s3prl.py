@@ -12,7 +12,7 @@ from torch import Tensor
 import d2v_plugin
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.models.data2vec1.archs import ARCHS
-from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_data2vec1
 from d2v_plugin.models.data2vec2.archs import audio_tiny, text_tiny
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model
@@ -40,7 +40,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path, short_run: Any) -
     if request.param == "run":
         return short_run("words"), 4
     torch.manual_seed(0)
-    model: Any = create_model(with_prenet()) if request.param == "2.0" else create_model_v1(ARCHS["audio_tiny"]())
+    model: Any = create_model(with_prenet()) if request.param == "2.0" else create_data2vec1(ARCHS["audio_tiny"]())
     write_directory(tmp_path / "model", ModelDirectory(config=model.config, student=model.state_dict()))
 
     return tmp_path / "model", model.config.depth + (2 if request.param == "2.0" else 0)

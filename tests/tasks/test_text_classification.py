@@ -13,7 +13,7 @@ from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.sentences import Sentences, SentencesConfig
 from d2v_plugin.data.tables import TableLayout
 from d2v_plugin.models.data2vec1.archs import text_tiny as text_tiny1
-from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_data2vec1
 from d2v_plugin.models.data2vec2.archs import text_tiny
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.models.data2vec2.model import Data2VecModel
@@ -71,7 +71,7 @@ def test_training_batches_hold_samples_of_similar_length(pairs: Sentences) -> No
 @pytest.mark.parametrize("family", ["data2vec", "data2vec1"])
 def test_other_samples_of_a_batch_do_not_change_features(pairs: Sentences, family: str) -> None:
     torch.manual_seed(1)
-    model = (create_model(text_tiny()) if family == "data2vec" else create_model_v1(text_tiny1())).eval()
+    model = (create_model(text_tiny()) if family == "data2vec" else create_data2vec1(text_tiny1())).eval()
     alone, together = (
         {
             int(row): model.extract_features(batch.inputs, batch.padding_mask).x[i, 0]

@@ -12,7 +12,7 @@ from torch import nn
 from d2v_plugin.criteria.supervised.classification import ClassificationConfig, ClassificationCriterion
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, ImageConfig
-from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_data2vec1
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, DecoderConfig, ImageFrontendConfig
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.training.layer_groups import find_layers, format_layers
@@ -26,13 +26,13 @@ def make_model() -> Any:
     return create_model(Data2VecConfig(image=image, dim=16, depth=2, num_heads=2))
 
 
-def make_model_v1() -> Any:
-    return create_model_v1(
+def make_data2vec1() -> Any:
+    return create_data2vec1(
         Data2Vec1ModelConfig(image=ImageConfig(image_size=32, patch_size=8), dim=16, depth=3, num_heads=2, ffn_dim=32)
     )
 
 
-MODELS: list[Callable[[], Any]] = [make_model, make_model_v1]
+MODELS: list[Callable[[], Any]] = [make_model, make_data2vec1]
 
 
 def fine_tune(model: Any, **settings: Any) -> Any:
@@ -76,7 +76,7 @@ def test_rates_fall_from_the_head_to_the_frontend_as_in_beit() -> None:
 
 
 def test_shared_relative_positions_and_the_final_norm_belong_to_the_top() -> None:
-    model = fine_tune(make_model_v1())
+    model = fine_tune(make_data2vec1())
     rates = rate_of(model, build_adamw(model, Data2VecAdamWConfig(lr=1.0, layer_decay=0.5)))
 
     assert rates["encoder.rel_pos_bias.relative_position_bias_table"] == rates["encoder.norm.weight"] == 1.0

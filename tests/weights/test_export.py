@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import d2v_plugin
 from d2v_plugin.models.data2vec1.archs import ARCHS
-from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_data2vec1
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.weights.directory import ModelDirectory, write_directory
 from d2v_plugin.weights.export import export_encoder
@@ -52,7 +52,7 @@ def test_student_and_teacher_differ_after_an_update(short_run: Any) -> None:
 
 @torch.no_grad()
 def test_a_model_of_data2vec_1_loses_its_head(tmp_path: Path) -> None:
-    model = create_model_v1(ARCHS["text_tiny"]()).eval()
+    model = create_data2vec1(ARCHS["text_tiny"]()).eval()
     write_directory(tmp_path / "whole", ModelDirectory(config=model.config, student=model.state_dict()))
 
     write_directory(tmp_path / "encoder", export_encoder(tmp_path / "whole"))

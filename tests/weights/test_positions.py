@@ -11,7 +11,7 @@ import torch
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, ImageConfig
-from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_data2vec1
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, ImageFrontendConfig
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.weights.directory import ModelDirectory, write_directory
@@ -64,7 +64,7 @@ def make_pair(family: str) -> tuple[Any, Any]:
         old = Data2Vec1ModelConfig(image=image, dim=16, depth=2, num_heads=2, ffn_dim=32)
         # Fine-tuning on the mean of the patches has no final norm.
         new = replace(old, image=replace(image, image_size=48, final_norm=False))
-        small, large = create_model_v1(old), create_model_v1(new)
+        small, large = create_data2vec1(old), create_data2vec1(new)
         torch.nn.init.normal_(small.get_parameter(RELATIVE))
 
     return small, large

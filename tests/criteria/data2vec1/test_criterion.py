@@ -20,7 +20,7 @@ from d2v_plugin.masking.base import MaskSampler
 from d2v_plugin.masking.spans_and_beit import BeitBlockMaskConfig, BeitBlockMaskSampler, SpanMaskConfig, SpanMaskSampler
 from d2v_plugin.models.data2vec1.archs import ARCHS
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope
-from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_data2vec1
 from d2v_plugin.models.data2vec2.archs import image_tiny
 from d2v_plugin.models.data2vec2.factory import create_model
 
@@ -34,7 +34,7 @@ def make_model(arch: str, **changes: Any) -> Data2Vec1Model:
     for name, value in changes.items():
         setattr(config, name, value)
 
-    return create_model_v1(config).train()
+    return create_data2vec1(config).train()
 
 
 def make_criterion(model: Data2Vec1Model, sampler: MaskSampler | None = None, **settings: Any) -> Data2Vec1Criterion:

@@ -15,8 +15,8 @@ from d2v_plugin.criteria.supervised.ctc import CtcConfig, CtcCriterion
 from d2v_plugin.criteria.supervised.feature_masks import FeatureMaskConfig
 from d2v_plugin.criteria.supervised.tagging import AudioTaggingConfig, AudioTaggingCriterion
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.models.data2vec1.archs import ARCHS as ARCHS_V1
-from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
+from d2v_plugin.models.data2vec1.archs import ARCHS as DATA2VEC1_ARCHS
+from d2v_plugin.models.data2vec1.factory import create_model as create_data2vec1
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, TextFrontendConfig
 from d2v_plugin.models.data2vec2.factory import create_model
@@ -149,11 +149,13 @@ def test_while_the_encoder_is_frozen_only_the_head_gets_gradients() -> None:
         assert not any("local_encoder" in name or "decoder" in name for name in moved)
 
 
-@pytest.mark.parametrize("name", ["audio_tiny", "image_tiny", "text_tiny", "v1 audio_tiny", "v1 text_tiny", "v1 vision_tiny"])
+@pytest.mark.parametrize(
+    "name", ["audio_tiny", "image_tiny", "text_tiny", *(f"data2vec1 {name}_tiny" for name in ("audio", "text", "vision"))]
+)
 def test_what_is_left_trainable_is_what_gets_gradients(name: str) -> None:
     model: Any
-    is_v1 = name.startswith("v1 ")
-    model = create_model_v1(ARCHS_V1[name.removeprefix("v1 ")]()) if is_v1 else create_model(ARCHS[name]())
+    is_data2vec1 = name.startswith("data2vec1 ")
+    model = create_data2vec1(DATA2VEC1_ARCHS[name.removeprefix("data2vec1 ")]()) if is_data2vec1 else create_model(ARCHS[name]())
     attach(model, ["a", "b"])
     modality = next(iter(model.config.frontends))
     inputs = {

@@ -15,7 +15,7 @@ from d2v_plugin.criteria.data2vec1.teacher import Data2Vec1Teacher
 from d2v_plugin.models.base import BlockList
 from d2v_plugin.models.data2vec1.archs import ARCHS
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model
-from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_data2vec1
 
 ORIGINALS = json.loads((Path(__file__).parents[2] / "golden" / "full_models.json").read_text())
 BASE = ["audio_base", "text_base", "vision_base"]
@@ -29,7 +29,7 @@ def original(arch: str, part: str) -> dict[str, Any]:
 
 def build_on_meta(arch: str) -> Data2Vec1Model:
     with torch.device("meta"):
-        return create_model_v1(ARCHS[arch]())
+        return create_data2vec1(ARCHS[arch]())
 
 
 @pytest.mark.parametrize("arch", BASE)
@@ -56,7 +56,7 @@ def test_teacher_has_what_the_original_averages(arch: str) -> None:
 @pytest.mark.parametrize("arch", BASE)
 def test_initialisation_has_the_statistics_of_the_original(arch: str) -> None:
     torch.manual_seed(0)
-    state = create_model_v1(ARCHS[arch]()).state_dict()
+    state = create_data2vec1(ARCHS[arch]()).state_dict()
 
     for name, (_, _, mean, std, absmax) in original(arch, "state").items():
         tensor = state[name].double()
@@ -99,4 +99,4 @@ def test_a_model_without_modality_is_refused() -> None:
     config.text = None
 
     with pytest.raises(ValueError, match="One of `audio`, `text` and `image` must be configured"):
-        create_model_v1(config)
+        create_data2vec1(config)

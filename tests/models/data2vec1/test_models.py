@@ -14,7 +14,7 @@ from torch import Tensor
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.models.data2vec1.archs import ARCHS
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model, attention_mask
-from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_data2vec1
 from d2v_plugin.weights.convert.fairseq_data2vec1 import convert_config, convert_state_dict
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -33,7 +33,7 @@ def load_original(name: str, *, original_padding: bool = True) -> Data2Vec1Model
     state = convert_state_dict(settings, weights)
     config = convert_config(settings, state)
     config.original_padding = original_padding
-    model = create_model_v1(config)
+    model = create_data2vec1(config)
     model.load_state_dict(state)
 
     return model.eval()
@@ -108,7 +108,7 @@ def make_inputs(model: Data2Vec1Model) -> Tensor:
 
 @pytest.mark.parametrize("arch", ["audio_tiny", "text_tiny", "vision_tiny"])
 def test_every_block_gives_all_target_features(arch: str) -> None:
-    model = create_model_v1(ARCHS[arch]())
+    model = create_data2vec1(ARCHS[arch]())
 
     outputs = list(model.encode(model.extract_local(make_inputs(model))))
 
@@ -120,7 +120,7 @@ def test_every_block_gives_all_target_features(arch: str) -> None:
 
 @pytest.mark.parametrize("arch", ["audio_tiny", "text_tiny", "vision_tiny"])
 def test_half_precision_under_autocast(arch: str) -> None:
-    model = create_model_v1(ARCHS[arch]()).eval()
+    model = create_data2vec1(ARCHS[arch]()).eval()
     inputs = make_inputs(model)
 
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -132,7 +132,7 @@ def test_half_precision_under_autocast(arch: str) -> None:
 def test_layer_drop_skips_blocks_in_training_only() -> None:
     config = ARCHS["text_tiny"]()
     config.layer_drop = 1.0
-    model = create_model_v1(config)
+    model = create_data2vec1(config)
     local = model.extract_local(make_inputs(model))
 
     skipped = list(model.encode(local))
@@ -146,7 +146,7 @@ def test_tables_of_each_layer_take_part() -> None:
     config = ARCHS["vision_tiny"]()
     assert config.image is not None
     config.image.relative_positions = "per_layer"
-    model = create_model_v1(config).eval()
+    model = create_data2vec1(config).eval()
     inputs = make_inputs(model)
     before = model.extract_features(inputs).x
 
@@ -166,7 +166,7 @@ def test_tables_of_each_layer_take_part() -> None:
 )
 def test_inputs_that_do_not_fit_are_refused(arch: str, inputs: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        create_model_v1(ARCHS[arch]()).extract_features(inputs)
+        create_data2vec1(ARCHS[arch]()).extract_features(inputs)
 
 
 def test_no_query_is_left_without_a_key() -> None:
@@ -184,7 +184,7 @@ def test_no_query_is_left_without_a_key() -> None:
 
 def test_another_modality_is_refused() -> None:
     with pytest.raises(ValueError, match="The model is for `audio`, but `modality` is `text`"):
-        create_model_v1(ARCHS["audio_tiny"]()).extract_features(torch.zeros(1, 4000), modality=Modality.TEXT)
+        create_data2vec1(ARCHS["audio_tiny"]()).extract_features(torch.zeros(1, 4000), modality=Modality.TEXT)
 
 
 @pytest.mark.parametrize(
@@ -200,4 +200,4 @@ def test_configurations_that_make_no_model_are_refused(changes: dict[str, Any], 
     config = ARCHS["audio_tiny"]()
 
     with pytest.raises(ValueError, match=message):
-        create_model_v1(type(config)(**(vars(config) | changes)))
+        create_data2vec1(type(config)(**(vars(config) | changes)))

@@ -15,7 +15,7 @@ import d2v_plugin
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.criteria.data2vec1.teacher import Data2Vec1Teacher
 from d2v_plugin.models.data2vec1.archs import ARCHS
-from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_data2vec1
 from d2v_plugin.weights.convert.fairseq import convert_fairseq
 from d2v_plugin.weights.convert.fairseq_data2vec1 import (
     convert_config,
@@ -55,7 +55,7 @@ def test_student_and_teacher_fit_the_converted_model(name: str) -> None:
     settings, weights = load_original(name)
 
     state = convert_state_dict(settings, weights)
-    model = create_model_v1(convert_config(settings, state))
+    model = create_data2vec1(convert_config(settings, state))
     teacher = convert_teacher(settings, weights["encoder._ema" if name == "text" else "_ema"])
 
     model.load_state_dict(state)
@@ -107,7 +107,7 @@ def test_models_without_head_or_mask_embedding_are_complete(name: str) -> None:
     config = convert_config(settings, state)
 
     assert config.head_layers == 0
-    create_model_v1(config).load_state_dict(state)
+    create_data2vec1(config).load_state_dict(state)
 
 
 def test_the_published_vision_models_have_other_names() -> None:

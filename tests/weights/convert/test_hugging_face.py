@@ -24,7 +24,7 @@ from transformers import (
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.data2vec1.archs import ARCHS
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model
-from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
+from d2v_plugin.models.data2vec1.factory import create_model as create_data2vec1
 from d2v_plugin.weights.convert.hugging_face import convert_hugging_face, export_hugging_face
 
 SIZE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -54,7 +54,7 @@ def randomise(model: nn.Module) -> Any:
 
 def load_here(folder: Path) -> Data2Vec1Model:
     config, state = convert_hugging_face(folder)
-    model = create_model_v1(config)
+    model = create_data2vec1(config)
     model.load_state_dict(state)
 
     return model.eval()
@@ -128,7 +128,7 @@ def test_padded_speech_has_equal_features_with_the_original_padding(tmp_path: Pa
     source.save_pretrained(tmp_path)
     config, state = convert_hugging_face(tmp_path)
     config.original_padding = True
-    model = create_model_v1(config)
+    model = create_data2vec1(config)
     model.load_state_dict(state)
     waveforms = torch.randn(2, 8000)
     padding_mask = torch.zeros(2, 8000, dtype=torch.bool)
@@ -153,7 +153,7 @@ def test_a_fine_tuned_model_gives_the_model_below_the_head(tmp_path: Path) -> No
 @pytest.mark.parametrize("arch", ["audio_tiny", "text_tiny", "vision_tiny"])
 @torch.no_grad()
 def test_models_of_this_package_come_back_without_their_heads(arch: str, tmp_path: Path) -> None:
-    model = randomise(create_model_v1(ARCHS[arch]()))
+    model = randomise(create_data2vec1(ARCHS[arch]()))
 
     export_hugging_face(model, tmp_path)
 
@@ -193,4 +193,4 @@ def test_a_group_norm_cannot_be_exported(tmp_path: Path) -> None:
     config.audio.conv_norm = "group_norm"
 
     with pytest.raises(CheckpointError, match=r"`audio\.conv_norm` must be layer_norm"):
-        export_hugging_face(create_model_v1(config), tmp_path)
+        export_hugging_face(create_data2vec1(config), tmp_path)
