@@ -10,7 +10,6 @@ s3prl looks upstreams up by name in its hub::
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v_plugin.core.batch import Modality
-from d2v_plugin.models.data2vec1.audio import Data2VecAudioModel
-from d2v_plugin.models.data2vec2.frontends.audio import AudioFrontend, count_frames
-from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.weights.loading import load
 from d2v_plugin.weights.sources import Weights
 
@@ -37,20 +33,12 @@ class UpstreamExpert(nn.Module):
         """
         super().__init__()
         model = load(ckpt, weights=weights)
-        if isinstance(model, Data2VecModel):
-            frontend = model.frontend(Modality.AUDIO)
-            assert isinstance(frontend, AudioFrontend)
-            conv_layers, blocks = frontend.conv_layers, [*frontend.context_encoder.blocks, *model.blocks]
-            self._num_extra_tokens = frontend.num_extra_tokens
-        elif isinstance(model, Data2VecAudioModel):
-            conv_layers, blocks, self._num_extra_tokens = model.conv_layers, [*model.blocks], 0
-        else:
-            raise ValueError(f"{ckpt} is no model of speech.")
+        blocks = model.blocks_of(Modality.AUDIO)
 
         # s3prl freezes upstreams itself, unless it is told to fine-tune them.
         self.model = model.requires_grad_(True)
-        self._downsample_rate = math.prod(stride for _, _, stride in conv_layers)
-        self._min_samples = next(size for size in range(1, 1 << 20) if count_frames(size, conv_layers) > 0)
+        self._downsample_rate: int = model.config.frontends[Modality.AUDIO].samples_per_frame  # type: ignore[union-attr]
+        self._min_samples = next(size for size in range(1, 1 << 20) if model.output_length(size, Modality.AUDIO) > 0)
         self._states: list[Tensor] = []
         for block in blocks:
             block.register_forward_hook(self._keep_state)
@@ -72,7 +60,8 @@ class UpstreamExpert(nn.Module):
 
         self._states = []
         features = self.model.extract_features(inputs, padding_mask, modality=Modality.AUDIO)
-        states, self._states = self._states, []
+        # Extra tokens come first.
+        states, self._states = [state[:, -features.x.size(1) :] for state in self._states], []
 
         assert features.padding_mask is not None
         states[-1] = features.layers[-1]  # with the final norm, where there is one
@@ -82,5 +71,5 @@ class UpstreamExpert(nn.Module):
 
     def _keep_state(self, block: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
         if not self._states:
-            self._states.append(args[0][:, self._num_extra_tokens :])
-        self._states.append(output[0][:, self._num_extra_tokens :])
+            self._states.append(args[0])
+        self._states.append(output[0])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from d2v_plugin.criteria.data2vec2.teacher import TeacherScope
-from d2v_plugin.models.data2vec2.config import AudioConfig, Data2VecConfig, DecoderConfig, ImageConfig
+from d2v_plugin.models.data2vec2.config import AudioFrontendConfig, Data2VecConfig, DecoderConfig, ImageFrontendConfig
 
 
 @dataclass(frozen=True)
@@ -54,24 +54,24 @@ def count_update(config: Data2VecConfig, shape: Shape, scope: TeacherScope) -> d
         "teacher": linear(shape.num_samples * whole) + attend(shape.num_samples, whole),
     }
     passes = 3 if scope == "all" else 2  # forward and gradient of the weights, and the teacher's own
-    if isinstance(frontend, ImageConfig):
+    if isinstance(frontend, ImageFrontendConfig):
         embed_dim = dim if frontend.embed_dim is None else frontend.embed_dim
         patches = shape.num_samples * shape.num_tokens
         flops["local encoder"] = passes * 2 * patches * frontend.num_channels * frontend.patch_size**2 * embed_dim
         if embed_dim != dim:
             flops["local encoder"] += (passes + 1) * 2 * patches * embed_dim * dim
-    if isinstance(frontend, AudioConfig):
+    if isinstance(frontend, AudioFrontendConfig):
         flops |= _count_audio(frontend, dim, shape, passes)
     for decoder in (frontend.decoder, config.shared_decoder):
         if decoder is not None:
-            spatial_dims = 2 if isinstance(frontend, ImageConfig) and decoder is frontend.decoder else 1
+            spatial_dims = 2 if isinstance(frontend, ImageFrontendConfig) and decoder is frontend.decoder else 1
             count = 3 * _count_decoder(decoder, dim, spatial_dims, rows, shape)
             flops["decoder"] = flops.get("decoder", 0) + count
 
     return flops
 
 
-def _count_audio(frontend: AudioConfig, dim: int, shape: Shape, passes: int) -> dict[str, float]:
+def _count_audio(frontend: AudioFrontendConfig, dim: int, shape: Shape, passes: int) -> dict[str, float]:
     encoder, in_channels, length = 0.0, 1, shape.input_length
     for i, (channels, kernel_size, stride) in enumerate(frontend.conv_layers):
         length = (length - kernel_size) // stride + 1

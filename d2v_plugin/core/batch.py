@@ -17,6 +17,12 @@ class Modality(str, Enum):
     IMAGE = "image"
     TEXT = "text"
 
+    def grid_shape(self, num_tokens: int) -> tuple[int, ...]:
+        """The shape in which tokens lie: (H, W) for images, which are square, (S,) for sequences."""
+        side = round(num_tokens**0.5)
+
+        return (side, side) if self is Modality.IMAGE else (num_tokens,)
+
 
 @dataclass
 class Batch(SupportsDeviceTransfer):

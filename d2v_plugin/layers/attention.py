@@ -1,4 +1,7 @@
-"""Attention: PyTorch's fused kernels, and for CPUs one of our own for what those lack or do slowly."""
+"""Attention: PyTorch's fused kernels, and for CPUs one of our own for what those lack or do slowly.
+
+Read :func:`attend` only, at first.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from d2v_plugin.layers.cpu import uses_own_kernels
 from d2v_plugin.layers.dropout import PIECE_SIZE, DropoutFactors, draw_seed
 
 
@@ -23,7 +27,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float)
     :returns: (R, H, K, E)
     """
     needs_more = dropout > 0.0 or (bias is not None and bias.requires_grad) or q.dtype == torch.bfloat16
-    if needs_more and q.device.type == "cpu" and not torch.compiler.is_compiling():
+    if needs_more and uses_own_kernels(q):
         if bias is not None:
             bias = bias[(None,) * (4 - bias.dim())]
         seed = draw_seed() if dropout > 0.0 else None
@@ -128,7 +132,7 @@ def _cut(length: int, step: int) -> list[slice]:
 
 
 def _part(bias: Tensor, piece: tuple[slice, slice]) -> Tensor:
-    """What a piece needs of a bias, which may be the same for all rows or heads."""
+    """The part of a bias that a piece needs; it may be the same for all rows or heads."""
     rows, heads = piece
 
     return bias[rows if bias.size(0) > 1 else slice(None), heads if bias.size(1) > 1 else slice(None)]

@@ -1,7 +1,11 @@
-"""Convolutions in the layout of the Transformer, channels last: no transpositions, and faster on CPUs and GPUs alike."""
+"""Convolutions in the layout of the Transformer, channels last: no transpositions, and faster on CPUs and GPUs alike.
+
+At first reading skip all but :class:`ConvBlock` and the functions without underscore.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from d2v_plugin.layers.recomputation import compute_dtype, compute_norm_gelu, differentiate_norm_gelu, norm_gelu, recomputes
+from d2v_plugin.layers.cpu import compute_dtype, recomputes, uses_own_kernels
+from d2v_plugin.layers.norm_gelu import compute_norm_gelu, differentiate_norm_gelu, norm_gelu
 
 
 def convolve(x: Tensor, conv: nn.Conv1d | nn.Conv2d) -> Tensor:
@@ -38,6 +43,47 @@ def norm_gelu_convolve(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, conv: 
     return _convolve_sequence(x, conv, norm_weight, norm_bias)
 
 
+class ConvBlock(nn.Sequential):
+    """Convolution of the same length or size, layer norm over the channels (no parameters), GELU.
+
+    A sequence of one, for the name of its parameters in the original: ``0.weight``, ``0.bias``.
+    """
+
+    def __init__(self, conv: nn.Conv1d | nn.Conv2d) -> None:
+        super().__init__(conv)
+        self.trims_end = conv.kernel_size[0] % 2 == 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """
+        :param x: (R, S, C) or (R, H, W, C)
+        :returns: the same with the convolution's output channels.
+        """
+        x = convolve(x, self[0])  # type: ignore[arg-type]
+        if self.trims_end:
+            for dim in range(1, x.dim() - 1):
+                x = x.narrow(dim, 0, x.size(dim) - 1)
+
+        return norm_gelu(x)
+
+
+def convolve_blocks(x: Tensor, blocks: Iterable[nn.Module], padding_mask: Tensor | None, *, residual: bool = False) -> Tensor:
+    """Run :class:`ConvBlock` s one after the other.
+
+    :param x: (R, S, C), or (R, H, W, C) without padding.
+    :param padding_mask: (R, S), True = padding; it acts as the zero padding behind a shorter sequence.
+    :param residual: add the input of a block to its output where the numbers of channels agree.
+    """
+    for block in blocks:
+        if padding_mask is not None:
+            x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
+        skipped = x
+        x = block(x)
+        if residual and skipped.size(-1) == x.size(-1):
+            x = x + skipped
+
+    return x
+
+
 def _convolve_sequence(x: Tensor, conv: nn.Conv1d, norm_weight: Tensor | None = None, norm_bias: Tensor | None = None) -> Tensor:
     """
     :param x: (R, S, C)
@@ -57,7 +103,7 @@ def _convolve_sequence(x: Tensor, conv: nn.Conv1d, norm_weight: Tensor | None = 
 
 
 def _wants_products(x: Tensor, conv: nn.Conv1d) -> bool:
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and conv.groups == 1 and conv.in_channels > 1
+    return uses_own_kernels(x) and conv.groups == 1 and conv.in_channels > 1
 
 
 class _DenseConvolution(torch.autograd.Function):
@@ -156,26 +202,3 @@ def _differentiate_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: int, 
         total.addmm_(grads.reshape(-1, num_outputs).t(), seen.reshape(-1, window))
 
     return total.view(num_outputs, kernel_size, num_inputs).transpose(1, 2).unsqueeze(2)
-
-
-class ConvBlock(nn.Sequential):
-    """Convolution of the same length or size, layer norm over the channels (no parameters), GELU.
-
-    A sequence of one, for the name of its parameters in the original: ``0.weight``, ``0.bias``.
-    """
-
-    def __init__(self, conv: nn.Conv1d | nn.Conv2d) -> None:
-        super().__init__(conv)
-        self.trims_end = conv.kernel_size[0] % 2 == 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        """
-        :param x: (R, S, C) or (R, H, W, C)
-        :returns: the same with the convolution's output channels.
-        """
-        x = convolve(x, self[0])  # type: ignore[arg-type]
-        if self.trims_end:
-            for dim in range(1, x.dim() - 1):
-                x = x.narrow(dim, 0, x.size(dim) - 1)
-
-        return norm_gelu(x)

@@ -2,7 +2,7 @@
 
 PyTorch draws one number after the other (6 ns each on 2 threads of a Xeon) and keeps them as floats. Here the seed of a call
 comes from PyTorch's generator, which training saves and restores, and every factor from a hash of seed and position, in pieces
-that stay in the caches; the backward pass computes them again. Other devices, and compiled code, use PyTorch's own.
+that stay in the caches; the backward pass computes them again. Skip this at first reading.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from typing_extensions import override
 
 from d2v_plugin.core.random import Stream, finalise, hash_columns, hash_rows
+from d2v_plugin.layers.cpu import uses_own_kernels
 
 PIECE_SIZE: Final = 2**19
 """Elements that are worked on at a time: 2 MiB of floats."""
@@ -29,10 +30,10 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:
             return x
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
+        if not uses_own_kernels(x):
             return F.dropout(x, self.p)
 
-        return _HashedDropout.apply(x, self.p, draw_seed())  # type: ignore[no-any-return, no-untyped-call]
+        return _HashedDropout.apply(None, x, self.p, draw_seed())  # type: ignore[no-any-return, no-untyped-call]
 
 
 def add_dropped(x: Tensor, y: Tensor, dropout: nn.Dropout) -> Tensor:
@@ -40,14 +41,14 @@ def add_dropped(x: Tensor, y: Tensor, dropout: nn.Dropout) -> Tensor:
 
     :param x, y: of the same shape.
     """
-    if not dropout.training or dropout.p == 0.0 or y.device.type != "cpu" or torch.compiler.is_compiling():
+    if not dropout.training or dropout.p == 0.0 or not uses_own_kernels(y):
         return x + dropout(y)  # type: ignore[no-any-return]
 
-    return _AddedDropout.apply(x, y, dropout.p, draw_seed())  # type: ignore[no-any-return, no-untyped-call]
+    return _HashedDropout.apply(x, y, dropout.p, draw_seed())  # type: ignore[no-any-return, no-untyped-call]
 
 
 def draw_seed() -> Tensor:
-    """What the masks of one call are made of; a scalar tensor."""
+    """Draw what the masks of one call are made of; a scalar tensor."""
     return torch.randint(2**62, ())
 
 
@@ -79,35 +80,21 @@ def _columns(count: int) -> Tensor:
 
 
 class _HashedDropout(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rate: float, seed: Tensor) -> Tensor:
-        ctx.rate = rate
-        ctx.save_for_backward(seed)
-
-        return _drop(x, rate, seed)
+    """``dropout(y)``, or ``x + dropout(y)`` without a tensor for what is added."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (seed,) = ctx.saved_tensors
-
-        return _drop(grad, ctx.rate, seed), None, None
-
-
-class _AddedDropout(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, rate: float, seed: Tensor) -> Tensor:
-        ctx.rate, ctx.dtype = rate, y.dtype
+    def forward(ctx: Any, x: Tensor | None, y: Tensor, rate: float, seed: Tensor) -> Tensor:
+        ctx.rate, ctx.dtype, ctx.is_sum = rate, y.dtype, x is not None
         ctx.save_for_backward(seed)
 
         return _drop(y, rate, seed, added_to=x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         (seed,) = ctx.saved_tensors
 
-        return grad, _drop(grad.to(ctx.dtype), ctx.rate, seed), None, None
+        return grad if ctx.is_sum else None, _drop(grad.to(ctx.dtype), ctx.rate, seed), None, None
 
 
 def _drop(x: Tensor, rate: float, seed: Tensor, added_to: Tensor | None = None) -> Tensor:

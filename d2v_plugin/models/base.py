@@ -1,12 +1,18 @@
-"""What every model of this package can do: extract features, and be trained by an attached criterion."""
+"""Interface of all models of this package: extract features, and be trained by an attached criterion.
+
+Both families answer it, so that nobody outside asks which one a model belongs to.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
+import torch
+from fairseq2.nn.utils.grad import scale_grad
+from fairseq2.utils.validation import Validatable
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
@@ -18,6 +24,44 @@ T = TypeVar("T")
 
 CRITERION_PREFIX: Final = "criterion."
 """How the names of a criterion's parameters begin in a training checkpoint: it is the model's submodule."""
+
+
+class EncoderConfig(Validatable):
+    """Configuration of a model, whatever its family."""
+
+    dim: int
+    depth: int
+
+    @property
+    @abstractmethod
+    def frontends(self) -> Mapping[Modality, Any]:
+        """The configuration of each modality that the model takes, text before audio before images."""
+
+    @abstractmethod
+    def count_layers(self) -> int:
+        """All layers that come in a configurable number; each has parameters."""
+
+    @abstractmethod
+    def without_prediction(self) -> Self:
+        """A copy that makes a model without what serves pre-training alone: no decoder, no head."""
+
+
+class BlockList(nn.ModuleList):
+    """A stack of blocks; the type is how sharding, checkpointing and compilation find the stacks of a model."""
+
+
+@dataclass
+class LocalFeatures:
+    """The frontend's view of each token by itself; computed once per sample, whatever the number of views."""
+
+    x: Tensor
+    """(N, S, D). In data2vec 1.0 (N, X + S, D), extra tokens first; text has token ids instead, (N, S)."""
+
+    padding_mask: Tensor | None
+    """(N, S), True = padding; None = nothing is padded."""
+
+    modality: Modality | None = None
+    """What the samples are; None = what the model is for."""
 
 
 @dataclass
@@ -41,7 +85,19 @@ class Features:
 
 
 class EncoderModel(nn.Module, ABC):
-    """An encoder with a slot for the criterion that trains it."""
+    """An encoder with a slot for the criterion that trains it.
+
+    Whole samples pass through :meth:`extract_local`, :meth:`mask_local` and :meth:`encode_whole`;
+    :meth:`extract_features` is all three, without a mask.
+    """
+
+    config: EncoderConfig
+
+    blocks: BlockList
+    """The blocks that :meth:`extract_features` returns the outputs of."""
+
+    has_mask_embedding = False
+    """Whether :meth:`mask_local` has a learned embedding for masked positions and needs no ``fill``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +113,6 @@ class EncoderModel(nn.Module, ABC):
 
         return self.criterion(self, batch, step)  # type: ignore[no-any-return]
 
-    @abstractmethod
     def extract_features(
         self, inputs: Tensor, padding_mask: Tensor | None = None, *, modality: Modality | None = None
     ) -> Features:
@@ -67,27 +122,68 @@ class EncoderModel(nn.Module, ABC):
         :param padding_mask: True = padding, at the resolution of the input; None = nothing is padded. Samples give the
             same features in any batch.
         :param modality: needed for models with several frontends only.
+        :raises ValueError: the model is not for this modality, or not for inputs of this size.
         """
+        return self.encode_whole(self.mask_local(self.extract_local(inputs, padding_mask, modality=modality), None))
+
+    @abstractmethod
+    def extract_local(
+        self, inputs: Tensor, padding_mask: Tensor | None = None, *, modality: Modality | None = None
+    ) -> LocalFeatures:
+        """Encode every token by itself; parameters as for :meth:`extract_features`."""
+
+    @abstractmethod
+    def mask_local(self, local: LocalFeatures, mask: Tensor | None, fill: Tensor | None = None) -> LocalFeatures:
+        """Make what the encoder sees of local features, with dropout where the model has some there.
+
+        :param mask: (N, S), True = masked; None = nothing is.
+        :param fill: broadcasts to (N, S, D): what stands at masked positions, unless :attr:`has_mask_embedding`.
+        """
+
+    @abstractmethod
+    def encode_whole(self, local: LocalFeatures) -> Features:
+        """Run the encoder on what :meth:`mask_local` returned."""
+
+    @abstractmethod
+    def resolve_modality(self, modality: Modality | None) -> Modality:
+        """
+        :param modality: None = the only one.
+        :raises ValueError: the model is not for this modality; or it is for several, and none was named.
+        """
+
+    @abstractmethod
+    def output_length(self, input_length: int, modality: Modality | None = None) -> int:
+        """Number of tokens that an input of this length (samples or token ids) gives."""
+
+    def grid_shape(self, num_tokens: int, modality: Modality | None = None) -> tuple[int, ...]:
+        """The shape in which tokens lie: (H, W) for images, (S,) for sequences."""
+        return self.resolve_modality(modality).grid_shape(num_tokens)
+
+    @abstractmethod
+    def blocks_of(self, modality: Modality) -> Sequence[nn.Module]:
+        """All blocks that samples of a modality pass through; each returns its output first."""
 
     @property
     @abstractmethod
-    def frontend_modules(self) -> tuple[str, ...]:
+    def frontend_modules(self) -> Sequence[str]:
         """Names of the modules that turn raw input into local features: convolutions, patch or token embeddings."""
 
     @property
     @abstractmethod
-    def prediction_modules(self) -> tuple[str, ...]:
-        """Names of the modules and parameters that :meth:`extract_features` does not use: they serve pre-training alone."""
+    def prediction_modules(self) -> Sequence[str]:
+        """Names of the modules and parameters that :meth:`extract_features` does not use: they serve pre-training alone.
+        Those that the configuration leaves out may be named, too."""
 
     @property
     def num_layers(self) -> int:
         """How many blocks :meth:`extract_features` returns the outputs of."""
-        return len(self.blocks)  # type: ignore[arg-type]
+        return len(self.blocks)
 
     def freeze_constants(self) -> None:
         """Exclude from training what is a parameter only by name, and what the criterion owns but does not train."""
         for name in self.frozen:
-            find_part(self, name).requires_grad_(False)
+            if (part := find_part(self, name)) is not None:
+                part.requires_grad_(False)
         if self.criterion is not None:
             self.criterion.freeze_constants()
 
@@ -100,14 +196,35 @@ class EncoderModel(nn.Module, ABC):
         return self
 
 
-def find_part(module: nn.Module, name: str) -> nn.Module | nn.Parameter:
-    """The submodule or parameter of this name.
+def scale_gradient(function: Callable[[Tensor], Tensor], inputs: Tensor, scale: float) -> Tensor:
+    """``function(inputs)`` with the gradient of its parameters scaled; 0 freezes it without computing any."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and scale > 0.0):
+        x = function(inputs)
 
-    :raises AttributeError: there is none.
+        return scale_grad(x, scale) if 0.0 < scale != 1.0 else x
+
+
+def split_extra(x: Tensor, padding_mask: Tensor | None, layers: Sequence[Tensor], num_extra: int) -> Features:
+    """Separate extra tokens from the others.
+
+    :param x: (N, X + S, D) the encoder's output.
+    :param layers: the outputs of its blocks, likewise.
     """
-    owner, _, last = name.rpartition(".")
-    part = getattr(module.get_submodule(owner), last)
-    assert isinstance(part, nn.Module | nn.Parameter)
+    return Features(
+        x[:, num_extra:],
+        padding_mask,
+        [layer[:, num_extra:] for layer in layers],
+        x[:, :num_extra] if num_extra > 0 else None,
+        [layer[:, :num_extra] for layer in layers] if num_extra > 0 else None,
+    )
+
+
+def find_part(module: nn.Module, name: str) -> nn.Module | nn.Parameter | None:
+    """The submodule or parameter of this dotted name; None if it is switched off."""
+    part: Any = module
+    for step in name.split("."):
+        part = getattr(part, step, None)
+    assert part is None or isinstance(part, nn.Module | nn.Parameter)
 
     return part
 

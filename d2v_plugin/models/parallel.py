@@ -1,4 +1,4 @@
-"""How the model is sharded, checkpointed and compiled: block by block."""
+"""Sharding, activation checkpointing and compilation of models, block by block."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from fairseq2.models.utils.fsdp import apply_layerwise_fsdp
 from fairseq2.nn.fsdp import FSDPWrapper
 from torch import nn
 
-from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.models.data2vec2.encoder import BlockList
+from d2v_plugin.models.base import BlockList, EncoderModel
 
 ModelT = TypeVar("ModelT", bound=EncoderModel)
 

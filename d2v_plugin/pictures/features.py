@@ -104,10 +104,8 @@ def draw_scales(scales: Tensor) -> Image.Image:
 
 
 def _as_grid(x: Tensor) -> Tensor:
-    side = round(x.size(0) ** 0.5)
-
-    # (S, 3) -> (3, side, side)
-    return magnify(x.view(side, side, 3).permute(2, 0, 1), IMAGE_SIDE, IMAGE_SIDE)
+    # (S, 3) -> (3, H, W)
+    return magnify(x.T.unflatten(1, Modality.IMAGE.grid_shape(len(x))), IMAGE_SIDE, IMAGE_SIDE)
 
 
 def _as_strip(x: Tensor) -> Tensor:

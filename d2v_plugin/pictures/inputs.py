@@ -64,8 +64,8 @@ def show_waveform(x: Tensor) -> Tensor:
 
 def spread_mask(mask: Tensor, height: int, width: int, *, modality: Modality) -> Tensor:
     """Bring a mask over tokens to the size of a picture: (S) -> (height, width)."""
-    side = round(mask.numel() ** 0.5)
-    grid = mask.view(side, side) if modality is Modality.IMAGE else mask.view(1, -1)
+    shape = modality.grid_shape(mask.numel())
+    grid = mask.view(shape if len(shape) == 2 else (1, -1))
 
     return magnify(grid.to(torch.uint8).expand(3, -1, -1), height, width)[0].bool()
 

@@ -28,9 +28,6 @@ from d2v_plugin.data.transcripts import (
     read_transcripts,
 )
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.models.data2vec1.audio import Data2VecAudioModel
-from d2v_plugin.models.data2vec2.frontends.audio import AudioFrontend
-from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.tasks.audio import read_lengths
 from d2v_plugin.tasks.labelled_audio import LabelledAudioConfig, LabelledAudioTask
 
@@ -95,7 +92,7 @@ class SpeechRecognitionTask(LabelledAudioTask):
         for split, transcripts in self._transcripts.items():
             lengths = read_lengths(self._dataset.split(split), self.config.audio)
             sizes, places = np.unique(lengths, return_inverse=True)
-            num_frames = np.array([_count_frames(model, int(size)) for size in sizes])[places]
+            num_frames = np.array([model.output_length(int(size), Modality.AUDIO) for size in sizes])[places]
             for row in np.flatnonzero(num_frames < transcripts.num_frames).tolist():
                 message = (
                     f"the recording is too short for its transcript: {lengths[row]:,} samples give {num_frames[row]} frames, but "
@@ -116,14 +113,3 @@ class SpeechRecognitionTask(LabelledAudioTask):
         dictionary = dataset.path / DICTIONARY_FILE
 
         return Characters(dictionary if dictionary.is_file() else None)
-
-
-def _count_frames(model: EncoderModel, num_samples: int) -> int:
-    if isinstance(model, Data2VecModel):
-        frontend = model.frontend(Modality.AUDIO)
-        assert isinstance(frontend, AudioFrontend)
-
-        return frontend.output_length(num_samples)
-    assert isinstance(model, Data2VecAudioModel)
-
-    return model.output_length(num_samples)

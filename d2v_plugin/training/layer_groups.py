@@ -11,8 +11,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
-from d2v_plugin.models.base import CRITERION_PREFIX, EncoderModel
-from d2v_plugin.models.data2vec2.encoder import BlockList
+from d2v_plugin.models.base import CRITERION_PREFIX, BlockList, EncoderModel
 
 # What BEiT counts to the top: it acts behind the blocks, or on all of them.
 _TOP = ("norm.", "encoder.norm.", "encoder.rel_pos_bias.")

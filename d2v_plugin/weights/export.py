@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from pathlib import Path
 
-from d2v_plugin.models.data2vec2.config import Data2VecConfig
-from d2v_plugin.models.families import AnyConfig
 from d2v_plugin.weights.directory import ModelDirectory
 from d2v_plugin.weights.sources import Weights, find_source
 from d2v_plugin.weights.state import build_skeleton, compare
@@ -21,22 +18,10 @@ def export_encoder(path_or_name: str | Path, weights: Weights = "student") -> Mo
     """
     source = find_source(path_or_name)
     state = source.read(weights)
-    config = _strip(source.config)
+    config = source.config.without_prediction()
     expected = build_skeleton(config, num_tensors=len(state)).state_dict()
     whole = build_skeleton(source.config, num_tensors=len(state)).state_dict()
     compare(whole, state).raise_if_any(f"{source.path} does not hold the weights of its own configuration:")
     info = {"source": {"format": "d2v_plugin", "checkpoint": str(path_or_name), "weights": weights}}
 
     return ModelDirectory(config=config, student={key: state[key] for key in expected}, info=info)
-
-
-def _strip(config: AnyConfig) -> AnyConfig:
-    config = deepcopy(config)
-    if isinstance(config, Data2VecConfig):
-        config.shared_decoder = None
-        for frontend in config.frontends.values():
-            frontend.decoder = None
-    else:
-        config.head_layers = 0
-
-    return config

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig
 from d2v_plugin.models.families import AnyConfig, AnyModel, create_model
 
 State = dict[str, Tensor]
@@ -76,7 +75,7 @@ def build_skeleton(config: AnyConfig, *, num_tensors: int) -> AnyModel:
     :raises CheckpointError: the configuration makes no model, or one with more layers than there are tensors.
     """
     try:
-        if (num_layers := _count_layers(config)) > num_tensors:
+        if (num_layers := config.count_layers()) > num_tensors:
             raise CheckpointError(f"The configuration describes {num_layers} layers, but there are only {num_tensors} tensors.")
         with torch.device("meta"):
             return create_model(config)
@@ -84,21 +83,6 @@ def build_skeleton(config: AnyConfig, *, num_tensors: int) -> AnyModel:
         raise
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as ex:
         raise CheckpointError(f"The configuration is not valid: {ex}") from ex
-
-
-def _count_layers(config: AnyConfig) -> int:
-    count = config.depth
-    if config.audio is not None:
-        count += config.audio.position_depth + len(config.audio.conv_layers)
-    if isinstance(config, Data2Vec1ModelConfig):
-        return count + config.head_layers
-
-    decoders = [config.shared_decoder]
-    for frontend in config.frontends.values():
-        count += frontend.prenet_depth
-        decoders.append(frontend.decoder)
-
-    return count + sum(decoder.num_layers + decoder.projection_layers for decoder in decoders if decoder is not None)
 
 
 def _group(keys: Iterable[str] | Mapping[str, str]) -> list[str]:

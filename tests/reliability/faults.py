@@ -19,7 +19,7 @@ from d2v_plugin.core.registry import create
 from d2v_plugin.criteria.base import Criterion
 from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Config, Data2Vec2Criterion
 from d2v_plugin.masking.base import MaskSampler
-from d2v_plugin.models.data2vec2.frontends.base import LocalFeatures
+from d2v_plugin.models.base import LocalFeatures
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
 

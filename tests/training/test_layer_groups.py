@@ -11,9 +11,9 @@ from torch import nn
 
 from d2v_plugin.criteria.supervised.classification import ClassificationConfig, ClassificationCriterion
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, Image1Config
+from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, ImageConfig
 from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
-from d2v_plugin.models.data2vec2.config import Data2VecConfig, DecoderConfig, ImageConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig, DecoderConfig, ImageFrontendConfig
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.training.layer_groups import find_layers, format_layers
 from d2v_plugin.training.optimizer import Data2VecAdamWConfig, build_adamw
@@ -21,14 +21,14 @@ from d2v_plugin.training.optimizer import Data2VecAdamWConfig, build_adamw
 
 def make_model() -> Any:
     decoder = DecoderConfig(dim=16, num_groups=4, num_layers=1)
-    image = ImageConfig(image_size=32, patch_size=8, num_extra_tokens=1, prenet_depth=1, decoder=decoder)
+    image = ImageFrontendConfig(image_size=32, patch_size=8, num_extra_tokens=1, prenet_depth=1, decoder=decoder)
 
     return create_model(Data2VecConfig(image=image, dim=16, depth=2, num_heads=2))
 
 
 def make_model_v1() -> Any:
     return create_model_v1(
-        Data2Vec1ModelConfig(image=Image1Config(image_size=32, patch_size=8), dim=16, depth=3, num_heads=2, ffn_dim=32)
+        Data2Vec1ModelConfig(image=ImageConfig(image_size=32, patch_size=8), dim=16, depth=3, num_heads=2, ffn_dim=32)
     )
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, Image1Config
+from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, ImageConfig
 from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
-from d2v_plugin.models.data2vec2.config import Data2VecConfig, ImageConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig, ImageFrontendConfig
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.weights.directory import ModelDirectory, write_directory
 from d2v_plugin.weights.loading import load_weights
@@ -55,10 +55,12 @@ def make_pair(family: str) -> tuple[Any, Any]:
     """A model of 4 patches a side, and another of 6."""
     torch.manual_seed(0)
     if family == "data2vec":
-        config = Data2VecConfig(image=ImageConfig(image_size=32, patch_size=8, num_extra_tokens=1), dim=16, depth=2, num_heads=2)
+        config = Data2VecConfig(
+            image=ImageFrontendConfig(image_size=32, patch_size=8, num_extra_tokens=1), dim=16, depth=2, num_heads=2
+        )
         small, large = create_model(config), create_model(replace(config, image=replace(config.image, image_size=48)))
     else:
-        image = Image1Config(image_size=32, patch_size=8)
+        image = ImageConfig(image_size=32, patch_size=8)
         old = Data2Vec1ModelConfig(image=image, dim=16, depth=2, num_heads=2, ffn_dim=32)
         # Fine-tuning on the mean of the patches has no final norm.
         new = replace(old, image=replace(image, image_size=48, final_norm=False))

@@ -15,8 +15,8 @@ from d2v_plugin.criteria.baselines.base import ComparisonCriterion
 from d2v_plugin.masking.base import MaskSampler, MaskSection
 from d2v_plugin.masking.published import corrupt_tokens
 from d2v_plugin.models.data2vec2.frontends.base import select_tokens
-from d2v_plugin.models.data2vec2.frontends.text import TokenEmbedding
 from d2v_plugin.models.data2vec2.model import Data2VecModel
+from d2v_plugin.models.tokens import TokenEmbedding
 
 
 @dataclass(kw_only=True)

@@ -16,7 +16,8 @@ from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo
 from d2v_plugin.core.random import uniform
 from d2v_plugin.criteria.baselines.base import ComparisonCriterion
 from d2v_plugin.masking.base import MaskSampler, MaskSection
-from d2v_plugin.models.data2vec2.frontends.base import LocalFeatures, select_tokens
+from d2v_plugin.models.base import LocalFeatures
+from d2v_plugin.models.data2vec2.frontends.base import select_tokens
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
 

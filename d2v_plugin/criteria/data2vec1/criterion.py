@@ -31,7 +31,8 @@ from d2v_plugin.criteria.ema import EmaConfig, decay_at, update_average
 from d2v_plugin.criteria.targets import TargetConfig, make_targets
 from d2v_plugin.masking.base import MaskSampler, MaskSection
 from d2v_plugin.masking.published import corrupt_tokens
-from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope1
+from d2v_plugin.models.base import LocalFeatures
+from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope
 from d2v_plugin.models.data2vec1.blocks import BlockFeature
 from d2v_plugin.models.data2vec1.text import Data2VecTextModel
 from d2v_plugin.models.statistics import channel_deviations
@@ -60,7 +61,7 @@ class Data2Vec1Config:
     ema: EmaConfig = field(default_factory=EmaConfig)
     """Decay of the teacher."""
 
-    teacher_scope: TeacherScope1 = "layers"
+    teacher_scope: TeacherScope = "layers"
     """Which modules are averaged; the teacher shares the others with the student."""
 
     targets: TargetConfig = field(default_factory=TargetConfig)
@@ -159,8 +160,8 @@ class Data2Vec1Criterion(Criterion[Data2Vec1Model]):
     @override
     @torch.no_grad()
     def masks_of(self, model: Data2Vec1Model, batch: Batch, step: StepInfo) -> Tensor:
-        length = model.extract_local(batch.inputs).size(1) - model.num_extra_tokens
-        padding_mask = model.downsample_padding(batch.padding_mask, length)
+        local = model.extract_local(batch.inputs, batch.padding_mask)
+        length, padding_mask = local.x.size(1) - model.num_extra_tokens, local.padding_mask
         keys = row_keys(step.seed, step.number, batch.ids, num_views=1)
         mask, _ = self._draw_masks(model, batch, keys, length, padding_mask)
 
@@ -169,10 +170,9 @@ class Data2Vec1Criterion(Criterion[Data2Vec1Model]):
     @override
     @torch.no_grad()
     def teacher_layers(self, model: Data2Vec1Model, batch: Batch) -> list[Tensor]:
-        local = model.extract_local(batch.inputs)
-        padding_mask = model.downsample_padding(batch.padding_mask, local.size(1) - model.num_extra_tokens)
+        local = model.extract_local(batch.inputs, batch.padding_mask)
         outputs = run_teacher(
-            self.teacher, model, self.config.teacher_scope, inputs=batch.inputs, local=local, padding_mask=padding_mask
+            self.teacher, model, self.config.teacher_scope, inputs=batch.inputs, local=local.x, padding_mask=local.padding_mask
         )
         features: list[Tensor] = [getattr(output, self.config.target_feature) for output in outputs]
 
@@ -183,24 +183,22 @@ class Data2Vec1Criterion(Criterion[Data2Vec1Model]):
         """
         :param mask: (N, S), True = masked; None = drawn from (seed, step, sample id).
         """
-        model.check_modality(batch.modality)
         config, num_extra = self.config, model.num_extra_tokens
 
         # The student comes first: under autocast the weights that a pass without gradients has cast would have none.
-        local = model.extract_local(batch.inputs)
-        length = local.size(1) - num_extra
-        padding_mask = model.downsample_padding(batch.padding_mask, length)
+        local = model.extract_local(batch.inputs, batch.padding_mask, modality=batch.modality)
+        length, padding_mask = local.x.size(1) - num_extra, local.padding_mask
         keys = row_keys(step.seed, step.number, batch.ids, num_views=1)
         if mask is None:
             mask, num_targets = self._draw_masks(model, batch, keys, length, padding_mask)
         else:
             num_targets = int(mask.sum())
-        x = self._encode_masked(model, local, padding_mask, mask, keys)
+        x = self._encode_masked(model, local, mask, keys)
 
         # Where the rows mask equally many, this is the order of the rows and their positions.
         positions = mask.flatten().to(torch.uint8).argsort(descending=True, stable=True)[:num_targets]
         predictions = model.predict(x[:, num_extra:].flatten(0, 1).index_select(0, positions)).float()
-        all_targets = self._make_targets(model, batch, local, padding_mask)
+        all_targets = self._make_targets(model, batch, local.x, padding_mask)
         targets = all_targets.flatten(0, 1).index_select(0, positions)
 
         scale = config.loss_scale if config.loss_scale is not None else model.config.dim**-0.5
@@ -219,7 +217,7 @@ class Data2Vec1Criterion(Criterion[Data2Vec1Model]):
         metrics["ema_decay"] = torch.tensor(decay_at(config.ema, step.number))
 
         # Text has no local features, only ids.
-        features = local.detach()[:, num_extra:] if local.is_floating_point() else None
+        features = local.x.detach()[:, num_extra:] if local.x.is_floating_point() else None
         observation = Observation(features, all_targets, predictions.detach(), padding_mask)
 
         return LossOutput(loss, num_targets, metrics, observation)
@@ -239,24 +237,22 @@ class Data2Vec1Criterion(Criterion[Data2Vec1Model]):
 
         return mask, keys.size(0) * self.sampler.num_masked(min_length)
 
-    def _encode_masked(
-        self, model: Data2Vec1Model, local: Tensor, padding_mask: Tensor | None, mask: Tensor, keys: Tensor
-    ) -> Tensor:
+    def _encode_masked(self, model: Data2Vec1Model, local: LocalFeatures, mask: Tensor, keys: Tensor) -> Tensor:
         """The student's output, (N, X + S, D)."""
         config = self.config
         masked = model.mask_local(local, mask)
         if isinstance(model, Data2VecTextModel) and (config.random_tokens or config.kept_tokens):
-            masked = corrupt_tokens(
-                masked,
-                local,
+            masked.x = corrupt_tokens(
+                masked.x,
+                local.x,
                 mask,
                 keys,
                 words=(model.text.num_special_tokens, model.mask_idx),
                 random_share=config.random_tokens,
                 kept_share=config.kept_tokens,
             )
-        x = masked
-        for output in model.encode(masked, padding_mask):
+        x = masked.x
+        for output in model.encode(masked):
             x = output.block
 
         return model.context_encoder.finish(x)

@@ -10,20 +10,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope1
+from d2v_plugin.models.base import find_part
+from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope
 from d2v_plugin.models.data2vec1.blocks import BlockOutput
 
 
-def copy_teacher(model: Data2Vec1Model, scope: TeacherScope1) -> Data2Vec1Model:
+def copy_teacher(model: Data2Vec1Model, scope: TeacherScope) -> Data2Vec1Model:
     """The student without what only predicts and what it shares with its teacher; frozen, in evaluation mode."""
-    left_out = [_find(model, name) for name in model.head_modules]
+    left_out = [find_part(model, name) for name in model.head_modules]
     if scope != "all":
-        left_out += [_find(model, name) for name in model.local_modules]
+        left_out += [find_part(model, name) for name in model.local_modules]
     if scope == "layers":
         encoder = model.context_encoder
-        left_out += [_find(encoder, name) for name in encoder.position_modules]
+        left_out += [find_part(encoder, name) for name in encoder.position_modules]
 
     # Parts that the copy leaves out are masked for the copying, which may be large.
     memo: dict[int, Any] = {id(part): None for part in left_out}
@@ -38,7 +39,7 @@ def copy_teacher(model: Data2Vec1Model, scope: TeacherScope1) -> Data2Vec1Model:
 def run_teacher(
     teacher: Data2Vec1Model,
     model: Data2Vec1Model,
-    scope: TeacherScope1,
+    scope: TeacherScope,
     *,
     inputs: Tensor,
     local: Tensor,
@@ -53,7 +54,7 @@ def run_teacher(
     :param context: (N or 1, X + S, X + S), True = may attend; None = everything.
     :returns: the output of one block after the other, extra tokens included.
     """
-    local = teacher.extract_local(inputs) if scope == "all" else local.detach()
+    local = teacher.embed(inputs) if scope == "all" else local.detach()
     positions = model if scope == "layers" else teacher
 
     yield from teacher.context_encoder.run(positions.context_encoder.prepare(local, padding_mask, context))
@@ -63,12 +64,3 @@ def teacher_pairs(teacher: Data2Vec1Model, model: Data2Vec1Model) -> Iterator[tu
     """The teacher's parameters and the student's of the same names."""
     for name, average in teacher.named_parameters():
         yield average, model.get_parameter(name)
-
-
-def _find(module: nn.Module, name: str) -> object:
-    """A child module or parameter; None if it is switched off."""
-    found: object = module
-    for part in name.split("."):
-        found = getattr(found, part)
-
-    return found

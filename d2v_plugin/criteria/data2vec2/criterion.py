@@ -20,8 +20,9 @@ from d2v_plugin.criteria.ema import EmaConfig, decay_at
 from d2v_plugin.criteria.pixels import normalise_patches
 from d2v_plugin.criteria.targets import TargetConfig, make_targets
 from d2v_plugin.masking.base import MaskSampler, MaskSection, mark_positions, split_mask
+from d2v_plugin.models.base import LocalFeatures
 from d2v_plugin.models.data2vec2.decoder import ConvDecoder
-from d2v_plugin.models.data2vec2.frontends.base import Frontend, LocalFeatures, select_tokens
+from d2v_plugin.models.data2vec2.frontends.base import Frontend, select_tokens
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.models.statistics import channel_deviations
 

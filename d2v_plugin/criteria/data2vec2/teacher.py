@@ -12,8 +12,8 @@ from typing_extensions import Self, override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.criteria.ema import update_average
-from d2v_plugin.models.data2vec2.encoder import BlockList
-from d2v_plugin.models.data2vec2.frontends.base import Frontend, LocalFeatures
+from d2v_plugin.models.base import BlockList, LocalFeatures
+from d2v_plugin.models.data2vec2.frontends.base import Frontend
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
 TeacherScope = Literal["blocks", "context", "all"]

@@ -7,7 +7,7 @@ much as befits its own length, and what is drawn does not depend on its batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -20,9 +20,6 @@ from d2v_plugin.core.contracts import StepInfo
 from d2v_plugin.core.random import gaussian, row_keys, uniform
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
 from d2v_plugin.models.base import EncoderModel, Features
-from d2v_plugin.models.data2vec1.audio import Data2VecAudioModel
-from d2v_plugin.models.data2vec2.frontends.base import LocalFeatures
-from d2v_plugin.models.data2vec2.model import Data2VecModel
 
 
 class _Stream(IntEnum):
@@ -80,8 +77,7 @@ class MaskedFineTuning(SupervisedCriterion[EncoderModel]):
 
     @override
     def build(self, model: EncoderModel) -> None:
-        has_audio = isinstance(model, Data2VecAudioModel) or (isinstance(model, Data2VecModel) and model.config.audio is not None)
-        if not has_audio:
+        if Modality.AUDIO not in model.config.frontends:
             raise ValueError("the model has no frontend for `audio`; choose an arch that has one, such as `audio_base`.")
         super().build(model)
 
@@ -104,25 +100,15 @@ class MaskedFineTuning(SupervisedCriterion[EncoderModel]):
 def extract_masked(model: EncoderModel, batch: Batch, step: StepInfo, config: FeatureMaskConfig) -> Features:
     """The features of a batch of recordings of which a part is hidden.
 
-    :param model: ``data2vec`` or ``data2vec1``, with a frontend for audio.
+    :param model: with a frontend for audio.
     """
+    local = model.extract_local(batch.inputs, batch.padding_mask, modality=Modality.AUDIO)
     keys = row_keys(step.seed, step.number, batch.ids, num_views=1)
-    if isinstance(model, Data2VecModel):
-        frontend = model.frontend(Modality.AUDIO)
-        local = frontend.extract_local(batch.inputs, batch.padding_mask)
-        x, padding_mask = local.x, local.padding_mask
-        frames = draw_frame_mask(keys, x.size(1), padding_mask, config).unsqueeze(-1)
-        fill = _draw_noise(step, batch.ids, x, config.noise_std) if config.noise_std > 0.0 else x.new_zeros(())
-        x = hide_channels(torch.where(frames, fill, x), keys, config)
+    frames = draw_frame_mask(keys, local.x.size(1), local.padding_mask, config)
+    fill = None if model.has_mask_embedding else _draw_noise(step, batch.ids, local.x, config.noise_std)
+    local = model.mask_local(local, frames, fill)
 
-        return model.encode_whole(frontend, LocalFeatures(x, padding_mask))
-
-    assert isinstance(model, Data2VecAudioModel)
-    x = model.extract_local(batch.inputs)
-    padding_mask = model.downsample_padding(batch.padding_mask, x.size(1))
-    x = hide_channels(model.mask_local(x, draw_frame_mask(keys, x.size(1), padding_mask, config)), keys, config)
-
-    return model.encode_whole(x, padding_mask)
+    return model.encode_whole(replace(local, x=hide_channels(local.x, keys, config)))
 
 
 def draw_frame_mask(keys: Tensor, num_frames: int, padding_mask: Tensor | None, config: FeatureMaskConfig) -> Tensor:
@@ -182,7 +168,9 @@ def draw_spans(
 
 
 def _draw_noise(step: StepInfo, ids: Tensor, x: Tensor, std: float) -> Tensor:
-    """Noise (N, S, D) that depends on sample and frame, not on how far the batch is padded."""
+    """Noise (N, S, D) that depends on sample and frame, not on how far the batch is padded; a scalar 0 without deviation."""
+    if std == 0.0:
+        return x.new_zeros(())
     # Frames take the part of views.
     keys = row_keys(step.seed, step.number, ids, num_views=x.size(1))
 

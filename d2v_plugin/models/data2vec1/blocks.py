@@ -14,10 +14,10 @@ from torchvision.ops import stochastic_depth
 
 from d2v_plugin.layers.attention import attend
 from d2v_plugin.layers.dropout import Dropout
+from d2v_plugin.layers.feed_forward import norm_two_layers
 from d2v_plugin.layers.layer_drop import LayerDrop
-from d2v_plugin.layers.recomputation import norm_feed_forward
-from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, Image1Config
-from d2v_plugin.models.data2vec2.encoder import BlockList
+from d2v_plugin.models.base import BlockList
+from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, ImageConfig
 
 BlockFeature = Literal["ffn", "ffn_residual", "block", "attention"]
 """What of a block can be a target; the fields of :class:`BlockOutput`."""
@@ -39,7 +39,7 @@ class BlockOutput(NamedTuple):
     """The self-attention output before residual and norm."""
 
 
-class Attention1(nn.Module):
+class MultiheadAttention(nn.Module):
     """Multi-head self-attention with separate projections, as fairseq's ``MultiheadAttention``."""
 
     def __init__(self, config: Data2Vec1ModelConfig) -> None:
@@ -66,7 +66,7 @@ class PostNormBlock(nn.Module):
 
     def __init__(self, config: Data2Vec1ModelConfig) -> None:
         super().__init__()
-        self.self_attn = Attention1(config)
+        self.self_attn = MultiheadAttention(config)
         self.self_attn_layer_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.fc1 = nn.Linear(config.dim, config.ffn_dim)
         self.fc2 = nn.Linear(config.ffn_dim, config.dim)
@@ -78,7 +78,7 @@ class PostNormBlock(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None = None) -> BlockOutput:
         """
         :param x: (N, S, D)
-        :param bias: see :class:`Attention1`.
+        :param bias: see :class:`MultiheadAttention`.
         """
         skipped = x
         attention = self.self_attn(x, bias)
@@ -87,7 +87,7 @@ class PostNormBlock(nn.Module):
             x = self.self_attn_layer_norm(x)
             ffn = self.fc2(self.activation_dropout(F.gelu(self.fc1(x))))
         else:
-            x, ffn = norm_feed_forward(x, self.self_attn_layer_norm, self.fc1, self.fc2)
+            x, ffn = norm_two_layers(x, self.self_attn_layer_norm, self.fc1, self.fc2)
         ffn_residual = x + self.dropout(ffn)
         x = self.final_layer_norm(ffn_residual)
 
@@ -97,7 +97,7 @@ class PostNormBlock(nn.Module):
 class BeitAttention(nn.Module):
     """BEiT's self-attention: one fused projection, no bias for keys, optionally a table of relative positions of its own."""
 
-    def __init__(self, config: Data2Vec1ModelConfig, image: Image1Config) -> None:
+    def __init__(self, config: Data2Vec1ModelConfig, image: ImageConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.attention_dropout = config.attention_dropout
@@ -135,7 +135,7 @@ class BeitBlock(nn.Module):
     gamma_1: nn.Parameter | None
     gamma_2: nn.Parameter | None
 
-    def __init__(self, config: Data2Vec1ModelConfig, image: Image1Config, *, drop_path: float) -> None:
+    def __init__(self, config: Data2Vec1ModelConfig, image: ImageConfig, *, drop_path: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.attn = BeitAttention(config, image)
@@ -180,14 +180,14 @@ def build_post_norm_blocks(config: Data2Vec1ModelConfig) -> BlockList:
     return BlockList(PostNormBlock(config) for _ in range(config.depth))
 
 
-def build_beit_blocks(config: Data2Vec1ModelConfig, image: Image1Config) -> BlockList:
+def build_beit_blocks(config: Data2Vec1ModelConfig, image: ImageConfig) -> BlockList:
     """The Transformer of a vision model; stochastic depth goes linearly from 0 to ``drop_path``."""
     rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
 
     return BlockList(BeitBlock(config, image, drop_path=rate) for rate in rates)
 
 
-def table_size(image: Image1Config) -> int:
+def table_size(image: ImageConfig) -> int:
     """Rows of a table of relative positions: all offsets of two patches, CLS to patch, patch to CLS, CLS to CLS."""
     return int((2 * (image.image_size // image.patch_size) - 1) ** 2 + 3)
 

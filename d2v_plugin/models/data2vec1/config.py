@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from fairseq2.utils.validation import ValidationResult
+from typing_extensions import Self, override
+
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.validation import report
+from d2v_plugin.models.base import EncoderConfig
+from d2v_plugin.models.patches import PatchConfig
+from d2v_plugin.models.waveforms import WaveformConfig
 
 
 @dataclass(kw_only=True)
-class Audio1Config:
+class AudioConfig(WaveformConfig):
     """Waveforms at 16 kHz: the convolutions of wav2vec 2.0, relative positions by convolution, post-norm blocks."""
-
-    conv_layers: list[tuple[int, int, int]] = field(
-        default_factory=lambda: [(512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2]
-    )
-    """(channels, kernel size, stride) of each convolution, in samples and frames."""
-
-    conv_norm: Literal["layer_norm", "group_norm"] = "layer_norm"
-    """Layer norm after every convolution, or group norm after the first only."""
-
-    position_width: int = 95
-    """Receptive field of the position convolutions together, in frames."""
-
-    position_groups: int = 16
-    """Groups of the position convolutions."""
-
-    position_depth: int = 5
-    """Number of position convolutions; each has kernel size max(3, position_width // position_depth)."""
 
     local_grad_scale: float = 1.0
     """Factor of the gradient that reaches the convolutions over the waveform; 0 freezes them without computing any."""
@@ -35,14 +25,9 @@ class Audio1Config:
     input_dropout: float = 0.0
     """Dropout on the projected features that the student sees; the teacher gets them without."""
 
-    @property
-    def position_kernel(self) -> int:
-        """Kernel size of each position convolution."""
-        return max(3, self.position_width // self.position_depth)
-
 
 @dataclass(kw_only=True)
-class Text1Config:
+class TextConfig:
     """Token ids with learned positions, post-norm blocks."""
 
     vocab_size: int = 50265
@@ -62,20 +47,11 @@ class Text1Config:
 
 
 @dataclass(kw_only=True)
-class Image1Config:
+class ImageConfig(PatchConfig):
     """Square images cut into square patches, a CLS token, relative positions, pre-norm blocks with LayerScale (BEiT)."""
 
-    image_size: int = 224
-    """Height and width, in pixels."""
-
-    patch_size: int = 16
-    """Height and width of a patch, in pixels."""
-
-    num_channels: int = 3
-    """Channels of the images."""
-
     layer_scale: float | None = 1e-4
-    """What the learned scales of the residual branches start from; None = there are none."""
+    """Start of the learned scales of the residual branches; None = there are none."""
 
     relative_positions: Literal["shared", "per_layer", "none"] = "shared"
     """One table of attention biases by relative position for all blocks, one for each (BEiT's fine-tuned models), or none."""
@@ -85,16 +61,16 @@ class Image1Config:
 
 
 @dataclass(kw_only=True)
-class Data2Vec1ModelConfig:
+class Data2Vec1ModelConfig(EncoderConfig):
     """A model of one modality: exactly one of ``audio``, ``text`` and ``image`` must be given."""
 
-    audio: Audio1Config | None = None
+    audio: AudioConfig | None = None
     """Speech model."""
 
-    text: Text1Config | None = None
+    text: TextConfig | None = None
     """Text model."""
 
-    image: Image1Config | None = None
+    image: ImageConfig | None = None
     """Vision model."""
 
     dim: int = 768
@@ -137,8 +113,8 @@ class Data2Vec1ModelConfig:
     targets. Ours acts as if nothing followed the sample."""
 
     @property
-    def frontends(self) -> dict[Modality, Audio1Config | Text1Config | Image1Config]:
-        """The configuration of the modality that the model has."""
+    @override
+    def frontends(self) -> dict[Modality, AudioConfig | TextConfig | ImageConfig]:
         candidates = {Modality.TEXT: self.text, Modality.AUDIO: self.audio, Modality.IMAGE: self.image}
 
         return {modality: config for modality, config in candidates.items() if config is not None}
@@ -148,15 +124,27 @@ class Data2Vec1ModelConfig:
         """The modality of the model."""
         return next(iter(self.frontends))
 
-    def __post_init__(self) -> None:
+    @override
+    def validate(self) -> ValidationResult:
         given = [name for name in ("audio", "text", "image") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"Exactly one of `audio`, `text` and `image` must be given, but {' and '.join(given)} are.")
-        if self.dim % self.num_heads:
-            raise ValueError(f"`num_heads` must divide `dim` ({self.dim}), but is {self.num_heads}.")
-        if self.head_layers < 0:
-            raise ValueError(f"`head_layers` must be at least 0, but is {self.head_layers}.")
-        if self.head_layers > 1 and self.text is None:
-            raise ValueError(f"`head_layers` must be 0 or 1 for audio and images, but is {self.head_layers}.")
-        if self.image is not None and self.image.image_size % self.image.patch_size:
-            raise ValueError(f"`patch_size` must divide `image_size` ({self.image.image_size}), but is {self.image.patch_size}.")
+
+        return report(
+            (not given, "One of `audio`, `text` and `image` must be configured, but all are None."),
+            (len(given) > 1, f"Exactly one of `audio`, `text` and `image` must be given, but {' and '.join(given)} are."),
+            (self.dim % self.num_heads != 0, f"`num_heads` must divide `dim` ({self.dim}), but is {self.num_heads}."),
+            (self.head_layers < 0, f"`head_layers` must be at least 0, but is {self.head_layers}."),
+            (
+                self.head_layers > 1 and self.text is None,
+                f"`head_layers` must be 0 or 1 for audio and images, but is {self.head_layers}.",
+            ),
+        )
+
+    @override
+    def count_layers(self) -> int:
+        waveform_layers = 0 if self.audio is None else self.audio.position_depth + len(self.audio.conv_layers)
+
+        return self.depth + self.head_layers + waveform_layers
+
+    @override
+    def without_prediction(self) -> Self:
+        return replace(self, head_layers=0)

@@ -1,4 +1,4 @@
-"""Creation, initialisation and registration of the model family ``data2vec1``."""
+"""Creation and initialisation of the models of data2vec 1.0."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 from torch import nn
 
+from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.models.data2vec1.audio import Data2VecAudioModel
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model
 from d2v_plugin.models.data2vec1.blocks import BeitBlock
@@ -15,25 +16,26 @@ from d2v_plugin.models.data2vec1.vision import Data2VecVisionModel
 
 
 def create_model(config: Data2Vec1ModelConfig) -> Data2Vec1Model:
-    """A new model with the original's initialisation.
+    """Build a new model with the original's initialisation.
 
-    :raises ValueError: the configuration has no modality.
+    :raises ValueError: the configuration makes no model.
     """
+    ensure_valid(config)
+    model: Data2Vec1Model
     if config.audio is not None:
-        model: Data2Vec1Model = Data2VecAudioModel(config, config.audio)
+        model = Data2VecAudioModel(config, config.audio)
     elif config.text is not None:
         model = Data2VecTextModel(config, config.text)
-    elif config.image is not None:
-        model = Data2VecVisionModel(config, config.image)
     else:
-        raise ValueError("One of `audio`, `text` and `image` must be configured, but all are None.")
-    initialise(model)
+        assert config.image is not None
+        model = Data2VecVisionModel(config, config.image)
+    initialize(model)
 
     return model
 
 
-def initialise(model: Data2Vec1Model) -> None:
-    """BERT's initialisation of the encoder (text: of everything); convolutions, projections and heads keep PyTorch's."""
+def initialize(model: Data2Vec1Model) -> None:
+    """Apply BERT's initialisation of the encoder (text: of everything); convolutions, projections and heads keep PyTorch's."""
     for module in model.get_submodule("encoder").modules():
         match module:
             case nn.Linear() if isinstance(model, Data2VecVisionModel):

@@ -7,7 +7,7 @@ head (``final_proj``), which it creates but never applies, is applied, as in the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -15,24 +15,30 @@ from fairseq2.device import Device
 from torch import Tensor, nn
 from typing_extensions import override
 
-from d2v_plugin.models.data2vec1.base import Data2Vec1Model, Encoder1, EncoderInput, attention_mask
-from d2v_plugin.models.data2vec1.blocks import BlockOutput, build_beit_blocks, table_size
-from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, Image1Config
-from d2v_plugin.models.data2vec2.encoder import BlockList
+from d2v_plugin.models.base import LocalFeatures
+from d2v_plugin.models.data2vec1.base import Data2Vec1Model, Encoder, EncoderInput, attention_mask
+from d2v_plugin.models.data2vec1.blocks import build_beit_blocks, table_size
+from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, ImageConfig
+from d2v_plugin.models.patches import PatchEmbedding, refuse_padding
 
 
 class Data2VecVisionModel(Data2Vec1Model):
     """(N, C, H, W) -> (N, S, D), S patches row by row."""
 
     num_extra_tokens = 1
+    has_mask_embedding = True
+    frontend_modules = ("patch_embed",)
+    prediction_modules = ("final_proj", "mask_emb")
+    head_modules = (*prediction_modules, "encoder.norm")
+    local_modules = ("patch_embed", "cls_emb")
 
-    def __init__(self, config: Data2Vec1ModelConfig, image: Image1Config) -> None:
+    def __init__(self, config: Data2Vec1ModelConfig, image: ImageConfig) -> None:
         super().__init__(config)
         self.image = image
-        self.patch_embed = PatchEmbed(image.num_channels, config.dim, image.patch_size)
+        self.patch_embed = PatchEmbedding(image, config.dim, name="conv")
         self.cls_emb = nn.Parameter(torch.empty(1, 1, config.dim))
         self.mask_emb = nn.Parameter(torch.empty(1, 1, config.dim))
-        self.encoder = VisionEncoder1(config, image)
+        self.encoder = VisionEncoder(config, image)
         self.final_proj = nn.Linear(config.dim, config.dim) if config.head_layers > 0 else None
         self.reset_parameters()
 
@@ -44,38 +50,8 @@ class Data2VecVisionModel(Data2Vec1Model):
         for parameter in (self.cls_emb, self.mask_emb):
             nn.init.trunc_normal_(parameter, mean=0.02)
 
-    @property
     @override
-    def context_encoder(self) -> Encoder1:
-        return self.encoder
-
-    @property
-    @override
-    def blocks(self) -> BlockList:
-        return self.encoder.blocks
-
-    @property
-    @override
-    def head_modules(self) -> tuple[str, ...]:
-        return ("final_proj", "mask_emb", "encoder.norm")
-
-    @property
-    @override
-    def frontend_modules(self) -> tuple[str, ...]:
-        return ("patch_embed",)
-
-    @property
-    @override
-    def prediction_modules(self) -> tuple[str, ...]:
-        return ("final_proj", "mask_emb") if self.final_proj is not None else ("mask_emb",)
-
-    @property
-    @override
-    def local_modules(self) -> tuple[str, ...]:
-        return ("patch_embed", "cls_emb")
-
-    @override
-    def extract_local(self, inputs: Tensor) -> Tensor:
+    def embed(self, inputs: Tensor) -> Tensor:
         size = self.image.image_size
         if inputs.shape[-2:] != (size, size):
             shape = tuple(inputs.shape)
@@ -85,12 +61,12 @@ class Data2VecVisionModel(Data2Vec1Model):
         return torch.cat([self.cls_emb.to(x.dtype).expand(x.size(0), -1, -1), x], dim=1)
 
     @override
-    def mask_local(self, local: Tensor, mask: Tensor | None) -> Tensor:
+    def mask_local(self, local: LocalFeatures, mask: Tensor | None, fill: Tensor | None = None) -> LocalFeatures:
         if mask is None:
             return local
 
         # (N, S) -> (N, 1 + S, 1)
-        return torch.where(F.pad(mask, (1, 0)).unsqueeze(-1), self.mask_emb.to(local.dtype), local)
+        return replace(local, x=torch.where(F.pad(mask, (1, 0)).unsqueeze(-1), self.mask_emb.to(local.x.dtype), local.x))
 
     @override
     def predict(self, x: Tensor) -> Tensor:
@@ -98,75 +74,56 @@ class Data2VecVisionModel(Data2Vec1Model):
 
     @override
     def downsample_padding(self, padding_mask: Tensor | None, length: int) -> Tensor | None:
-        if padding_mask is not None:
-            raise ValueError("`padding_mask` must be None for images.")
+        refuse_padding(padding_mask)
 
         return None
 
 
-class PatchEmbed(nn.Module):
-    """A linear map of every patch."""
-
-    def __init__(self, num_channels: int, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(num_channels, dim, patch_size, stride=patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # (N, C, H, W) -> (N, D, H/P, W/P) -> (N, S, D)
-        return self.conv(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
-
-
-class VisionEncoder1(Encoder1):
+class VisionEncoder(Encoder):
     """The Transformer with its relative positions."""
 
+    stack_name = "blocks"
     position_modules = ("rel_pos_bias",)
 
-    def __init__(self, config: Data2Vec1ModelConfig, image: Image1Config) -> None:
+    def __init__(self, config: Data2Vec1ModelConfig, image: ImageConfig) -> None:
         super().__init__()
-        self.side = image.image_size // image.patch_size
+        self.side = image.side
         self.rel_pos_bias = RelativePositionBias(config, image) if image.relative_positions == "shared" else None
         self.blocks = build_beit_blocks(config, image)
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if image.final_norm else None
 
     @override
     def prepare(self, local: Tensor, padding_mask: Tensor | None = None, context: Tensor | None = None) -> EncoderInput:
-        bias = None
-        if self.rel_pos_bias is not None:
-            bias = self._look_up(self.rel_pos_bias.relative_position_bias_table)
+        mask = attention_mask(padding_mask, context)
+        table = None if self.rel_pos_bias is None else self.rel_pos_bias.relative_position_bias_table
 
-        return EncoderInput(local, attention_mask(padding_mask, context), bias)
+        return EncoderInput(local, self._add_table(table, mask))
 
     @override
-    def run(self, inputs: EncoderInput) -> Iterator[BlockOutput]:
-        x = inputs.x
-        shared = self._restrict(inputs.bias, inputs.mask)
-        for block in self.blocks:
-            table = block.attn.relative_position_bias_table  # type: ignore[union-attr]
-            bias = shared if table is None else self._restrict(self._look_up(table), inputs.mask)  # type: ignore[arg-type]
-            output: BlockOutput = block(x, bias)
-            x = output.block
-            yield output
+    def bias_of(self, block: nn.Module, bias: Tensor | None) -> Tensor | None:
+        return self._add_table(block.attn.relative_position_bias_table, bias)  # type: ignore[union-attr,arg-type]
 
     @override
     def finish(self, x: Tensor) -> Tensor:
         return x if self.norm is None else self.norm(x)
 
-    def _restrict(self, bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
-        """One bias for what is added to the logits and what is attended to."""
-        if bias is None or mask is None:
-            return mask if bias is None else bias
+    def _add_table(self, table: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        """One bias for what is added to the logits and what is attended to.
 
-        return bias.masked_fill(~mask, -torch.inf)
+        :param table: (P, H); None = nothing is added.
+        """
+        if table is None:
+            return mask
+        # (P, H) -> (H, 1 + S, 1 + S)
+        bias = table[relative_positions(self.side, table.device)].permute(2, 0, 1)
 
-    def _look_up(self, table: Tensor) -> Tensor:
-        """(P, H) -> (H, 1 + S, 1 + S)"""
-        return table[relative_positions(self.side, table.device)].permute(2, 0, 1)
+        return bias if mask is None else bias.masked_fill(~mask, -torch.inf)
 
 
 class RelativePositionBias(nn.Module):
     """One attention bias for each head and each offset of two patches, shared by all blocks."""
 
-    def __init__(self, config: Data2Vec1ModelConfig, image: Image1Config) -> None:
+    def __init__(self, config: Data2Vec1ModelConfig, image: ImageConfig) -> None:
         super().__init__()
         self.relative_position_bias_table = nn.Parameter(torch.empty(table_size(image), config.num_heads))
         self.reset_parameters()

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fairseq2.utils.validation import ValidationResult
+from typing_extensions import Self, override
+
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.validation import report
+from d2v_plugin.models.base import EncoderConfig
+from d2v_plugin.models.patches import PatchConfig
+from d2v_plugin.models.waveforms import WaveformConfig
 
 
 @dataclass(kw_only=True)
@@ -34,7 +42,7 @@ class DecoderConfig:
     """Linear layers after the convolutions; with more than one, GELU in between."""
 
     projection_ratio: float = 2.0
-    """Width of the hidden projection layers as a multiple of ``dim``."""
+    """Width of the hidden projection layers as a multiple of ``dim``; only conversions of foreign checkpoints set it."""
 
 
 @dataclass(kw_only=True)
@@ -42,7 +50,7 @@ class AlibiConfig:
     """Symmetric linear attention biases: -slope of the head x distance of the tokens x scale."""
 
     initial_scale: float = 1.0
-    """What the scale starts from; values below 0 act as 0."""
+    """Start of the scale; values below 0 act as 0. Only conversions of foreign checkpoints set it."""
 
     learned_scale: bool = True
     """Train the scale."""
@@ -51,15 +59,16 @@ class AlibiConfig:
     """One scale per attention head, otherwise one for all."""
 
     per_layer: bool = False
-    """One scale per layer, otherwise all layers share it (and the bias is built once)."""
+    """One scale per layer, otherwise all layers share it (and the bias is built once); only conversions of foreign checkpoints
+    set it."""
 
     distance: Literal["manhattan", "euclidean"] = "manhattan"
-    """Distance of two patches of an image; for sequences both are the same."""
+    """Distance of two patches of an image; for sequences both are the same. Only conversions of foreign checkpoints set it."""
 
 
 @dataclass(kw_only=True)
 class FrontendConfig:
-    """What the frontends of all modalities have."""
+    """Settings of the frontends of all modalities."""
 
     prenet_depth: int = 0
     """Transformer blocks of this modality alone, below the shared ones; never a target."""
@@ -90,42 +99,16 @@ class FrontendConfig:
 
 
 @dataclass(kw_only=True)
-class AudioConfig(FrontendConfig):
+class AudioFrontendConfig(WaveformConfig, FrontendConfig):
     """Waveforms at 16 kHz: strided convolutions, then relative positions by convolution."""
 
-    conv_layers: list[tuple[int, int, int]] = field(
-        default_factory=lambda: [(512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2]
-    )
-    """(channels, kernel size, stride) of each convolution, in samples and frames."""
-
-    conv_norm: Literal["layer_norm", "group_norm"] = "layer_norm"
-    """Layer norm after every convolution, or group norm after the first only."""
-
-    position_width: int = 95
-    """Receptive field of the position convolutions together, in frames."""
-
-    position_groups: int = 16
-    """Groups of the position convolutions."""
-
-    position_depth: int = 5
-    """Number of position convolutions; each has kernel size max(3, position_width // position_depth)."""
-
     position_pre_norm: bool = False
-    """Layer norm before the position convolutions."""
+    """Layer norm before the position convolutions; only conversions of foreign checkpoints set it."""
 
 
 @dataclass(kw_only=True)
-class ImageConfig(FrontendConfig):
+class ImageFrontendConfig(PatchConfig, FrontendConfig):
     """Square images cut into square patches, with fixed 2-D sine-cosine positions."""
-
-    image_size: int = 224
-    """Height and width, in pixels."""
-
-    patch_size: int = 16
-    """Height and width of a patch, in pixels."""
-
-    num_channels: int = 3
-    """Channels of the images."""
 
     embed_dim: int | None = None
     """Output channels of the patch embedding; if different from the model's ``dim``, a linear layer follows."""
@@ -135,7 +118,7 @@ class ImageConfig(FrontendConfig):
 
 
 @dataclass(kw_only=True)
-class TextConfig(FrontendConfig):
+class TextFrontendConfig(FrontendConfig):
     """Token ids with learned positions."""
 
     vocab_size: int = 50265
@@ -152,16 +135,16 @@ class TextConfig(FrontendConfig):
 
 
 @dataclass(kw_only=True)
-class Data2VecConfig:
+class Data2VecConfig(EncoderConfig):
     """A model: one frontend or several over one shared Transformer."""
 
-    audio: AudioConfig | None = None
+    audio: AudioFrontendConfig | None = None
     """Frontend of waveforms."""
 
-    image: ImageConfig | None = None
+    image: ImageFrontendConfig | None = None
     """Frontend of images."""
 
-    text: TextConfig | None = None
+    text: TextFrontendConfig | None = None
     """Frontend of token ids."""
 
     dim: int = 768
@@ -183,7 +166,7 @@ class Data2VecConfig:
     """Epsilon of the norms in the blocks and of the norm of the frontend's output; all others use 1e-5."""
 
     norm_affine: bool = True
-    """Learn scale and bias of those norms."""
+    """Learn scale and bias of those norms; only conversions of foreign checkpoints set it."""
 
     input_dropout: float = 0.0
     """Dropout between frontend and shared blocks."""
@@ -207,23 +190,49 @@ class Data2VecConfig:
     """Stochastic depth of the first and the last block; linear in between."""
 
     shared_decoder: DecoderConfig | None = None
-    """A 1-D decoder for all modalities beside those of the frontends."""
+    """A 1-D decoder for all modalities beside those of the frontends; only conversions of foreign checkpoints set it."""
 
     mae_init: bool = False
-    """Initialise linear layers with Xavier's uniform distribution instead of N(0, 0.02)."""
+    """Initialise linear layers with Xavier's uniform distribution instead of N(0, 0.02); only conversions of foreign checkpoints
+    set it."""
 
     original_padding: bool = False
     """Reproduce the original's handling of padding, which lets padded positions change valid ones (README, differences)."""
 
     @property
-    def frontends(self) -> dict[Modality, AudioConfig | ImageConfig | TextConfig]:
-        """The configured frontends, in the original's order."""
-        candidates = {Modality.TEXT: self.text, Modality.AUDIO: self.audio, Modality.IMAGE: self.image}
+    @override
+    def frontends(self) -> dict[Modality, FrontendConfig]:
+        candidates: dict[Modality, FrontendConfig | None] = {
+            Modality.TEXT: self.text,
+            Modality.AUDIO: self.audio,
+            Modality.IMAGE: self.image,
+        }
 
         return {modality: config for modality, config in candidates.items() if config is not None}
 
-    def __post_init__(self) -> None:
-        if self.dim % self.num_heads:
-            raise ValueError(f"`num_heads` must divide `dim` ({self.dim}), but is {self.num_heads}.")
-        if self.image is not None and self.image.image_size % self.image.patch_size:
-            raise ValueError(f"`patch_size` must divide `image_size` ({self.image.image_size}), but is {self.image.patch_size}.")
+    @override
+    def validate(self) -> ValidationResult:
+        return report(
+            (not self.frontends, "One of `audio`, `image` and `text` must be configured, but all are None."),
+            (self.dim % self.num_heads != 0, f"`num_heads` must divide `dim` ({self.dim}), but is {self.num_heads}."),
+        )
+
+    @override
+    def count_layers(self) -> int:
+        decoders = [self.shared_decoder, *(frontend.decoder for frontend in self.frontends.values())]
+
+        return (
+            self.depth
+            + sum(frontend.prenet_depth for frontend in self.frontends.values())
+            + (0 if self.audio is None else self.audio.position_depth + len(self.audio.conv_layers))
+            + sum(decoder.num_layers + decoder.projection_layers for decoder in decoders if decoder is not None)
+        )
+
+    @override
+    def without_prediction(self) -> Self:
+        config = deepcopy(self)
+        config.shared_decoder = None
+        for frontend in config.frontends.values():
+            frontend.decoder = None
+
+        return config

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from d2v_plugin.layers.convolution import ConvBlock
+from d2v_plugin.core.batch import Modality
+from d2v_plugin.layers.convolution import ConvBlock, convolve_blocks
 from d2v_plugin.layers.dropout import Dropout
+from d2v_plugin.layers.feed_forward import build_projection
 from d2v_plugin.models.data2vec2.config import DecoderConfig
 
 
@@ -35,7 +37,10 @@ class ConvDecoder(nn.Module):
             )
             for i in range(config.num_layers)
         )
-        self.proj = _build_projection(config, dim)
+        hidden_dim = int(config.dim * config.projection_ratio)
+        proj = build_projection(config.dim, hidden_dim, dim, num_layers=config.projection_layers)
+        # The original has a sequence only where it has several layers.
+        self.proj = proj[0] if len(proj) == 1 else proj
         self.num_spatial_dims = num_spatial_dims
         self.residual = config.residual
 
@@ -48,16 +53,8 @@ class ConvDecoder(nn.Module):
         rows, length, _ = x.shape
         if self.num_spatial_dims == 2:
             # (R, S, D) -> (R, H, W, D)
-            side = round(length**0.5)
-            x = x.view(rows, side, side, -1)
-
-        for block in self.blocks:
-            if padding_mask is not None:
-                x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
-            residual = x
-            x = block(x)
-            if self.residual and residual.size(-1) == x.size(-1):
-                x = x + residual
+            x = x.unflatten(1, Modality.IMAGE.grid_shape(length))
+        x = convolve_blocks(x, self.blocks, padding_mask, residual=self.residual)
 
         return x.view(rows, length, -1)
 
@@ -67,16 +64,3 @@ class ConvDecoder(nn.Module):
         :returns: (..., D)
         """
         return self.proj(x)  # type: ignore[no-any-return]
-
-
-def _build_projection(config: DecoderConfig, dim: int) -> nn.Module:
-    if config.projection_layers == 1:
-        return nn.Linear(config.dim, dim)
-
-    layers: list[nn.Module] = []
-    in_dim, hidden_dim = config.dim, int(config.dim * config.projection_ratio)
-    for _ in range(config.projection_layers - 1):
-        layers += [nn.Linear(in_dim, hidden_dim), nn.GELU()]
-        in_dim = hidden_dim
-
-    return nn.Sequential(*layers, nn.Linear(in_dim, dim))

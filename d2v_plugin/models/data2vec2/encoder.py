@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
 from d2v_plugin.layers.attention import attend
 from d2v_plugin.layers.dropout import Dropout, add_dropped
+from d2v_plugin.layers.feed_forward import FeedForward, norm_feed_forward
 from d2v_plugin.layers.layer_drop import LayerDrop
-from d2v_plugin.layers.recomputation import norm_feed_forward
+from d2v_plugin.models.base import BlockList
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 
 
@@ -44,28 +44,6 @@ class Attention(nn.Module):
         return self.proj(x)  # type: ignore[no-any-return]
 
 
-class FeedForward(nn.Module):
-    """Two linear layers with GELU between them, after the norm that comes before them."""
-
-    def __init__(self, config: Data2VecConfig) -> None:
-        super().__init__()
-        hidden_dim = int(config.dim * config.mlp_ratio)
-        self.fc1 = nn.Linear(config.dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, config.dim)
-        self.dropout = Dropout(config.activation_dropout)
-
-    def forward(self, x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-        """
-        :param x: (R, K, D)
-        :returns: the output of the norm and that of the layers, both (R, K, D).
-        """
-        if self.dropout.p > 0.0:
-            x = norm(x)
-            return x, self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
-
-        return norm_feed_forward(x, norm, self.fc1, self.fc2)
-
-
 class Block(nn.Module):
     """A Transformer block that also returns its *tap*: the feed-forward output before dropout, residual and norm.
 
@@ -77,7 +55,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps, elementwise_affine=config.norm_affine)
         self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps, elementwise_affine=config.norm_affine)
-        self.mlp = FeedForward(config)
+        self.mlp = FeedForward(config.dim, int(config.dim * config.mlp_ratio), config.activation_dropout)
         self.post_mlp_dropout = Dropout(config.post_mlp_dropout)
         self.norm_first = config.norm_first
         self.drop_path = drop_path
@@ -93,10 +71,11 @@ class Block(nn.Module):
 
         if self.norm_first:
             x = self._add(x, self.attn(self.norm1(x), bias), self.attn.dropout)
-            _, tap = self.mlp(x, self.norm2)
+            _, tap = norm_feed_forward(x, self.norm2, self.mlp)
             x = self._add(x, tap, self.post_mlp_dropout)
         else:
-            x, tap = self.mlp(self._add(x, self.attn(x, bias), self.attn.dropout), self.norm1)
+            x = self._add(x, self.attn(x, bias), self.attn.dropout)
+            x, tap = norm_feed_forward(x, self.norm1, self.mlp)
             x = self.norm2(self._add(x, tap, self.post_mlp_dropout))
 
         return self.layer_drop(x, skipped), tap
@@ -107,10 +86,6 @@ class Block(nn.Module):
             return add_dropped(x, branch, dropout)
 
         return x + stochastic_depth(dropout(branch), self.drop_path, mode="row", training=self.training)  # type: ignore[no-any-return]
-
-
-class BlockList(nn.ModuleList):
-    """A stack of blocks; the type is how sharding, checkpointing and compilation find the stacks of a model."""
 
 
 def build_blocks(config: Data2VecConfig, depth: int, *, drop_path: tuple[float, float], layer_drop: float) -> BlockList:
@@ -142,15 +117,11 @@ class ContextEncoder(nn.Module):
         :param biases: one for each block; see :class:`Attention`.
         """
         if not self.norm_first:
-            x = self._normalise(x)
-
+            x = self._normalize(x)
         for block, bias in zip(self.blocks, biases, strict=True):
             x, _ = block(x, bias)
 
-        if self.norm_first:
-            x = self._normalise(x)
+        return self._normalize(x) if self.norm_first else x
 
-        return x
-
-    def _normalise(self, x: Tensor) -> Tensor:
+    def _normalize(self, x: Tensor) -> Tensor:
         return x if self.norm is None else self.dropout(self.norm(x))

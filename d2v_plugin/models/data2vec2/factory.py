@@ -1,25 +1,31 @@
-"""Creation, initialisation and registration of the model family ``data2vec``."""
+"""Creation and initialisation of the models of data2vec 2.0."""
 
 from __future__ import annotations
 
 from torch import nn
 
+from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.frontends.audio import AudioFrontend
-from d2v_plugin.models.data2vec2.frontends.image import ImageFrontend, PatchEmbedding
+from d2v_plugin.models.data2vec2.frontends.image import ImageFrontend
 from d2v_plugin.models.data2vec2.model import Data2VecModel
+from d2v_plugin.models.patches import PatchEmbedding
 
 
 def create_model(config: Data2VecConfig) -> Data2VecModel:
-    """A new model with the original's initialisation."""
+    """Build a new model with the original's initialisation.
+
+    :raises ValueError: the configuration makes no model.
+    """
+    ensure_valid(config)
     model = Data2VecModel(config)
-    initialise(model, mae_init=config.mae_init)
+    initialize(model, mae_init=config.mae_init)
 
     return model
 
 
-def initialise(model: Data2VecModel, *, mae_init: bool = False) -> None:
-    """BERT's initialisation, then what the modalities do differently; convolutions keep PyTorch's unless named here."""
+def initialize(model: Data2VecModel, *, mae_init: bool = False) -> None:
+    """Apply BERT's initialisation, then what the modalities do differently; convolutions keep PyTorch's unless named here."""
     for module in model.modules():
         match module:
             case nn.Linear() if mae_init:
@@ -33,7 +39,7 @@ def initialise(model: Data2VecModel, *, mae_init: bool = False) -> None:
                 if module.padding_idx is not None and not module.weight.is_meta:
                     nn.init.zeros_(module.weight[module.padding_idx])
             case PatchEmbedding():
-                nn.init.xavier_uniform_(module.proj.weight.flatten(1))
+                nn.init.xavier_uniform_(module["proj"].get_parameter("weight").flatten(1))
 
     for frontend in model.modality_encoders.values():
         if isinstance(frontend, AudioFrontend) and frontend.project_features is not None:

@@ -8,8 +8,9 @@ This file is the student; masks, teacher and loss are the criterion's (:mod:`d2v
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,12 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.layers.dropout import Dropout
-from d2v_plugin.models.base import EncoderModel, Features
-from d2v_plugin.models.data2vec2.config import AudioConfig, Data2VecConfig, ImageConfig, TextConfig
+from d2v_plugin.models.base import EncoderModel, Features, LocalFeatures, split_extra
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.decoder import ConvDecoder
 from d2v_plugin.models.data2vec2.encoder import build_blocks
 from d2v_plugin.models.data2vec2.frontends.audio import AudioFrontend
-from d2v_plugin.models.data2vec2.frontends.base import Frontend, LocalFeatures, Tokens, select_tokens
+from d2v_plugin.models.data2vec2.frontends.base import Frontend, Tokens, select_tokens
 from d2v_plugin.models.data2vec2.frontends.image import ImageFrontend
 from d2v_plugin.models.data2vec2.frontends.text import TextFrontend
 
@@ -30,13 +31,13 @@ from d2v_plugin.models.data2vec2.frontends.text import TextFrontend
 class Data2VecModel(EncoderModel):
     """Student of data2vec 2.0; the names of its parameters are the original's."""
 
+    config: Data2VecConfig
+
     def __init__(self, config: Data2VecConfig) -> None:
         super().__init__()
-        if not config.frontends:
-            raise ValueError("One of `audio`, `image` and `text` must be configured, but all are None.")
         self.config = config
         self.modality_encoders = nn.ModuleDict(
-            {modality.name: _build_frontend(config, frontend) for modality, frontend in config.frontends.items()}
+            {modality.name: _build_frontend(config, modality) for modality in config.frontends}
         )
         self.input_dropout = Dropout(config.input_dropout)
         self.blocks = build_blocks(config, config.depth, drop_path=config.drop_path, layer_drop=config.layer_drop)
@@ -47,27 +48,25 @@ class Data2VecModel(EncoderModel):
         self.freeze_constants()
 
     @override
-    def extract_features(
+    def extract_local(
         self, inputs: Tensor, padding_mask: Tensor | None = None, *, modality: Modality | None = None
-    ) -> Features:
-        frontend = self.frontend(modality)
+    ) -> LocalFeatures:
+        return self.frontend(modality).extract_local(inputs, padding_mask)
 
-        return self.encode_whole(frontend, frontend.extract_local(inputs, padding_mask))
+    @override
+    def mask_local(self, local: LocalFeatures, mask: Tensor | None, fill: Tensor | None = None) -> LocalFeatures:
+        if mask is None:
+            return local
+        assert fill is not None
 
-    def encode_whole(self, frontend: Frontend, local: LocalFeatures) -> Features:
-        """The second half of :meth:`extract_features`, for features that were changed, such as masked in fine-tuning."""
-        tokens = frontend.contextualise(local)
-        num_extra = frontend.num_extra_tokens
-        layers = [x for x, _ in self.encode(tokens)]
-        x = layers[-1]
+        return replace(local, x=torch.where(mask.unsqueeze(-1), fill, local.x))
 
-        return Features(
-            x[:, num_extra:],
-            local.padding_mask,
-            [layer[:, num_extra:] for layer in layers],
-            x[:, :num_extra] if num_extra > 0 else None,
-            [layer[:, :num_extra] for layer in layers] if num_extra > 0 else None,
-        )
+    @override
+    def encode_whole(self, local: LocalFeatures) -> Features:
+        frontend = self.frontend(local.modality)
+        layers = [x for x, _ in self.encode(frontend.contextualise(local))]
+
+        return split_extra(layers[-1], local.padding_mask, layers, frontend.num_extra_tokens)
 
     def encode(self, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
         """Run the shared blocks.
@@ -119,30 +118,36 @@ class Data2VecModel(EncoderModel):
 
         :raises ValueError: the model has no such frontend, or several and none was named.
         """
-        known = ", ".join(name.lower() for name in self.modality_encoders)
-        if modality is None:
-            if len(self.modality_encoders) > 1:
-                raise ValueError(f"`modality` must be one of {known}, because the model has several.")
-            modality = Modality[next(iter(self.modality_encoders))]
-        if modality.name not in self.modality_encoders:
+        return cast(Frontend, self.modality_encoders[self.resolve_modality(modality).name])
+
+    @override
+    def resolve_modality(self, modality: Modality | None) -> Modality:
+        own = list(self.config.frontends)
+        known = ", ".join(each.value for each in own)
+        if modality is None and len(own) > 1:
+            raise ValueError(f"`modality` must be one of {known}, because the model has several.")
+        if modality is not None and modality not in own:
             raise ValueError(f"The model has no frontend for `{modality.value}`; it has: {known}.")
 
-        return self.modality_encoders[modality.name]  # type: ignore[return-value]
+        return own[0] if modality is None else modality
+
+    @override
+    def output_length(self, input_length: int, modality: Modality | None = None) -> int:
+        return self.frontend(modality).output_length(input_length)
+
+    @override
+    def blocks_of(self, modality: Modality) -> Sequence[nn.Module]:
+        return [*self.frontend(modality).context_encoder.blocks, *self.blocks]
 
     @property
     @override
-    def frontend_modules(self) -> tuple[str, ...]:
-        return tuple(f"modality_encoders.{name}.local_encoder" for name in self.modality_encoders)
+    def frontend_modules(self) -> Sequence[str]:
+        return [f"modality_encoders.{name}.local_encoder" for name in self.modality_encoders]
 
     @property
     @override
-    def prediction_modules(self) -> tuple[str, ...]:
-        decoders = [
-            f"modality_encoders.{name}" for name, frontend in self.modality_encoders.items() if frontend.decoder is not None
-        ]
-        shared = () if self.shared_decoder is None else ("shared_decoder",)
-
-        return (*(f"{name}.decoder" for name in decoders), *shared)
+    def prediction_modules(self) -> Sequence[str]:
+        return [*(f"modality_encoders.{name}.decoder" for name in self.modality_encoders), "shared_decoder"]
 
     @override
     def freeze_constants(self) -> None:
@@ -151,12 +156,11 @@ class Data2VecModel(EncoderModel):
             frontend.freeze_constants()  # type: ignore[operator]
 
 
-def _build_frontend(config: Data2VecConfig, frontend: Any) -> Frontend:
-    match frontend:
-        case AudioConfig():
-            return AudioFrontend(config, frontend)
-        case ImageConfig():
-            return ImageFrontend(config, frontend)
-        case TextConfig():
-            return TextFrontend(config, frontend)
-    raise TypeError(f"`{type(frontend)}` is not the configuration of a frontend.")
+def _build_frontend(config: Data2VecConfig, modality: Modality) -> Frontend:
+    if modality is Modality.AUDIO and config.audio is not None:
+        return AudioFrontend(config, config.audio)
+    if modality is Modality.IMAGE and config.image is not None:
+        return ImageFrontend(config, config.image)
+    assert config.text is not None
+
+    return TextFrontend(config, config.text)

@@ -176,8 +176,7 @@ class InspectTask(Runnable):
 
     def _draw_samplers(self, num_tokens: int) -> Image.Image:
         """Every registered sampler with its defaults, on inputs of the model's size."""
-        side = round(num_tokens**0.5)
-        shape = (side, side) if self._modality is Modality.IMAGE else (num_tokens,)
+        shape = self._modality.grid_shape(num_tokens)
         drawable = {}
         for name, sampler in self._samplers.items():
             try:

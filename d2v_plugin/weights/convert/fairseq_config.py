@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from d2v_plugin.core.batch import Modality
-from d2v_plugin.models.data2vec2.config import AlibiConfig, AudioConfig, Data2VecConfig, DecoderConfig, ImageConfig, TextConfig
+from d2v_plugin.models.data2vec2.config import (
+    AlibiConfig,
+    AudioFrontendConfig,
+    Data2VecConfig,
+    DecoderConfig,
+    ImageFrontendConfig,
+    TextFrontendConfig,
+)
 
 # fairseq's own defaults. Released files were written by earlier versions of its code, whose configurations lack some keys.
 _MODEL: Final[dict[str, Any]] = {
@@ -125,8 +132,8 @@ def modality_names(model: Mapping[str, Any]) -> list[str]:
     return [name]
 
 
-def _audio(section: Mapping[str, Any]) -> AudioConfig:
-    return AudioConfig(
+def _audio(section: Mapping[str, Any]) -> AudioFrontendConfig:
+    return AudioFrontendConfig(
         **_common(section),
         conv_layers=parse_conv_layers(section["feature_encoder_spec"]),
         conv_norm="layer_norm" if section["extractor_mode"] == "layer_norm" else "group_norm",
@@ -137,8 +144,8 @@ def _audio(section: Mapping[str, Any]) -> AudioConfig:
     )
 
 
-def _image(section: Mapping[str, Any]) -> ImageConfig:
-    return ImageConfig(
+def _image(section: Mapping[str, Any]) -> ImageFrontendConfig:
+    return ImageFrontendConfig(
         **_common(section),
         image_size=section["input_size"],
         patch_size=section["patch_size"],
@@ -148,11 +155,11 @@ def _image(section: Mapping[str, Any]) -> ImageConfig:
     )
 
 
-def _text(section: Mapping[str, Any], vocab_size: int | None, pad_idx: int) -> TextConfig:
+def _text(section: Mapping[str, Any], vocab_size: int | None, pad_idx: int) -> TextFrontendConfig:
     if vocab_size is None:
         raise ValueError("`vocab_size` must be given for a text model.")
 
-    return TextConfig(
+    return TextFrontendConfig(
         **_common(section),
         vocab_size=vocab_size,
         pad_idx=pad_idx,

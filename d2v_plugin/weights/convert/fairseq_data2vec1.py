@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.models.data2vec1.base import TeacherScope1
-from d2v_plugin.models.data2vec1.config import Audio1Config, Data2Vec1ModelConfig, Image1Config, Text1Config
+from d2v_plugin.models.data2vec1.base import TeacherScope
+from d2v_plugin.models.data2vec1.config import AudioConfig, Data2Vec1ModelConfig, ImageConfig, TextConfig
 from d2v_plugin.weights.convert.fairseq_config import parse_conv_layers
 from d2v_plugin.weights.state import State
 
@@ -88,8 +88,8 @@ def convert_teacher_v1(model: Mapping[str, Any], teacher: Mapping[str, Tensor]) 
     return {f"{prefix}{name}": tensor.float() for name, tensor in teacher.items() if not _is_constant(name)}
 
 
-def teacher_scope_v1(model: Mapping[str, Any]) -> TeacherScope1:
-    """What is averaged; see :data:`d2v_plugin.models.data2vec1.base.TeacherScope1`."""
+def teacher_scope_v1(model: Mapping[str, Any]) -> TeacherScope:
+    """What is averaged; see :data:`d2v_plugin.models.data2vec1.base.TeacherScope`."""
     match model.get("_name"):
         case "data2vec_audio" if model.get("ema_layers_only", True):
             return "layers"
@@ -147,7 +147,7 @@ def _audio(model: Mapping[str, Any], weights: State) -> Data2Vec1ModelConfig:
 
     # Defaults are fairseq's, for checkpoints of versions that did not have a setting yet.
     return Data2Vec1ModelConfig(
-        audio=Audio1Config(
+        audio=AudioConfig(
             conv_layers=parse_conv_layers(model["conv_feature_layers"]),
             conv_norm="layer_norm" if get("extractor_mode") == "layer_norm" else "group_norm",
             position_width=get("conv_pos", 128),
@@ -176,7 +176,7 @@ def _text(model: Mapping[str, Any], weights: State, pad_idx: int) -> Data2Vec1Mo
     embeddings = weights.get("encoder.sentence_encoder.embed_tokens.weight")
 
     return Data2Vec1ModelConfig(
-        text=Text1Config(
+        text=TextConfig(
             # Without embeddings the report of missing keys says so.
             vocab_size=2 if embeddings is None else embeddings.size(0),
             pad_idx=pad_idx,
@@ -199,7 +199,7 @@ def _vision(model: Mapping[str, Any]) -> Data2Vec1ModelConfig:
     layer_scale, dim = get("layer_scale_init_value", 1e-4), get("embed_dim", 768)
 
     return Data2Vec1ModelConfig(
-        image=Image1Config(
+        image=ImageConfig(
             image_size=get("image_size", 224),
             patch_size=get("patch_size", 16),
             num_channels=get("in_channels", 3),

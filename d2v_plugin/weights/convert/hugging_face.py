@@ -18,7 +18,7 @@ from torch import Tensor
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model
-from d2v_plugin.models.data2vec1.config import Audio1Config, Data2Vec1ModelConfig, Image1Config, Text1Config
+from d2v_plugin.models.data2vec1.config import AudioConfig, Data2Vec1ModelConfig, ImageConfig, TextConfig
 from d2v_plugin.models.families import create_model
 from d2v_plugin.weights.state import State
 
@@ -130,7 +130,7 @@ def _import_audio(source: PretrainedConfig, common: dict[str, Any]) -> Data2Vec1
     _require(source, feat_extract_activation="gelu", conv_bias=False, add_adapter=False)
     if source.conv_pos_kernel_size < 3:
         raise CheckpointError(f"`conv_pos_kernel_size` must be at least 3, but is {source.conv_pos_kernel_size}.")
-    audio = Audio1Config(
+    audio = AudioConfig(
         conv_layers=list(zip(source.conv_dim, source.conv_kernel, source.conv_stride, strict=True)),
         position_width=source.conv_pos_kernel_size * source.num_conv_pos_embeddings,
         position_groups=source.num_conv_pos_embedding_groups,
@@ -152,7 +152,7 @@ def _import_text(source: PretrainedConfig, common: dict[str, Any]) -> Data2Vec1M
     _require(source, position_embedding_type="absolute")
     if source.pad_token_id is None:
         raise CheckpointError("`pad_token_id` must be given.")
-    text = Text1Config(
+    text = TextConfig(
         vocab_size=source.vocab_size,
         pad_idx=source.pad_token_id,
         max_positions=source.max_position_embeddings - source.pad_token_id - 1,
@@ -171,7 +171,7 @@ def _import_vision(source: PretrainedConfig, common: dict[str, Any]) -> Data2Vec
         if not isinstance(getattr(source, name), int):
             raise CheckpointError(f"`{name}` must be one number, but is {getattr(source, name)}.")
     tables = "per_layer" if source.use_relative_position_bias else "none"
-    image = Image1Config(
+    image = ImageConfig(
         image_size=source.image_size,
         patch_size=source.patch_size,
         num_channels=source.num_channels,

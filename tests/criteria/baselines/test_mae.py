@@ -14,7 +14,7 @@ from d2v_plugin.core.contracts import StepInfo
 from d2v_plugin.criteria.baselines.mae import MaeConfig, MaeCriterion
 from d2v_plugin.masking.base import RandomMaskConfig, RandomMaskSampler
 from d2v_plugin.models.data2vec2.archs import ARCHS
-from d2v_plugin.models.data2vec2.config import Data2VecConfig, ImageConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig, ImageFrontendConfig
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
@@ -49,7 +49,7 @@ def make_theirs() -> ViTMAEForPreTraining:
 
 def make_ours(state: dict[str, Tensor], hugging_face: Any) -> Data2VecModel:
     """A pre-norm model with their weights, without the norm that data2vec has between positions and blocks."""
-    image = ImageConfig(image_size=32, patch_size=4, num_extra_tokens=1, decoder=None)
+    image = ImageFrontendConfig(image_size=32, patch_size=4, num_extra_tokens=1, decoder=None)
     model = create_model(
         Data2VecConfig(
             image=image,

@@ -13,7 +13,7 @@ from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import StepInfo
 from d2v_plugin.criteria.baselines.masked_lm import MaskedLMConfig, MaskedLMCriterion
 from d2v_plugin.masking.base import RandomMaskConfig, RandomMaskSampler
-from d2v_plugin.models.data2vec2.config import Data2VecConfig, TextConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig, TextFrontendConfig
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
@@ -42,7 +42,7 @@ def make_theirs() -> RobertaForMaskedLM:
 
 def make_model(**changes: Any) -> Data2VecModel:
     torch.manual_seed(0)
-    text = TextConfig(vocab_size=VOCAB_SIZE, max_positions=32, dropout=0.0, decoder=None)
+    text = TextFrontendConfig(vocab_size=VOCAB_SIZE, max_positions=32, dropout=0.0, decoder=None)
     model = create_model(
         Data2VecConfig(text=text, dim=48, depth=2, num_heads=4, dropout=0.0, attention_dropout=0.0, post_mlp_dropout=0.0)
     )

@@ -17,7 +17,7 @@ from d2v_plugin.core.contracts import StepInfo
 from d2v_plugin.core.random import row_keys
 from d2v_plugin.criteria.baselines.wav2vec2 import Wav2Vec2Config, Wav2Vec2Criterion, draw_distractors, draw_gumbel
 from d2v_plugin.masking.published import SpanMaskConfig, SpanMaskSampler
-from d2v_plugin.models.data2vec2.config import AudioConfig, Data2VecConfig
+from d2v_plugin.models.data2vec2.config import AudioFrontendConfig, Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
@@ -61,7 +61,7 @@ def make_theirs() -> Wav2Vec2ForPreTraining:
 
 def make_model(**changes: Any) -> Data2VecModel:
     torch.manual_seed(0)
-    audio = AudioConfig(conv_layers=[(32, 10, 5), (32, 3, 2), (32, 2, 2)], position_groups=4, decoder=None)
+    audio = AudioFrontendConfig(conv_layers=[(32, 10, 5), (32, 3, 2), (32, 2, 2)], position_groups=4, decoder=None)
     model = create_model(
         Data2VecConfig(audio=audio, dim=48, depth=2, num_heads=4, dropout=0.0, attention_dropout=0.0, post_mlp_dropout=0.0)
     )

@@ -28,7 +28,7 @@ from d2v_plugin.criteria.targets import TargetConfig
 from d2v_plugin.masking.base import MaskSampler
 from d2v_plugin.masking.published import BeitBlockMaskConfig, BeitBlockMaskSampler, SpanMaskConfig, SpanMaskSampler
 from d2v_plugin.models.data2vec1.archs import ARCHS
-from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope1
+from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope
 from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
 from d2v_plugin.models.data2vec2.archs import image_tiny
 from d2v_plugin.models.data2vec2.factory import create_model
@@ -60,9 +60,7 @@ class Golden:
         state = load_file(self.folder / f"{name}.safetensors")
         return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
-    def build(
-        self, *, scope: TeacherScope1, ema: EmaConfig | None = None, teacher: bool = True
-    ) -> tuple[Any, Data2Vec1Criterion]:
+    def build(self, *, scope: TeacherScope, ema: EmaConfig | None = None, teacher: bool = True) -> tuple[Any, Data2Vec1Criterion]:
         """
         :param teacher: load the original's; its unaveraged parts are not the student's either, before the first step.
         """
@@ -148,12 +146,11 @@ def test_teacher_taps_targets_and_predictions(golden: Golden) -> None:
     extra = model.num_extra_tokens
 
     with torch.no_grad():
-        local = model.extract_local(batch.inputs)
-        padding_mask = model.downsample_padding(batch.padding_mask, mask.size(1))
+        local = model.extract_local(batch.inputs, batch.padding_mask)
         encoder = criterion.teacher.context_encoder
-        outputs = list(encoder.run(encoder.prepare(local, padding_mask)))
-        targets = criterion._make_targets(model, batch, local, padding_mask)[mask]
-        x = criterion._encode_masked(model, local, padding_mask, mask, torch.zeros(2, dtype=torch.int64))
+        outputs = list(encoder.run(encoder.prepare(local.x, local.padding_mask)))
+        targets = criterion._make_targets(model, batch, local.x, local.padding_mask)[mask]
+        x = criterion._encode_masked(model, local, mask, torch.zeros(2, dtype=torch.int64))
         predictions = model.predict(x[:, extra:][mask])
 
     valid = torch.ones_like(mask) if batch.modality is not Modality.TEXT else ~batch.padding_mask
@@ -267,7 +264,7 @@ TINY = ["audio_tiny", "text_tiny", "vision_tiny"]
 
 @pytest.mark.parametrize("arch", TINY)
 @pytest.mark.parametrize("scope", ["layers", "encoder", "all"])
-def test_every_student_parameter_and_no_teacher_parameter_gets_a_gradient(arch: str, scope: TeacherScope1) -> None:
+def test_every_student_parameter_and_no_teacher_parameter_gets_a_gradient(arch: str, scope: TeacherScope) -> None:
     model = make_model(arch)
     make_criterion(model, teacher_scope=scope)
 
@@ -395,7 +392,7 @@ def test_the_teacher_never_drops_out(arch: str) -> None:
     model = make_model(arch, dropout=0.5, attention_dropout=0.5, layer_drop=0.5, drop_path=0.5)
     criterion = make_criterion(model)
     batch = make_batch(model)
-    local = model.extract_local(batch.inputs)
+    local = model.embed(batch.inputs)
 
     assert model.training and not criterion.teacher.training
     targets = [criterion._make_targets(model, batch, local, None) for _ in range(2)]
@@ -407,7 +404,7 @@ def test_the_teacher_never_drops_out(arch: str) -> None:
 def test_target_features_differ_unless_they_are_the_same(arch: str, feature: Any) -> None:
     model = make_model(arch)
     batch = make_batch(model)
-    local = model.extract_local(batch.inputs)
+    local = model.embed(batch.inputs)
     default = make_criterion(model)._make_targets(model, batch, local, None)
 
     targets = make_criterion(model, target_feature=feature)._make_targets(model, batch, local, None)
@@ -430,14 +427,14 @@ def test_a_restricted_context_hides_what_is_far(arch: str) -> None:
         changed.inputs[:, :, :, -4:] += 1.0
         far = 8 - 1 - 4 - 1
 
-    before = criterion._make_targets(model, batch, model.extract_local(batch.inputs), None)
-    after = criterion._make_targets(model, changed, model.extract_local(changed.inputs), None)
+    before = criterion._make_targets(model, batch, model.embed(batch.inputs), None)
+    after = criterion._make_targets(model, changed, model.embed(changed.inputs), None)
 
     width = 24 if arch == "text_tiny" else 8
     difference = (before - after).abs().amax(dim=-1).view(3, -1, width).amax(dim=(0, 1))
     assert float(difference[: far + 1].max()) < 1e-6
     assert float(difference[far + 2 :].min()) > 0.0
-    everything = make_criterion(model, targets=plain)._make_targets(model, batch, model.extract_local(batch.inputs), None)
+    everything = make_criterion(model, targets=plain)._make_targets(model, batch, model.embed(batch.inputs), None)
     assert not torch.allclose(everything, before)
 
 

@@ -15,7 +15,7 @@ from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.models.data2vec1.archs import ARCHS as ARCHS_V1
 from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
 from d2v_plugin.models.data2vec2.archs import ARCHS
-from d2v_plugin.models.data2vec2.config import Data2VecConfig, TextConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig, TextFrontendConfig
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
@@ -25,7 +25,7 @@ STEP = StepInfo(number=1, seed=1)
 def make_model() -> Data2VecModel:
     torch.manual_seed(0)
 
-    return create_model(Data2VecConfig(text=TextConfig(vocab_size=20, num_extra_tokens=1), dim=16, depth=2, num_heads=2))
+    return create_model(Data2VecConfig(text=TextFrontendConfig(vocab_size=20, num_extra_tokens=1), dim=16, depth=2, num_heads=2))
 
 
 def attach(model: Any, labels: list[str] | None = None, **settings: Any) -> ClassificationCriterion:

@@ -16,7 +16,7 @@ from d2v_plugin.criteria.supervised.feature_masks import FeatureMaskConfig
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.transcripts import BLANK
 from d2v_plugin.models.data2vec1.audio import Data2VecAudioModel
-from d2v_plugin.models.data2vec1.config import Audio1Config, Data2Vec1ModelConfig
+from d2v_plugin.models.data2vec1.config import AudioConfig, Data2Vec1ModelConfig
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
@@ -130,7 +130,7 @@ def test_the_encoder_is_frozen_for_the_first_updates_masked_or_not(model: Data2V
 
 @pytest.mark.parametrize("masking", [True, False])
 def test_the_mask_embedding_of_1_0_is_trained_where_it_is_used(masking: bool) -> None:
-    audio = Audio1Config(conv_layers=[(32, 10, 5), *[(32, 3, 2)] * 4, *[(32, 2, 2)] * 2], position_groups=8)
+    audio = AudioConfig(conv_layers=[(32, 10, 5), *[(32, 3, 2)] * 4, *[(32, 2, 2)] * 2], position_groups=8)
     model = Data2VecAudioModel(Data2Vec1ModelConfig(audio=audio, dim=32, ffn_dim=64, depth=1, num_heads=2), audio)
     criterion = make_criterion(model, masking=FeatureMaskConfig(channel_length=8) if masking else None)
     model.criterion = criterion

@@ -19,7 +19,7 @@ from d2v_plugin.criteria.supervised.feature_masks import (
 )
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.data2vec1.audio import Data2VecAudioModel
-from d2v_plugin.models.data2vec1.config import Audio1Config, Data2Vec1ModelConfig
+from d2v_plugin.models.data2vec1.config import AudioConfig, Data2Vec1ModelConfig
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
@@ -29,7 +29,7 @@ LONG, SHORT = 16_000, 9_000
 
 def make_models() -> dict[str, EncoderModel]:
     torch.manual_seed(0)
-    audio = Audio1Config(conv_layers=[(32, 10, 5), *[(32, 3, 2)] * 4, *[(32, 2, 2)] * 2], position_groups=8)
+    audio = AudioConfig(conv_layers=[(32, 10, 5), *[(32, 3, 2)] * 4, *[(32, 2, 2)] * 2], position_groups=8)
     first = Data2Vec1ModelConfig(
         audio=audio, dim=32, ffn_dim=64, depth=2, num_heads=2, dropout=0.0, attention_dropout=0.0, head_layers=0
     )

@@ -12,10 +12,10 @@ import torch
 from fairseq2.nn.utils.module import reset_parameters
 
 from d2v_plugin.criteria.data2vec1.teacher import copy_teacher
+from d2v_plugin.models.base import BlockList
 from d2v_plugin.models.data2vec1.archs import ARCHS
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model
 from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
-from d2v_plugin.models.data2vec2.encoder import BlockList
 
 ORIGINALS = json.loads((Path(__file__).parents[2] / "golden" / "full_models.json").read_text())
 BASE = ["audio_base", "text_base", "vision_base"]

@@ -53,8 +53,9 @@ def test_features_of_every_layer_are_those_of_the_original(name: str, case: str)
     source = io["source"]
     padding_mask = source.eq(PAD) if name == "text" else io.get("padding_mask")
 
-    features = model.extract_features(source, None if padding_mask is None else padding_mask.bool())
-    taps = [output.ffn for output in model.encode(model.extract_local(source), features.padding_mask)]
+    padding_mask = None if padding_mask is None else padding_mask.bool()
+    features = model.extract_features(source, padding_mask)
+    taps = [output.ffn for output in model.encode(model.extract_local(source, padding_mask))]
 
     # In text the original sets padding to zero where we do not; both are never looked at.
     valid = torch.ones(features.x.shape[:2], dtype=torch.bool) if name != "text" else ~features.padding_mask
@@ -199,4 +200,4 @@ def test_configurations_that_make_no_model_are_refused(changes: dict[str, Any], 
     config = ARCHS["audio_tiny"]()
 
     with pytest.raises(ValueError, match=message):
-        type(config)(**(vars(config) | changes))
+        create_model_v1(type(config)(**(vars(config) | changes)))

@@ -12,7 +12,7 @@ import torch
 
 from d2v_plugin.criteria.data2vec2.teacher import Teacher
 from d2v_plugin.models.data2vec2.archs import ARCHS
-from d2v_plugin.models.data2vec2.config import AlibiConfig, AudioConfig, Data2VecConfig, ImageConfig
+from d2v_plugin.models.data2vec2.config import AlibiConfig, AudioFrontendConfig, Data2VecConfig, ImageFrontendConfig
 from d2v_plugin.models.data2vec2.factory import create_model
 
 ORIGINALS = json.loads((Path(__file__).parents[2] / "golden" / "full_models.json").read_text())
@@ -83,7 +83,7 @@ def test_huge_models_have_the_published_size() -> None:
 
 def test_per_layer_scales_and_extra_tokens() -> None:
     alibi = AlibiConfig(per_layer=True, per_head=False, learned_scale=False)
-    audio = AudioConfig(num_extra_tokens=2, prenet_depth=1, alibi=alibi)
+    audio = AudioFrontendConfig(num_extra_tokens=2, prenet_depth=1, alibi=alibi)
     model = create_model(Data2VecConfig(audio=audio, dim=48, depth=2, num_heads=4))
     frontend = model.frontend()
 
@@ -94,8 +94,8 @@ def test_per_layer_scales_and_extra_tokens() -> None:
 
 def test_wrong_sizes_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="`num_heads` must divide `dim`"):
-        Data2VecConfig(image=ImageConfig(), dim=100, num_heads=3)
+        create_model(Data2VecConfig(image=ImageFrontendConfig(), dim=100, num_heads=3))
     with pytest.raises(ValueError, match="`patch_size` must divide `image_size`"):
-        Data2VecConfig(image=ImageConfig(image_size=30, patch_size=16))
+        create_model(Data2VecConfig(image=ImageFrontendConfig(image_size=30, patch_size=16)))
     with pytest.raises(ValueError, match="One of `audio`, `image` and `text`"):
         create_model(Data2VecConfig())

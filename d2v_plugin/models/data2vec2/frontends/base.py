@@ -1,29 +1,19 @@
-"""What the frontends of all modalities share: raw input -> local features -> tokens in context."""
+"""Interface of the frontends of all modalities: raw input -> local features -> tokens in context."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from fairseq2.nn.utils.grad import scale_grad
 from torch import Tensor, nn
 
+from d2v_plugin.core.batch import Modality
 from d2v_plugin.layers.alibi import attention_biases, token_distances
+from d2v_plugin.models.base import LocalFeatures, scale_gradient
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, FrontendConfig
 from d2v_plugin.models.data2vec2.decoder import ConvDecoder
 from d2v_plugin.models.data2vec2.encoder import ContextEncoder
-
-
-@dataclass
-class LocalFeatures:
-    """The frontend's view of each token by itself; computed once per sample, whatever the number of views."""
-
-    x: Tensor
-    """(N, S, D)"""
-
-    padding_mask: Tensor | None
-    """(N, S), True = padding; None = nothing is padded."""
 
 
 @dataclass
@@ -34,22 +24,24 @@ class Tokens:
     """(R, X + K, D): extra tokens, then the kept ones."""
 
     biases: list[Tensor | None]
-    """For each shared block what :class:`d2v_plugin.models.data2vec2.encoder.Attention` takes as bias."""
+    """The bias for the :class:`d2v_plugin.models.data2vec2.encoder.Attention` of each shared block."""
 
 
-class Frontend(nn.Module, ABC):
+class Frontend(nn.Module):
     """One modality's part of the model; the names of its modules are the original's.
 
     :meth:`extract_local` sees each sample once; :meth:`contextualise` sees each view, and in it only the kept tokens
     (data2vec 2.0, section 3.1).
     """
 
+    modality: ClassVar[Modality]
+
     local_encoder: nn.Module | None
     project_features: nn.Module | None
     context_encoder: ContextEncoder
     decoder: ConvDecoder | None
 
-    def __init__(self, config: Data2VecConfig, frontend: FrontendConfig, *, context_norm: bool, num_spatial_dims: int) -> None:
+    def __init__(self, config: Data2VecConfig, frontend: FrontendConfig, *, context_norm: bool) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.num_layers = frontend.prenet_depth + config.depth
@@ -68,9 +60,10 @@ class Frontend(nn.Module, ABC):
             drop_path=frontend.prenet_drop_path,
             layer_drop=frontend.prenet_layer_drop,
         )
-        self.decoder = (
-            None if frontend.decoder is None else ConvDecoder(frontend.decoder, config.dim, num_spatial_dims=num_spatial_dims)
-        )
+        self.decoder = None
+        if frontend.decoder is not None:
+            num_spatial_dims = 2 if self.modality is Modality.IMAGE else 1
+            self.decoder = ConvDecoder(frontend.decoder, config.dim, num_spatial_dims=num_spatial_dims)
         if frontend.num_extra_tokens > 0:
             self.extra_tokens = nn.Parameter(torch.empty(1, frontend.num_extra_tokens, config.dim))
         if frontend.alibi is not None:
@@ -102,20 +95,17 @@ class Frontend(nn.Module, ABC):
         return self.project_local(self.encode_local(inputs), padding_mask)
 
     def encode_local(self, inputs: Tensor) -> Tensor:
-        """The first half of :meth:`extract_local`: what the local encoder computes, (N, S, C)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.local_grad_scale > 0.0):
-            x = self._encode_local(inputs)
-            if 0.0 < self.local_grad_scale != 1.0:
-                x = scale_grad(x, self.local_grad_scale)
+        """The first half of :meth:`extract_local`: raw input -> (N, S, C)."""
+        assert self.local_encoder is not None
 
-        return x
+        return scale_gradient(self.local_encoder, inputs, self.local_grad_scale)
 
     def project_local(self, x: Tensor, padding_mask: Tensor | None = None) -> LocalFeatures:
         """The second half of :meth:`extract_local`: from the local encoder's channels to the model's width."""
         if self.project_features is not None:
             x = self.project_features(x)
 
-        return LocalFeatures(x, self._downsample_padding(padding_mask, x.size(1)))
+        return LocalFeatures(x, self._downsample_padding(padding_mask, x.size(1)), self.modality)
 
     def contextualise(self, local: LocalFeatures, kept: Tensor | None = None, masked: Tensor | None = None) -> Tokens:
         """Add positions, drop the masked tokens and run the prenet.
@@ -138,17 +128,17 @@ class Frontend(nn.Module, ABC):
 
         return Tokens(x, biases[self.prenet_depth :])
 
-    @abstractmethod
-    def _encode_local(self, inputs: Tensor) -> Tensor:
-        """Raw input -> (N, S, C)."""
-
-    @abstractmethod
-    def _downsample_padding(self, padding_mask: Tensor | None, length: int) -> Tensor | None:
-        """The padding mask at the resolution of the tokens, (N, S)."""
-
     def output_length(self, input_length: int) -> int:
         """Number of tokens that an input of this length (samples or token ids) gives."""
         return input_length
+
+    def grid_shape(self, num_tokens: int) -> tuple[int, ...]:
+        """The shape in which tokens lie: (H, W) for images, (S,) for sequences."""
+        return self.modality.grid_shape(num_tokens)
+
+    def _downsample_padding(self, padding_mask: Tensor | None, length: int) -> Tensor | None:
+        """The padding mask at the resolution of the tokens, (N, S)."""
+        return padding_mask
 
     def _add_positions(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
         return x

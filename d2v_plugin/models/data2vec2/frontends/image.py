@@ -8,20 +8,24 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from d2v_plugin.models.data2vec2.config import Data2VecConfig, ImageConfig
+from d2v_plugin.core.batch import Modality
+from d2v_plugin.models.data2vec2.config import Data2VecConfig, ImageFrontendConfig
 from d2v_plugin.models.data2vec2.frontends.base import Frontend
+from d2v_plugin.models.patches import PatchEmbedding, refuse_padding
 
 
 class ImageFrontend(Frontend):
     """(N, C, H, W) -> (N, S, D), S patches row by row."""
 
-    def __init__(self, config: Data2VecConfig, image: ImageConfig) -> None:
-        super().__init__(config, image, context_norm=True, num_spatial_dims=2)
-        self.side = image.image_size // image.patch_size
+    modality = Modality.IMAGE
+    project_features = None
+
+    def __init__(self, config: Data2VecConfig, image: ImageFrontendConfig) -> None:
+        super().__init__(config, image, context_norm=True)
+        self.side = image.side
         embed_dim = config.dim if image.embed_dim is None else image.embed_dim
-        patches = PatchEmbedding(image.num_channels, embed_dim, image.patch_size)
+        patches = PatchEmbedding(image, embed_dim, name="proj")
         self.local_encoder = patches if embed_dim == config.dim else nn.Sequential(patches, nn.Linear(embed_dim, config.dim))
-        self.project_features = None
         self.fixed_positional_encoder = SinusoidalPositions(self.side, config.dim) if image.fixed_positions else None
 
     @override
@@ -31,18 +35,16 @@ class ImageFrontend(Frontend):
             self.fixed_positional_encoder.positions.requires_grad_(False)
 
     @override
-    def _encode_local(self, inputs: Tensor) -> Tensor:
-        assert self.local_encoder is not None
+    def encode_local(self, inputs: Tensor) -> Tensor:
         if inputs.shape[-2] % self.side or inputs.shape[-1] % self.side:
             shape = tuple(inputs.shape)
             raise ValueError(f"`inputs` must divide into {self.side} x {self.side} patches, but has the shape {shape}.")
 
-        return self.local_encoder(inputs)  # type: ignore[no-any-return]
+        return super().encode_local(inputs)
 
     @override
     def _downsample_padding(self, padding_mask: Tensor | None, length: int) -> Tensor | None:
-        if padding_mask is not None:
-            raise ValueError("`padding_mask` must be None for images.")
+        refuse_padding(padding_mask)
 
         return None
 
@@ -54,18 +56,6 @@ class ImageFrontend(Frontend):
     @override
     def _grid_width(self) -> int:
         return self.side
-
-
-class PatchEmbedding(nn.Module):
-    """A linear map of every patch."""
-
-    def __init__(self, num_channels: int, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(num_channels, dim, patch_size, stride=patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # (N, C, H, W) -> (N, D, H/P, W/P) -> (N, S, D)
-        return self.proj(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 class SinusoidalPositions(nn.Module):

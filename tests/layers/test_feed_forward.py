@@ -9,14 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v_plugin.layers import recomputation
-from d2v_plugin.layers.recomputation import norm_feed_forward, norm_gelu
+from d2v_plugin.layers import feed_forward
+from d2v_plugin.layers.feed_forward import FeedForward, norm_feed_forward, norm_two_layers
+from d2v_plugin.layers.norm_gelu import norm_gelu
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five tokens at a time, and two in the last piece."""
-    monkeypatch.setattr(recomputation, "_rows_per_piece", lambda hidden: 5)
+    monkeypatch.setattr(feed_forward, "_rows_per_piece", lambda hidden: 5)
 
 
 def build_layers(*, affine: bool = True) -> tuple[nn.LayerNorm, nn.Linear, nn.Linear]:
@@ -44,7 +45,7 @@ def test_feed_forward_layers_are_those_of_pytorch(affine: bool, precision: str) 
     grads = [torch.randn(3, 4, 12), torch.randn(3, 4, 12)]
 
     with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext():
-        ours, theirs = norm_feed_forward(x, *layers), compute_plainly(x, *layers)
+        ours, theirs = norm_two_layers(x, *layers), compute_plainly(x, *layers)
 
     tolerance = 2e-2 if precision == "bf16" else 1e-5
     for a, b, grad in zip(ours, theirs, grads, strict=True):
@@ -66,10 +67,23 @@ def test_feed_forward_layers_keep_one_wide_tensor() -> None:
 
     layers, x = build_layers(), torch.randn(300, 12, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = norm_feed_forward(x, *layers)
+        outputs = norm_two_layers(x, *layers)
 
     assert len(outputs) == 2
     assert sum(size for size in kept.values() if size > 1000) == 300 * (12 + 20)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_module_is_called_after_its_norm(dropout: float) -> None:
+    torch.manual_seed(0)
+    norm, mlp, x = nn.LayerNorm(12), FeedForward(12, 20, dropout), torch.randn(3, 4, 12)
+    torch.manual_seed(1)
+    normed, output = norm_feed_forward(x, norm, mlp)
+    torch.manual_seed(1)
+
+    assert torch.equal(normed, norm(x))
+    assert torch.allclose(output, mlp(norm(x)), atol=1e-6)
+    assert bool((output == 0.0).any()) == (dropout > 0.0)
 
 
 @pytest.mark.parametrize("affine", [True, False])

@@ -1,7 +1,6 @@
-"""What eager training computes twice rather than keep: cheap functions of something that is kept anyway.
+"""Norm, two linear layers with GELU between them; on a CPU only the input and the output of the first layer are kept.
 
-On a CPU the memory matters more than the time, on which it has no measurable effect. Elsewhere PyTorch's own functions run;
-compiled code decides by itself what to compute again.
+What is special about it can be skipped at first reading.
 """
 
 from __future__ import annotations
@@ -13,25 +12,53 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from d2v_plugin.layers.cpu import compute_dtype, recomputes
+from d2v_plugin.layers.dropout import Dropout
+
 PIECE_BYTES: Final = 12 * 2**20
 """Hidden features that are worked on at a time, 1024 tokens of a base model in fp32: temporaries stay small."""
 
 
-def recomputes(x: Tensor) -> bool:
-    """Whether functions of ``x`` are to be computed again in the backward pass."""
-    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+class FeedForward(nn.Module):
+    """Two linear layers with GELU between them."""
+
+    def __init__(self, dim: int, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, K, D) -> (R, K, D)"""
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))  # type: ignore[no-any-return]
 
 
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of matrix products with ``x``: autocast does not reach into functions of our own."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+def build_projection(in_dim: int, hidden_dim: int, out_dim: int, *, num_layers: int) -> nn.Sequential:
+    """Linear layers with GELU in between."""
+    layers: list[nn.Module] = []
+    for _ in range(num_layers - 1):
+        layers += [nn.Linear(in_dim, hidden_dim), nn.GELU()]
+        in_dim = hidden_dim
+
+    return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
 
 
-def norm_feed_forward(x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear) -> tuple[Tensor, Tensor]:
-    """``norm(x)`` and ``fc2(gelu(fc1(norm(x))))``, which keep ``x`` and the output of ``fc1`` only.
+def norm_feed_forward(x: Tensor, norm: nn.LayerNorm, mlp: FeedForward) -> tuple[Tensor, Tensor]:
+    """``norm(x)`` and ``mlp(norm(x))``, both (R, K, D).
 
     :param x: (R, K, D)
-    :returns: both (R, K, D).
+    """
+    if mlp.dropout.p > 0.0:
+        x = norm(x)
+        return x, mlp(x)
+
+    return norm_two_layers(x, norm, mlp.fc1, mlp.fc2)
+
+
+def norm_two_layers(x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear) -> tuple[Tensor, Tensor]:
+    """``norm(x)`` and ``fc2(gelu(fc1(norm(x))))``, both (R, K, D).
+
+    :param x: (R, K, D)
     """
     if not recomputes(x):
         x = norm(x)
@@ -40,39 +67,6 @@ def norm_feed_forward(x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Lin
     return _NormFeedForward.apply(  # type: ignore[no-any-return, no-untyped-call]
         x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, compute_dtype(x)
     )
-
-
-def norm_gelu(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """``gelu(layer_norm(x))`` over the channels, which keeps ``x`` only.
-
-    :param x: (..., C)
-    :param weight, bias: (C); with them the norm is computed in fp32 also where autocast chose another dtype for ``x``.
-    """
-    if not recomputes(x):
-        if weight is None or bias is None:
-            return F.gelu(F.layer_norm(x, x.shape[-1:]))
-        return F.gelu(F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float()).type_as(x))
-
-    return _NormGelu.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def compute_norm_gelu(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """:func:`norm_gelu` on a CPU, for functions that compute it again."""
-    return F.gelu(_normalise(x, weight, bias)[0])
-
-
-def differentiate_norm_gelu(
-    grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The gradients of :func:`norm_gelu` for the same arguments."""
-    normed, mean, rstd = _normalise(x, weight, bias)
-    grad = torch.ops.aten.gelu_backward(grad, normed)
-    has_weight = weight is not None
-    gradients: tuple[Tensor, Tensor | None, Tensor | None] = torch.ops.aten.native_layer_norm_backward(
-        grad, x, x.shape[-1:], mean, rstd, weight, bias, [True, has_weight, has_weight]
-    )
-
-    return gradients
 
 
 class _NormFeedForward(torch.autograd.Function):
@@ -147,22 +141,3 @@ def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
         return total.addmm_(a, b)
 
     return total.add_(a @ b)
-
-
-def _normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    normed: tuple[Tensor, Tensor, Tensor] = torch.native_layer_norm(x, x.shape[-1:], weight, bias, 1e-5)
-
-    return normed
-
-
-class _NormGelu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight, bias)
-
-        return compute_norm_gelu(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return differentiate_norm_gelu(grad, *ctx.saved_tensors)

@@ -1,0 +1,153 @@
+"""Convolutions over waveforms (wav2vec 2.0, section 2), which both families share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2v_plugin.layers.convolution import ConvBlock, convolve, norm_gelu_convolve
+from d2v_plugin.layers.norm_gelu import norm_gelu
+
+LengthT = TypeVar("LengthT", int, Tensor)
+
+
+@dataclass(kw_only=True)
+class WaveformConfig:
+    """Waveforms at 16 kHz: strided convolutions, then relative positions by convolution."""
+
+    conv_layers: list[tuple[int, int, int]] = field(
+        default_factory=lambda: [(512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2]
+    )
+    """(channels, kernel size, stride) of each convolution, in samples and frames."""
+
+    conv_norm: Literal["layer_norm", "group_norm"] = "layer_norm"
+    """Layer norm after every convolution, or group norm after the first only."""
+
+    position_width: int = 95
+    """Receptive field of the position convolutions together, in frames."""
+
+    position_groups: int = 16
+    """Groups of the position convolutions."""
+
+    position_depth: int = 5
+    """Number of position convolutions; each has kernel size max(3, position_width // position_depth)."""
+
+    @property
+    def position_kernel(self) -> int:
+        """Kernel size of each position convolution."""
+        return max(3, self.position_width // self.position_depth)
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Samples from one frame to the next."""
+        return math.prod(stride for _, _, stride in self.conv_layers)
+
+
+def count_frames(num_samples: LengthT, conv_layers: Sequence[tuple[int, int, int]]) -> LengthT:
+    """Frames that the convolutions make of so many samples; 0 or less for fewer than one frame needs."""
+    for _, kernel_size, stride in conv_layers:
+        num_samples = (num_samples - kernel_size) // stride + 1
+
+    return num_samples
+
+
+def mark_padded_frames(
+    padding_mask: Tensor | None, num_frames: int, conv_layers: Sequence[tuple[int, int, int]]
+) -> Tensor | None:
+    """The padding mask at the resolution of the frames: (N, T) -> (N, S); None = nothing is padded."""
+    if padding_mask is None:
+        return None
+    lengths = count_frames((~padding_mask).sum(dim=-1), conv_layers)
+
+    return torch.arange(num_frames, device=padding_mask.device) >= lengths.unsqueeze(-1)
+
+
+def build_position_blocks(config: WaveformConfig, dim: int) -> list[ConvBlock]:
+    """The grouped convolutions over the full sequence that give relative positions (data2vec, section 3.1)."""
+    kernel_size = config.position_kernel
+
+    return [
+        ConvBlock(nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=config.position_groups))
+        for _ in range(config.position_depth)
+    ]
+
+
+class WaveformEncoder(nn.Module):
+    """The convolutions: (N, T) -> (N, S, C)."""
+
+    def __init__(self, config: WaveformConfig) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        in_channels = 1
+        for i, (channels, kernel_size, stride) in enumerate(config.conv_layers):
+            conv = nn.Conv1d(in_channels, channels, kernel_size, stride=stride, bias=False)
+            nn.init.kaiming_normal_(conv.weight)
+            layers.append(WaveformLayer(conv, _build_norm(config.conv_norm, channels, first=i == 0)))
+            in_channels = channels
+        self.conv_layers = nn.ModuleList(layers)
+        self.specs = config.conv_layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        """
+        :raises ValueError: the waveforms are too short for one frame.
+        """
+        if count_frames(x.size(-1), self.specs) < 1:
+            raise ValueError(f"`inputs` must be long enough for one frame, but has {x.size(-1)} samples.")
+
+        first, last = self.conv_layers[0]["0"], self.conv_layers[-1]["2"]  # type: ignore[index]
+        x = convolve(x.unsqueeze(-1).to(first.weight.dtype), first)
+        # In pairs, because the input of the next convolution need not be kept: the largest tensors of the whole model.
+        for layer, following in pairwise(self.conv_layers):
+            norm, conv = layer["2"], following["0"]  # type: ignore[index]
+            if isinstance(norm, ChannelNorm):
+                x = norm_gelu_convolve(x, norm.weight, norm.bias, conv)
+            else:
+                x = convolve(_activate(x, norm), conv)
+
+        return _activate(x, last)
+
+
+def _activate(x: Tensor, norm: nn.Module) -> Tensor:
+    """Norm and GELU: (N, S, C) -> (N, S, C)."""
+    if isinstance(norm, ChannelNorm):
+        return norm_gelu(x, norm.weight, norm.bias)
+    if isinstance(norm, nn.GroupNorm):
+        x = norm(x.transpose(1, 2)).transpose(1, 2)
+
+    return F.gelu(x)
+
+
+def _build_norm(kind: str, channels: int, *, first: bool) -> nn.Module:
+    if kind == "layer_norm":
+        return ChannelNorm(channels)
+
+    return nn.GroupNorm(channels, channels) if first else nn.Identity()
+
+
+class WaveformLayer(nn.ModuleDict):
+    """Convolution and norm, before GELU; numbered as in the original, where number 1 is a dropout of rate 0."""
+
+    def __init__(self, conv: nn.Conv1d, norm: nn.Module) -> None:
+        super().__init__({"0": conv, "2": norm})
+
+
+class ChannelNorm(nn.ModuleDict):
+    """Layer norm over the channels of (N, S, C), in fp32; its parameters are called ``1`` as in the original."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__({"1": nn.LayerNorm(channels)})
+
+    @property
+    def weight(self) -> Tensor:
+        return self["1"].get_parameter("weight")
+
+    @property
+    def bias(self) -> Tensor:
+        return self["1"].get_parameter("bias")
