@@ -350,6 +350,8 @@ def expect_run_cyclical(o: Original) -> Expected:
         "optimizer.config.betas": [0.9, 0.999] if o("opt_betas") is None else None,
         "optimizer.config.eps": o("opt_eps"),
         "optimizer.config.weight_decay": o("weight_decay"),
+        # It spares one-dimensional parameters, biases, and by name the CLS token.
+        "optimizer.config.decay_tokens": ["mask_emb"],
         "lr_scheduler.config.num_warmup_steps": per_epoch * o("warmup_epochs"),
         "lr_scheduler.config.start_lr": o("warmup_lr"),
         "lr_scheduler.config.final_lr": o("min_lr"),
@@ -406,6 +408,9 @@ def expect_mae(o: Original) -> Expected:
         "model.activation_dropout": o("model.activation_dropout"),
         "model.norm_first": True,
         "model.mae_init": True,
+        "model.image.extra_tokens_std": 0.02,
+        # Its groups spare one-dimensional parameters and biases.
+        "optimizer.config.decay_tokens": ["extra_tokens", "mask_token"],
         "model.image.prenet_depth": 0,
         "model.image.num_extra_tokens": 1,
     }

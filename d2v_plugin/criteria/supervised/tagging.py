@@ -80,8 +80,6 @@ class AudioTaggingCriterion(MaskedFineTuning):
         assert self.labels is not None
         with torch.device(next(model.parameters()).device):
             self.head = nn.Linear(model.config.dim, len(self.labels))  # type: ignore[arg-type]
-            nn.init.xavier_uniform_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
 
     def compute_log_probs(self, model: EncoderModel, batch: Batch, step: StepInfo | None = None) -> Tensor:
         """(N, C) the logarithm of each tag's probability, float32, less than 0."""

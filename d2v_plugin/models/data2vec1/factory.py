@@ -12,7 +12,7 @@ from d2v_plugin.models.data2vec1.base import Data2Vec1Model
 from d2v_plugin.models.data2vec1.blocks import BeitBlock
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig
 from d2v_plugin.models.data2vec1.text import Data2VecTextModel
-from d2v_plugin.models.data2vec1.vision import Data2VecVisionModel
+from d2v_plugin.models.data2vec1.vision import Data2VecVisionModel, cut_normal_
 
 
 def create_model(config: Data2Vec1ModelConfig) -> Data2Vec1Model:
@@ -35,13 +35,17 @@ def create_model(config: Data2Vec1ModelConfig) -> Data2Vec1Model:
 
 
 def initialize(model: Data2Vec1Model) -> None:
-    """Apply BERT's initialisation of the encoder (text: of everything); convolutions, projections and heads keep PyTorch's."""
-    for module in model.get_submodule("encoder").modules():
+    """Apply the original's initialisation: BEiT's of images, BERT's of speech and text."""
+    if isinstance(model, Data2VecVisionModel):
+        _initialize_as_beit(model)
+    else:
+        _initialize_as_bert(model.get_submodule("encoder"))
+
+
+def _initialize_as_bert(encoder: nn.Module) -> None:
+    """Text: of everything; convolutions, projections and heads of speech keep PyTorch's."""
+    for module in encoder.modules():
         match module:
-            case nn.Linear() if isinstance(model, Data2VecVisionModel):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
             case nn.Linear():
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
@@ -50,9 +54,16 @@ def initialize(model: Data2Vec1Model) -> None:
                 if module.padding_idx is not None and not module.weight.is_meta:
                     nn.init.zeros_(module.weight[module.padding_idx])
 
-    if isinstance(model, Data2VecVisionModel):
-        # BEiT: deeper blocks start with smaller residuals.
-        for i, block in enumerate(model.encoder.blocks):
-            assert isinstance(block, BeitBlock)
-            for weight in (block.attn.proj.weight, block.mlp.get_parameter("2.weight")):
-                weight.data.div_(math.sqrt(2.0 * (i + 1)))
+
+def _initialize_as_beit(model: Data2VecVisionModel) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            cut_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    # Deeper blocks start with smaller residuals.
+    for i, block in enumerate(model.encoder.blocks):
+        assert isinstance(block, BeitBlock)
+        for weight in (block.attn.proj.weight, block.mlp.get_parameter("2.weight")):
+            weight.data.div_(math.sqrt(2.0 * (i + 1)))

@@ -48,6 +48,7 @@ class Frontend(nn.Module):
         self.prenet_depth = frontend.prenet_depth
         self.num_extra_tokens = frontend.num_extra_tokens
         self.init_extra_tokens_zero = frontend.init_extra_tokens_zero
+        self.extra_tokens_std = frontend.extra_tokens_std
         self.local_grad_scale = frontend.local_grad_scale
         self.alibi = frontend.alibi
         self.original_padding = config.original_padding
@@ -75,7 +76,7 @@ class Frontend(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise the parameters that no child module owns."""
         if self.num_extra_tokens > 0:
-            nn.init.normal_(self.extra_tokens)
+            nn.init.normal_(self.extra_tokens, std=self.extra_tokens_std)
             if self.init_extra_tokens_zero:
                 nn.init.zeros_(self.extra_tokens[:, :1])
         if self.alibi is not None:
