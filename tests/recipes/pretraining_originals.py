@@ -333,6 +333,7 @@ def expect_run_cyclical(o: Original) -> Expected:
         "criterion.config.ema.start": o("ema_decay"),
         "criterion.config.ema.end": o.values["ema_decay"],
         "criterion.config.teacher_scope": "all",
+        "criterion.config.full_precision_teacher": True,
         "criterion.config.target_feature": "block",
         f"{targets}num_layers": len(o("target_layers")),
         f"{targets}layer_norm_layers": o("post_target_layer_norm"),

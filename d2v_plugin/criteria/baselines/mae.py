@@ -148,8 +148,8 @@ class MaeDecoder(nn.Module):
 
         # (N, S - K, D) and (N, K, D) -> (N, S, D)
         order = torch.cat([kept, masked], dim=1).argsort(dim=1)
-        x = torch.cat([x, self.mask_token.to(x.dtype).expand(*masked.shape, -1)], dim=1)
-        x = select_tokens(x, order) + self.positions.positions.to(x.dtype)
+        x = torch.cat([x, self.mask_token.expand(*masked.shape, -1)], dim=1)
+        x = select_tokens(x, order) + self.positions.positions
 
         x = torch.cat([extra, x], dim=1)
         for block in self.blocks:

@@ -14,6 +14,7 @@ Where fairseq's released code does something else than the paper:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -77,6 +78,10 @@ class Data2Vec1Config:
 
     target_window: int | None = None
     """The same in positions to each side (images: in patches, to each side and up and down)."""
+
+    full_precision_teacher: bool = False
+    """Run the teacher in the precision of its weights, whatever that of the student: as the original did for images. It takes
+    longer."""
 
     loss_beta: float = 0.0
     """Where smooth L1 turns from quadratic to linear; 0 = squared error."""
@@ -270,7 +275,7 @@ class Data2Vec1Criterion(Criterion[Data2Vec1Model]):
                 model,
                 config.teacher_scope,
                 inputs=batch.inputs,
-                local=local,
+                local=local.float() if config.full_precision_teacher and local.is_floating_point() else local,
                 padding_mask=padding_mask,
                 context=context,
             )
@@ -279,7 +284,8 @@ class Data2Vec1Criterion(Criterion[Data2Vec1Model]):
                     feature: Tensor = getattr(output, config.target_feature)
                     yield feature[:, model.num_extra_tokens :]
 
-        return make_targets(config.targets, top_layers(), None if model.config.original_padding else padding_mask)
+        with torch.autocast(local.device.type, enabled=False) if config.full_precision_teacher else nullcontext():
+            return make_targets(config.targets, top_layers(), None if model.config.original_padding else padding_mask)
 
     def _restrict_context(self, model: Data2Vec1Model, local: Tensor, padding_mask: Tensor | None) -> Tensor | None:
         """(N or 1, X + S, X + S), True = may attend."""

@@ -57,7 +57,8 @@ class Data2VecVisionModel(Data2Vec1Model):
             raise ValueError(f"`inputs` must have the height and width {size} (`image_size`), but has the shape {shape}.")
         x = self.patch_embed(inputs)
 
-        return torch.cat([self.cls_emb.to(x.dtype).expand(x.size(0), -1, -1), x], dim=1)
+        # The more precise of both, which under autocast is that of the parameters.
+        return torch.cat([self.cls_emb.expand(x.size(0), -1, -1), x], dim=1)
 
     @override
     def mask_local(self, local: LocalFeatures, mask: Tensor | None, fill: Tensor | None = None) -> LocalFeatures:
@@ -65,7 +66,7 @@ class Data2VecVisionModel(Data2Vec1Model):
             return local
 
         # (N, S) -> (N, 1 + S, 1)
-        return replace(local, x=torch.where(F.pad(mask, (1, 0)).unsqueeze(-1), self.mask_emb.to(local.x.dtype), local.x))
+        return replace(local, x=torch.where(F.pad(mask, (1, 0)).unsqueeze(-1), self.mask_emb, local.x))
 
     @override
     def predict(self, x: Tensor) -> Tensor:

@@ -123,7 +123,8 @@ class Frontend(nn.Module):
         positions = kept if kept is not None else torch.arange(x.size(1), device=x.device).unsqueeze(0)
 
         if self.num_extra_tokens > 0:
-            x = torch.cat([self.extra_tokens.to(x.dtype).expand(x.size(0), -1, -1), x], dim=1)
+            # The more precise of both, which under autocast is that of the parameters.
+            x = torch.cat([self.extra_tokens.expand(x.size(0), -1, -1), x], dim=1)
         biases = self._build_biases(positions, padding_mask)
         x = self.context_encoder(x, biases[: self.prenet_depth])
 
