@@ -314,6 +314,7 @@ def expect_run_cyclical(o: Original) -> Expected:
         loss_scale=-1,
     )
     o.pass_over("the decay is that of `ema_decay` from the first update on", "ema_decay_init")
+    o.pass_over("the schedule is made without it, from 0", "warmup_lr")
     o.pass_over("off with it", "var_margin[01]", "momentum")
     targets = "criterion.config.targets."
 
@@ -354,7 +355,7 @@ def expect_run_cyclical(o: Original) -> Expected:
         # It spares one-dimensional parameters, biases, and by name the CLS token.
         "optimizer.config.decay_tokens": ["mask_emb"],
         "lr_scheduler.config.num_warmup_steps": per_epoch * o("warmup_epochs"),
-        "lr_scheduler.config.start_lr": o("warmup_lr"),
+        "lr_scheduler.config.start_lr": 0.0,
         "lr_scheduler.config.final_lr": o("min_lr"),
         "trainer.max_grad_norm": o("clip_grad"),
     }
