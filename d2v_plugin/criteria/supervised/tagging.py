@@ -79,7 +79,7 @@ class AudioTaggingCriterion(MaskedFineTuning):
         super().build(model)
         assert self.labels is not None
         with torch.device(next(model.parameters()).device):
-            self.head = nn.Linear(model.config.dim, len(self.labels))  # type: ignore[arg-type]
+            self.head = nn.Linear(model.config.dim, len(self.labels))
 
     def compute_log_probs(self, model: EncoderModel, batch: Batch, step: StepInfo | None = None) -> Tensor:
         """(N, C) the logarithm of each tag's probability, float32, less than 0."""
