@@ -53,7 +53,7 @@ setup(
     ],
     extras_require={
         "decoding": ["flashlight-text"],  # beam search with a language model; its wheel brings KenLM along
-        "plots": ["matplotlib"],  # tools/ablate.py
+        "plots": ["matplotlib"],  # tools/experiments/ablate.py
         "test": ["flashlight-text", "jiwer", "matplotlib", "mypy", "pytest", "pytest-xdist", "ruff", "scikit-learn"],
     },
     entry_points={

@@ -1,7 +1,7 @@
-"""data2vec for fairseq2: importing this package makes fairseq2 importable, :func:`setup_fairseq2_extension` fills it.
+"""Entry point of the plugin, and of Python users; also preloads libsndfile, which fairseq2 needs.
 
-fairseq2 needs ``libsndfile.so.1``, which not every machine has. The ``soundfile`` wheel carries a copy, so the first
-thing this package does is to load that copy where the system has none; nothing here imports fairseq2 before.
+Not every machine has ``libsndfile.so.1``. The ``soundfile`` wheel carries a copy, so the first thing this package does is to
+load that copy where the system has none; nothing here imports fairseq2 before.
 """
 
 from __future__ import annotations
@@ -11,51 +11,31 @@ from typing import TYPE_CHECKING
 from d2v_plugin._libsndfile import preload_libsndfile
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import torch
     from fairseq2.runtime.dependency import DependencyContainer
 
-    from d2v_plugin.models.families import AnyModel
-    from d2v_plugin.weights.sources import Weights
+    from d2v_plugin.data.single import read_audio, read_image, read_text
+    from d2v_plugin.weights.loading import load
+
+__all__ = ["load", "read_audio", "read_image", "read_text", "setup_fairseq2_extension"]
 
 __version__ = "0.1.0"
 
 preload_libsndfile()
 
+if not TYPE_CHECKING:
 
-def load(
-    path_or_name: str | Path,
-    *,
-    weights: Weights = "student",
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> AnyModel:
-    """Load a model for use; see :func:`d2v_plugin.weights.loading.load`."""
-    from d2v_plugin.weights.loading import load
+    def __getattr__(name: str) -> object:
+        """Import the functions for users at their first use, since with them come torch and fairseq2."""
+        if name == "load":
+            from d2v_plugin.weights.loading import load
 
-    return load(path_or_name, weights=weights, device=device, dtype=dtype)
+            return load
+        if name in __all__:
+            from d2v_plugin.data import single
 
+            return getattr(single, name)
 
-def read_audio(path: str | Path, *, normalize: bool = True) -> torch.Tensor:
-    """Read a recording for a model; see :func:`d2v_plugin.data.single.read_audio`."""
-    from d2v_plugin.data.single import read_audio
-
-    return read_audio(path, normalize=normalize)
-
-
-def read_image(path: str | Path, *, size: int = 224, eval_resize: float = 256 / 224) -> torch.Tensor:
-    """Read an image for a model; see :func:`d2v_plugin.data.single.read_image`."""
-    from d2v_plugin.data.single import read_image
-
-    return read_image(path, size=size, eval_resize=eval_resize)
-
-
-def read_text(path: str | Path, vocabulary: str | Path) -> torch.Tensor:
-    """Read a text for a model; see :func:`d2v_plugin.data.single.read_text`."""
-    from d2v_plugin.data.single import read_text
-
-    return read_text(path, vocabulary)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def setup_fairseq2_extension(container: DependencyContainer) -> None:

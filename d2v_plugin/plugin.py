@@ -19,34 +19,40 @@ from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.utils.validation import Validatable, ValidationResult
 
 from d2v_plugin.core.batch import Batch, Modality
-from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo
-from d2v_plugin.core.random import gaussian, row_keys, uniform
+from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views, mark_positions
+from d2v_plugin.core.random import gaussian, uniform
 from d2v_plugin.core.registry import ComponentSection, create, register
 from d2v_plugin.core.validation import ensure_valid, report
-from d2v_plugin.criteria.base import Criterion
+from d2v_plugin.criteria.base import Criterion, MaskingCriterion
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
 from d2v_plugin.criteria.supervised.classification import ClassificationConfig, ClassificationCriterion
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples, SampleError
+from d2v_plugin.data.batches import batch_rows
 from d2v_plugin.data.dataset import expect_dataset
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
-from d2v_plugin.data.reader import LabelledReader, TrainReader, batch_rows
-from d2v_plugin.masking.base import (
+from d2v_plugin.data.reader import LabelledReader, TrainReader
+from d2v_plugin.masking.base import MaskSampler, MaskSection
+from d2v_plugin.masking.drawing import draw_views
+from d2v_plugin.masking.random_blocks import (
     BlockMaskConfig,
     BlockMaskSampler,
     InverseBlockMaskSampler,
-    MaskSampler,
-    MaskSection,
     RandomMaskConfig,
     RandomMaskSampler,
-    mark_positions,
-    split_mask,
 )
-from d2v_plugin.models.base import EncoderModel, Features
+from d2v_plugin.models.base import EncoderModel, Features, LocalFeatures
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig
-from d2v_plugin.models.data2vec2.config import AlibiConfig, AudioConfig, Data2VecConfig, DecoderConfig, ImageConfig, TextConfig
-from d2v_plugin.models.data2vec2.frontends.base import Frontend, LocalFeatures, select_tokens
+from d2v_plugin.models.data2vec2.config import (
+    AlibiConfig,
+    AudioFrontendConfig,
+    Data2VecConfig,
+    DecoderConfig,
+    ImageFrontendConfig,
+    TextFrontendConfig,
+)
+from d2v_plugin.models.data2vec2.frontends.base import Frontend, select_tokens
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.models.families import AnyConfig, family_of
 from d2v_plugin.models.pooling import pool_features, pool_tokens
@@ -56,7 +62,7 @@ from d2v_plugin.tasks.base import Task
 
 __all__ = [
     "AlibiConfig",
-    "AudioConfig",
+    "AudioFrontendConfig",
     "BadSampleConfig",
     "BadSamples",
     "Batch",
@@ -74,7 +80,7 @@ __all__ = [
     "EncoderModel",
     "Features",
     "Frontend",
-    "ImageConfig",
+    "ImageFrontendConfig",
     "InverseBlockMaskSampler",
     "LabelSet",
     "LabelledReader",
@@ -82,6 +88,7 @@ __all__ = [
     "LossOutput",
     "MaskSampler",
     "MaskSection",
+    "MaskingCriterion",
     "Modality",
     "Observation",
     "Prediction",
@@ -97,13 +104,15 @@ __all__ = [
     "SupervisedConfig",
     "SupervisedCriterion",
     "Task",
-    "TextConfig",
+    "TextFrontendConfig",
     "TrainReader",
     "Validatable",
     "ValidationResult",
     "VectorProbe",
+    "Views",
     "batch_rows",
     "create",
+    "draw_views",
     "ensure_valid",
     "expect_dataset",
     "gaussian",
@@ -116,10 +125,8 @@ __all__ = [
     "register_metric",
     "register_probe",
     "report",
-    "row_keys",
     "select_tokens",
     "share_batch",
-    "split_mask",
     "uniform",
 ]
 

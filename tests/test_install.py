@@ -9,6 +9,8 @@ import sys
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
+import pytest
+
 import d2v_plugin
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +66,17 @@ def test_importing_the_package_does_not_import_fairseq2() -> None:
     result = run_python("import d2v_plugin, sys; print('fairseq2' in sys.modules, 'torch' in sys.modules)")
 
     assert result.stdout.split() == ["False", "False"], result.stderr
+
+
+def test_the_package_hands_out_what_users_need() -> None:
+    from d2v_plugin import load, read_text
+    from d2v_plugin.data import single
+    from d2v_plugin.weights import loading
+
+    assert load is loading.load and read_text is single.read_text
+    assert all(callable(getattr(d2v_plugin, name)) for name in d2v_plugin.__all__)
+    with pytest.raises(AttributeError, match="module 'd2v_plugin' has no attribute 'loda'"):
+        d2v_plugin.loda  # noqa: B018
 
 
 def test_the_version_is_written_in_one_place() -> None:

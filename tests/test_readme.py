@@ -93,7 +93,8 @@ def run_tool(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
 
 def test_every_command_is_known_here() -> None:
     """A new kind of command in the documents needs a test of its own."""
-    kinds = ("fairseq2 recipe", "torchrun --nproc-per-node 2 -m d2v_plugin", "python3 -m venv .venv", "python tools/")
+    tools = ("python tools/", "python -m tools.")
+    kinds = ("fairseq2 recipe", "torchrun --nproc-per-node 2 -m d2v_plugin", "python3 -m venv .venv", *tools)
     assert COMMANDS and all(command.startswith(kinds) for command in COMMANDS)
     assert len(TRAIN) >= 8 and len(OTHERS) >= 5
 

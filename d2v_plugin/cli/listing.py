@@ -1,14 +1,15 @@
-"""What ``fairseq2 recipe list`` prints."""
+"""Text of ``fairseq2 recipe list``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fairseq2.datasets import DatasetFamily
 from fairseq2.models import ModelFamily
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 
+from d2v_plugin.cli.help import SUMMARIES
 from d2v_plugin.cli.user_errors import family_archs
 from d2v_plugin.core.fairseq2_private import register_library
 from d2v_plugin.core.registry import registered_names
@@ -19,16 +20,13 @@ from d2v_plugin.tasks.base import Task
 from d2v_plugin.verbs.extensions import Extension, register_all
 
 
-def describe(verbs: Mapping[str, str], extensions: Sequence[Extension]) -> str:
-    """Describe all that is registered, and the recipes at hand, as text.
-
-    :param verbs: the words after ``fairseq2 recipe`` with what they do.
-    """
+def describe_registered(extensions: Sequence[Extension]) -> str:
+    """Describe the verbs, all that is registered, and the recipes at hand, as text."""
     container = DependencyContainer()
     register_library(container)
     register_all(container, extensions)
 
-    sections = [_section("verbs", [f"{name:<9} {summary}" for name, summary in verbs.items()])]
+    sections = [_section("verbs", [f"{name:<9} {summary}" for name, summary in SUMMARIES.items()])]
     sections += [
         _section("tasks", registered_names(container, Task)),
         _section("datasets", sorted(str(key) for key in container.iter_keys(DatasetFamily))),

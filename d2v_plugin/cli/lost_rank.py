@@ -1,13 +1,15 @@
-"""What a rank says when another one has gone: one line, instead of the traceback of whatever it was sending at the moment."""
+"""One line from a rank that has lost another one, instead of the traceback of whatever it was sending at the moment."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch.distributed as dist
 from fairseq2.gang import GangError
+
+from d2v_plugin.core.errors import causes
+from d2v_plugin.weights.run_folder import RunFolder
 
 # gloo's errors are mere RuntimeErrors: "[…/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242".
 _COMMUNICATION = re.compile(r"gloo|NCCL|Socket Timeout|Connection (closed|reset) by peer|Broken pipe", re.IGNORECASE)
@@ -19,10 +21,10 @@ def explain_lost_rank(ex: BaseException, rank: int, output_dir: Path | None) -> 
     :param rank: the one that tells.
     :param output_dir: of the run.
     """
-    leaf = next((error for error in _chain(ex) if _is_communication(error)), None)
+    leaf = next((error for error in reversed([*causes(ex, contexts=True)]) if _is_communication(error)), None)
     if leaf is None:
         return None
-    logs = "its log" if output_dir is None else str(output_dir / "logs" / "rank_*.log")
+    logs = "its log" if output_dir is None else str(RunFolder(output_dir).logs / "rank_*.log")
     reason = re.sub(r"^\[[^\]]*\] *", "", str(leaf).strip().splitlines()[0]).rstrip(". ")
 
     return (
@@ -30,16 +32,6 @@ def explain_lost_rank(ex: BaseException, rank: int, output_dir: Path | None) -> 
         f"set): {reason:.200}. Its own error stands above or in {logs}; if there is none, it was killed from outside, as when "
         "memory runs out. The same command continues from the last checkpoint."
     )
-
-
-def _chain(ex: BaseException | None) -> Iterator[BaseException]:
-    """From the first cause on."""
-    errors = []
-    while ex is not None:
-        errors.append(ex)
-        ex = ex.__cause__ or ex.__context__
-
-    return reversed(errors)
 
 
 def _is_communication(ex: BaseException) -> bool:

@@ -7,96 +7,22 @@ from __future__ import annotations
 
 import io
 import os
+import select
+import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stderr
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-if TYPE_CHECKING:
-    from fairseq2.recipe.base import Recipe
+from d2v_plugin.cli.help import HELP, PROGRAM_HELP
+from d2v_plugin.core.errors import causes
 
-    from d2v_plugin.verbs.extensions import Extension
+if TYPE_CHECKING:
+    from d2v_plugin.verbs.extensions import ExtensibleRecipe, Extension
 
 PROGRAM = "fairseq2"
-
-EXAMPLES = f"""\
-examples:
-  {PROGRAM} recipe list
-  {PROGRAM} recipe train --config-file recipes/demo/digits.yaml out/digits
-"""
-
-TRAIN_EXAMPLES = f"""
-  --extension FILE.py   file that registers more in `setup_fairseq2_extension(container)`; may be repeated
-  --resume SOURCE       `auto` (default): go on from the last complete checkpoint in OUTPUT_DIR, if there is one; `none`: start
-                        anew; a number: that update's checkpoint; DIR/step_N: that checkpoint, also of another run
-  --extend-schedule     when resuming, follow the learning-rate schedule of the recipe as it is now
-
-examples:
-  {PROGRAM} recipe train --config-file recipes/demo/digits.yaml out/digits
-  {PROGRAM} recipe train --config-file recipes/demo/digits.yaml out/short --config regime.num_steps=100 common.seed=3
-  {PROGRAM} recipe train --config-file recipes/demo/digits.yaml --dump-config
-  torchrun --nproc-per-node 2 -m d2v_plugin recipe train --config-file recipes/demo/digits.yaml out/digits2
-
-Running a command again continues its run from the last checkpoint in OUTPUT_DIR.
-"""
-
-EVALUATE_EXAMPLES = f"""
-  --extension FILE.py   file that registers more in `setup_fairseq2_extension(container)`; may be repeated
-
-What the run of the checkpoint was told (task, dataset, criterion) is the default; name what shall differ.
-
-examples:
-  {PROGRAM} recipe evaluate out/scores --config checkpoint.path=out/finetuned
-  {PROGRAM} recipe evaluate out/scores --config checkpoint.path=out/finetuned checkpoint.best=true splits='[test]'
-  {PROGRAM} recipe evaluate out/scores --config checkpoint.path=out/pretrained probing.probes='[{{name: knn}}, {{name: linear}}]'
-"""
-
-EXTRACT_EXAMPLES = f"""
-  --extension FILE.py   file that registers more in `setup_fairseq2_extension(container)`; may be repeated
-
-What the run of the checkpoint was told (task, dataset) is the default; name what shall differ. Running a command again writes
-the shards that are missing.
-
-examples:
-  {PROGRAM} recipe extract out/features --config checkpoint.path=out/pretrained split=train
-  {PROGRAM} recipe extract out/features --config checkpoint.path=out/pretrained features.layers=all features.pooling=none
-  {PROGRAM} recipe extract out/features --config checkpoint.path=out/converted dataset.config_overrides.path=manifests/words
-"""
-
-INSPECT_EXAMPLES = f"""
-  --extension FILE.py   file that registers more in `setup_fairseq2_extension(container)`; may be repeated
-
-What the run of the checkpoint was told (task, dataset, criterion) is the default; name what shall differ.
-
-examples:
-  {PROGRAM} recipe inspect out/pictures --config checkpoint.path=out/pretrained
-  {PROGRAM} recipe inspect out/pictures --config checkpoint.path=out/pretrained split=valid num_samples=8 num_embedded=0
-"""
-
-LIST_HELP = f"""\
-usage: {PROGRAM} recipe list [-h] [--extension FILE.py]
-
-print what a recipe may name: tasks, datasets, models, criteria, mask samplers, probes, and the recipes at hand
-
-  --extension FILE.py   also list what this file registers; may be repeated
-
-examples:
-  {PROGRAM} recipe list
-  {PROGRAM} recipe list --extension my_criterion.py
-"""
-
-
-@dataclass(frozen=True)
-class Verb:
-    """A word after ``fairseq2 recipe``."""
-
-    summary: str
-
-    run: Callable[[Sequence[str]], None]
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -104,21 +30,45 @@ def main(words: Sequence[str] | None = None) -> None:
 
     :param words: the arguments; those of the process if None.
     """
-    match sys.argv[1:] if words is None else list(words):
-        case []:
-            _print_help()
-            fail("a command is missing: `recipe`.")
-        case ["-h" | "--help", *_] | ["recipe", "-h" | "--help", *_]:
-            _print_help()
-        case ["recipe"]:
-            _print_help()
-            fail(f"a verb is missing: {', '.join(VERBS)}.")
-        case ["recipe", name, *rest] if name in VERBS:
-            VERBS[name].run(rest)
-        case ["recipe", name, *_]:
-            fail_unknown(f"verb of `{PROGRAM} recipe`", name, VERBS)
-        case [name, *_]:
-            fail_unknown(f"command of `{PROGRAM}`", name, ["recipe"])
+    with ending_with_its_reader():
+        match sys.argv[1:] if words is None else list(words):
+            case []:
+                print(PROGRAM_HELP)
+                fail("a command is missing: `recipe`.")
+            case ["-h" | "--help", *_] | ["recipe", "-h" | "--help", *_]:
+                print(PROGRAM_HELP)
+            case ["recipe"]:
+                print(PROGRAM_HELP)
+                fail(f"a verb is missing: {', '.join(VERBS)}.")
+            case ["recipe", name, *rest] if name in VERBS:
+                VERBS[name](*take_extensions(rest))
+            case ["recipe", name, *_]:
+                fail_unknown(f"verb of `{PROGRAM} recipe`", name, VERBS)
+            case [name, *_]:
+                fail_unknown(f"command of `{PROGRAM}`", name, ["recipe"])
+
+
+@contextmanager
+def ending_with_its_reader() -> Iterator[None]:
+    """End the process, without a word, once nobody reads its output any more, as in ``fairseq2 recipe list | head``."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except Exception as ex:
+        if not any(isinstance(cause, BrokenPipeError) for cause in causes(ex)) or not _is_unread(sys.stdout.fileno()):
+            raise
+        # The interpreter flushes once more at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _is_unread(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, 0)
+
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def fail(line: str, *, status: int = 2, is_mine: bool = False) -> NoReturn:
@@ -140,66 +90,62 @@ def fail_unknown(kind: str, name: str, known: Iterable[str]) -> NoReturn:
     fail(unknown_name(kind, name, known))
 
 
-def train(words: Sequence[str]) -> None:
+def train(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     """``fairseq2 recipe train``: all flags of fairseq2's runner, ``--extension``, ``--resume`` and ``--extend-schedule``."""
-    words, extensions = take_extensions(words)
     words, sources = take_values(words, "--resume", "`auto`, `none`, a number or a directory")
     extend_schedule = "--extend-schedule" in words
     words = [word for word in words if word != "--extend-schedule"]
 
-    from d2v_plugin.training.checkpoints import Resume
+    from d2v_plugin.training.checkpoints.resume import Resume
     from d2v_plugin.verbs.train.recipe import TrainRecipe
 
-    resume = Resume(sources[-1] if sources else "auto", extend_schedule)
-    run(TrainRecipe(extensions, resume), "train", words)
+    run(TrainRecipe(extensions, Resume(sources[-1] if sources else "auto", extend_schedule)), "train", words)
 
 
-def evaluate(words: Sequence[str]) -> None:
+def evaluate(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     """``fairseq2 recipe evaluate``: all flags of fairseq2's runner, and ``--extension``."""
-    words, extensions = take_extensions(words)
-
-    from d2v_plugin.verbs.defaults import recall_origin
     from d2v_plugin.verbs.evaluate.recipe import EvaluateRecipe
 
-    run(EvaluateRecipe(extensions), "evaluate", words, prepare=recall_origin, examples=EVALUATE_EXAMPLES)
+    run(EvaluateRecipe(extensions), "evaluate", words)
 
 
-def extract(words: Sequence[str]) -> None:
+def extract(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     """``fairseq2 recipe extract``: all flags of fairseq2's runner, and ``--extension``."""
-    words, extensions = take_extensions(words)
-
-    from d2v_plugin.verbs.defaults import recall_origin
     from d2v_plugin.verbs.extract.recipe import ExtractRecipe
 
-    prepare = partial(recall_origin, sections=("task", "dataset"))
-    run(ExtractRecipe(extensions), "extract", words, prepare=prepare, examples=EXTRACT_EXAMPLES)
+    run(ExtractRecipe(extensions), "extract", words)
 
 
-def inspect(words: Sequence[str]) -> None:
+def inspect(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     """``fairseq2 recipe inspect``: all flags of fairseq2's runner, and ``--extension``."""
-    words, extensions = take_extensions(words)
-
-    from d2v_plugin.verbs.defaults import recall_origin
     from d2v_plugin.verbs.inspect.recipe import InspectRecipe
 
-    run(InspectRecipe(extensions), "inspect", words, prepare=recall_origin, examples=INSPECT_EXAMPLES)
+    run(InspectRecipe(extensions), "inspect", words)
 
 
-def run(
-    recipe: Recipe,
-    verb: str,
-    words: Sequence[str],
-    *,
-    prepare: Callable[[Namespace], Namespace] | None = None,
-    examples: str = TRAIN_EXAMPLES,
-) -> None:
+def list_registered(words: Sequence[str], extensions: Sequence[Extension]) -> None:
+    """``fairseq2 recipe list``: everything a recipe may name."""
+    if words in (["-h"], ["--help"]):
+        print(HELP["list"])
+        return
+    if words:
+        fail(f"`{PROGRAM} recipe list` takes no `{words[0]}`; only --extension FILE.py.")
+
+    from fairseq2.recipe.error import RecipeError
+
+    from d2v_plugin.cli.listing import describe_registered
+
+    try:
+        print(describe_registered(extensions))
+    except RecipeError as ex:
+        fail(str(ex))
+
+
+def run(recipe: ExtensibleRecipe, verb: str, words: Sequence[str]) -> None:
     """Run a recipe as ``fairseq2.recipe.cli.main(recipe)`` does, except that mistakes of the user are told in one line.
 
     fairseq2's ``main`` logs a traceback for a mistyped key before anyone else sees the exception, and offers no place to step
     in between; these are its own steps, with one more layer inside its error handling.
-
-    :param prepare: turns the parsed command line into one that fairseq2 understands; None = resolves the recipe file's bases.
-    :param examples: what ``--help`` prints after fairseq2's text.
     """
     import torch
     from fairseq2.logging import configure_logging
@@ -210,9 +156,8 @@ def run(
     from d2v_plugin.cli.user_errors import explain
     from d2v_plugin.core import fairseq2_private
     from d2v_plugin.data.bad_samples import BadSamplesError
-    from d2v_plugin.verbs.inheritance import resolve_bases
 
-    args = parse(verb, words, examples)
+    args = parse(verb, words)
     configure_logging(no_rich=args.no_rich)
     hide_secrets()
 
@@ -225,11 +170,12 @@ def run(
         torch.inference_mode(mode=not trains),
     ):
         try:
-            fairseq2_private.register_library(container, no_progress=True if args.no_rich else None)
-            register = fairseq2_private.register_train_recipe if trains else fairseq2_private.register_inference_recipe
-            register(container, recipe)
-            fairseq2_private.register_main(container, (prepare or resolve_bases)(args), recipe)
-            fairseq2_private.run_main(container, args)
+            with ending_with_its_reader():
+                fairseq2_private.register_library(container, no_progress=True if args.no_rich else None)
+                register = fairseq2_private.register_train_recipe if trains else fairseq2_private.register_inference_recipe
+                register(container, recipe)
+                fairseq2_private.register_main(container, recipe.resolve_arguments(args), recipe)
+                fairseq2_private.run_main(container, args)
         except Exception as ex:
             line = explain(ex, container, args)
             if args.no_exit_on_error:
@@ -239,12 +185,12 @@ def run(
             lost = explain_lost_rank(ex, int(os.environ.get("RANK", "0")), args.output_dir)
             if lost is None:
                 raise
-            # Two of each machine, of which one may be the lost one.
+            # Print on two ranks per machine: one of them may be the lost one.
             fail(lost, status=1, is_mine=int(os.environ.get("LOCAL_RANK", "0")) < 2)
 
 
-def parse(verb: str, words: Sequence[str], examples: str) -> Namespace:
-    """Parse the flags of fairseq2's runner with its own parser; ``--help`` prints our examples after its text."""
+def parse(verb: str, words: Sequence[str]) -> Namespace:
+    """Parse the flags of fairseq2's runner with its own parser; ``--help`` prints ours after its text."""
     from d2v_plugin.core.fairseq2_private import parse_args
 
     sys.argv = [f"{PROGRAM} recipe {verb}", *words]
@@ -254,7 +200,7 @@ def parse(verb: str, words: Sequence[str], examples: str) -> Namespace:
             return parse_args()
     except SystemExit as ex:
         if ex.code == 0:
-            print(examples)
+            print(HELP[verb])
             raise
         fail(complaint.getvalue().strip().splitlines()[-1].partition("error: ")[2])
 
@@ -267,7 +213,6 @@ def take_values(words: Sequence[str], flag: str, what: str) -> tuple[list[str], 
     """
     kept: list[str] = []
     values: list[str] = []
-
     remaining = iter(words)
     for word in remaining:
         name, equals, value = word.partition("=")
@@ -298,35 +243,4 @@ def take_extensions(words: Sequence[str]) -> tuple[list[str], list[Extension]]:
         fail(str(ex))
 
 
-def list_registered(words: Sequence[str]) -> None:
-    """``fairseq2 recipe list``: everything a recipe may name."""
-    words, extensions = take_extensions(words)
-    if words in (["-h"], ["--help"]):
-        print(LIST_HELP)
-        return
-    if words:
-        fail(f"`{PROGRAM} recipe list` takes no `{words[0]}`; only --extension FILE.py.")
-
-    from fairseq2.recipe.error import RecipeError
-
-    from d2v_plugin.cli.listing import describe
-
-    verbs = {name: verb.summary for name, verb in VERBS.items()}
-    try:
-        print(describe(verbs, extensions))
-    except RecipeError as ex:
-        fail(str(ex))
-
-
-def _print_help() -> None:
-    verbs = "\n".join(f"  recipe {name:<9} {verb.summary}" for name, verb in VERBS.items())
-    print(f"usage: {PROGRAM} recipe <verb> [-h] …\n\ndata2vec on fairseq2\n\nverbs:\n{verbs}\n\n{EXAMPLES}")
-
-
-VERBS = {
-    "train": Verb("train a model: `--config-file RECIPE.yaml OUTPUT_DIR`", train),
-    "evaluate": Verb("score a fine-tuned model, or probe any model: `OUTPUT_DIR --config checkpoint.path=RUN`", evaluate),
-    "extract": Verb("write features of a manifest to disk: `OUTPUT_DIR --config checkpoint.path=RUN`", extract),
-    "inspect": Verb("draw pictures of a model: `OUTPUT_DIR --config checkpoint.path=RUN`", inspect),
-    "list": Verb("print the recipes, and what they may name", list_registered),
-}
+VERBS = {"train": train, "evaluate": evaluate, "extract": extract, "inspect": inspect, "list": list_registered}

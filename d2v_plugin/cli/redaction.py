@@ -1,10 +1,10 @@
-"""Keeps secrets of the environment out of the logs; fairseq2 writes all environment variables there when a run starts."""
+"""Redaction of the logs, where fairseq2 writes all environment variables when a run starts."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from logging import Filter, Formatter, LogRecord
 from typing import Final
 
@@ -21,26 +21,22 @@ _MIN_LENGTH: Final = 8
 
 
 def is_secret(name: str) -> bool:
-    """Whether an environment variable is called like one that holds a secret."""
+    """Tell by its name whether an environment variable holds a secret."""
     return _SECRET_NAMES.search(name) is not None
 
 
 def hide_in(text: str, environment: Mapping[str, str]) -> str:
     """Replace secrets: the values of variables called like one, and what is between ``://`` and ``@``."""
-    for secret in _list_secrets(environment):
+    secrets = {
+        value if len(value) >= _MIN_LENGTH else f"{name}={value}"
+        for name, value in environment.items()
+        if value and is_secret(name)
+    }
+    # The longest first, since one may contain another.
+    for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
 
     return _LOGIN.sub(HIDDEN, text)
-
-
-def _list_secrets(environment: Mapping[str, str]) -> Iterator[str]:
-    """What to replace; the longest first, since one may contain another."""
-    found: set[str] = set()
-    for name, value in environment.items():
-        if is_secret(name) and value:
-            found.add(value if len(value) >= _MIN_LENGTH else f"{name}={value}")
-
-    return iter(sorted(found, key=len, reverse=True))
 
 
 class SecretFilter(Filter):

@@ -1,4 +1,4 @@
-"""Turns what a user did wrong into one line.
+"""Mistakes of the user, told in one line.
 
 fairseq2 answers a mistyped key with a chain of five exceptions. What the user needs is the file, the key, and what may stand
 there; :func:`explain` finds those, or returns None for errors that are not the user's and deserve their traceback.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 import sys
-import traceback
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from fairseq2.utils.yaml import YamlError, YamlLoader
 from ruamel.yaml.error import MarkedYAMLError
 from torch.optim import Optimizer
 
-from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.errors import CheckpointError, causes
 from d2v_plugin.core.registry import registered_names, unknown_component, unknown_name
 
 # Their own message is one clear line already.
@@ -98,9 +97,7 @@ def _explain(ex: BaseException, resolver: DependencyResolver, args: Namespace) -
         case FileNotFoundError() | NotADirectoryError() | PermissionError() | FileExistsError() | IsADirectoryError():
             return _explain_os_error(ex)
         case DatasetError():
-            return " ".join(str(cause) for cause in _chain(ex))
-        case ValueError() if _was_raised_by_config(ex):
-            return str(ex)
+            return " ".join(str(cause) for cause in causes(ex))
         case _ if isinstance(ex, SELF_EXPLAINING):
             return str(ex)
     return None
@@ -117,17 +114,6 @@ def _names(resolver: DependencyResolver, kls: type[object]) -> list[str]:
     return [str(key) for key in resolver.iter_keys(kls)]
 
 
-def _chain(ex: BaseException | None) -> Iterator[BaseException]:
-    while ex is not None:
-        yield ex
-        ex = ex.__cause__
-
-
-def _was_raised_by_config(ex: BaseException) -> bool:
-    """Whether a configuration refused its values while fairseq2 made it from a YAML."""
-    return any(frame.name == "_create_dataclass" for frame in traceback.extract_tb(ex.__traceback__))
-
-
 def _explain_os_error(ex: OSError) -> str | None:
     # Only mistakes with a path: an error of the network or a full disk happens to a correct configuration, too.
     if ex.filename is None or isinstance(ex, BlockingIOError | ConnectionError | InterruptedError):
@@ -137,11 +123,9 @@ def _explain_os_error(ex: OSError) -> str | None:
 
 
 def _explain_config(ex: BaseException, resolver: DependencyResolver, args: Namespace) -> str:
-    chain = list(_chain(ex))
-    leaf = chain[-1]
-
-    if isinstance(leaf, StructureError) or any(isinstance(cause, StructureError) for cause in chain):
-        return _explain_structure(chain, resolver, args)
+    chain = list(causes(ex))
+    if any(isinstance(cause, StructureError) for cause in chain):
+        return _explain_structure([str(cause) for cause in chain], resolver, args)
     if args.config_file is not None and not args.config_file.is_file():
         return f"{args.config_file} does not exist or is not a file{_similar_files(args.config_file)}."
     if any(isinstance(cause, YamlError) for cause in chain):
@@ -160,49 +144,41 @@ def _similar_files(path: Path) -> str:
     return f"; in that directory there are: {', '.join(known)}" if known else ""
 
 
-def _explain_structure(chain: list[BaseException], resolver: DependencyResolver, args: Namespace) -> str:
-    messages = [str(cause) for cause in chain]
-    path = _key_path(messages)
-    overrides = _user_config(resolver, args)
-    source = f"{args.config_file}: " if args.config_file is not None else ""
+def _explain_structure(messages: Sequence[str], resolver: DependencyResolver, args: Namespace) -> str:
+    path = [key for message in messages for key in _keys_in(message)]
     key = ".".join(path)
+    source = f"{args.config_file}: " if args.config_file is not None else ""
 
     extra = re.search(r"fields of `<class '([^']+)'>`, but it contains extra key\(s\) (.+)\.$", messages[-1])
     if extra is not None:
         known = _field_names(extra[1])
-        unknown = extra[2].split(", ")
         section = f" of `{key}`" if path else ""
-        return source + " ".join(unknown_name(f"key{section}", name, known) for name in unknown)
+        return source + " ".join(unknown_name(f"key{section}", name, known) for name in extra[2].split(", "))
 
-    value = _look_up(overrides, path)
+    value = _look_up(_user_config(resolver, args), path)
     given = "" if value is None else f"`{value}` is not valid: "
 
     return f"{source}`{key or 'the configuration'}`: {given}{_expectation(messages)}"
 
 
-def _key_path(messages: list[str]) -> list[str]:
-    """The dotted path of the offending key, from the outermost to the innermost message."""
-    path: list[str] = []
-    for message in messages:
-        for pattern in (
-            r"^`([\w.]+)` field cannot be structured",
-            r"^`([\w.]+)` cannot be structured",
-            r"at index (\d+) cannot be structured",
-            r"^Value of the (\S+) key cannot be structured",
-        ):
-            if (found := re.search(pattern, message)) is not None:
-                path.extend(found[1].split("."))
-                break
+def _keys_in(message: str) -> list[str]:
+    """The part of the dotted path of the offending key that one of fairseq2's messages tells, the outermost the first."""
+    for pattern in (
+        r"^`([\w.]+)` field cannot be structured",
+        r"^`([\w.]+)` cannot be structured",
+        r"at index (\d+) cannot be structured",
+        r"^Value of the (\S+) key cannot be structured",
+    ):
+        if (found := re.search(pattern, message)) is not None:
+            return found[1].split(".")
 
-    return path
+    return []
 
 
-def _expectation(messages: list[str]) -> str:
-    message = messages[-1].split("\n")[0]
-    for cause in reversed(messages):
-        if (found := re.search(r"^`obj` cannot be parsed as (.+)\.$", cause)) is not None:
-            message = f"Value must be of type {found[1]}."
-            break
+def _expectation(messages: Sequence[str]) -> str:
+    parsed_as = (re.search(r"^`obj` cannot be parsed as (.+)\.$", message) for message in reversed(messages))
+    kind = next((found[1] for found in parsed_as if found is not None), None)
+    message = messages[-1].split("\n")[0] if kind is None else f"Value must be of type {kind}."
 
     # "`<class 'int'>`" -> "int"
     message = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", message)
@@ -218,7 +194,7 @@ def _field_names(qualified_name: str) -> list[str]:
 
 
 def _user_config(resolver: DependencyResolver, args: Namespace) -> object:
-    """What the user wrote: the file, then the overrides of the command line."""
+    """The file that the user wrote, below the overrides of the command line."""
     config: object = {}
     merger = StandardConfigMerger()
     if args.config_file is not None:
@@ -229,7 +205,7 @@ def _user_config(resolver: DependencyResolver, args: Namespace) -> object:
     return config
 
 
-def _look_up(config: object, path: list[str]) -> object:
+def _look_up(config: object, path: Sequence[str]) -> object:
     for key in path:
         if isinstance(config, Mapping):
             config = config.get(key)

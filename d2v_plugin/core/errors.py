@@ -9,13 +9,16 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names the file and everything that is wrong with it."""
 
 
-def causes(ex: BaseException | None) -> Iterator[BaseException]:
-    """An exception, what it was raised from, and so on; each once, although the interpreter can close a circle of them."""
+def causes(ex: BaseException | None, *, contexts: bool = False) -> Iterator[BaseException]:
+    """An exception, what it was raised from, and so on; each once, although the interpreter can close a circle of them.
+
+    :param contexts: go on with what was being handled where an exception was raised from nothing.
+    """
     seen: set[int] = set()
     while ex is not None and id(ex) not in seen:
         seen.add(id(ex))
         yield ex
-        ex = ex.__cause__
+        ex = ex.__cause__ or (ex.__context__ if contexts else None)
 
 
 def root_cause(ex: BaseException) -> BaseException:

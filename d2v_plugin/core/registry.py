@@ -11,7 +11,8 @@ and select it in YAML by ``name``; ``config`` is then read as ``MyConfig``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar, cast
@@ -51,7 +52,7 @@ def register(
 
 
 def registered_names(resolver: DependencyResolver, base: type[object]) -> list[str]:
-    """The names registered for ``base``, sorted."""
+    """List the names registered for ``base``, sorted."""
     keys = cast("list[tuple[type[object], str]]", list(resolver.iter_keys(ComponentEntry)))
 
     return sorted(name for kls, name in keys if kls is base)
@@ -63,21 +64,28 @@ def create(resolver: DependencyResolver, base: type[T], section: ComponentSectio
     :raises RecipeError: the name is unknown, or the settings are impossible.
     :raises TypeError: the section's ``config`` is not an instance of the component's configuration.
     """
-    try:
+    with _errors_of(resolver, base, section.name):
         return resolver.resolve(ComponentManager).create_component(base, section.name, section.config)
+
+
+@contextmanager
+def _errors_of(resolver: DependencyResolver, base: type[object], name: str) -> Iterator[None]:
+    """Name the component in whatever is wrong with it."""
+    try:
+        yield
     except ComponentNotKnownError as ex:
         raise unknown_component(resolver, ex) from None
     except ValueError as ex:
-        raise RecipeError(f"{kind_of(base)} `{section.name}`: {ex}") from ex
+        raise RecipeError(f"{kind_of(base)} `{name}`: {ex}") from ex
 
 
 def unknown_component(resolver: DependencyResolver, ex: ComponentNotKnownError) -> RecipeError:
-    """The error that names what is registered instead."""
+    """Make the error that names what is registered instead."""
     return RecipeError(unknown_name(kind_of(ex.component_kls), ex.name, registered_names(resolver, ex.component_kls)))
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """One sentence that says which ``kind`` is not known, what may have been meant, and what there is."""
+    """Say in a sentence that there is no ``kind`` of this name, what may have been meant, and what there is."""
     known = sorted(known)
     close = get_close_matches(name, known, n=1)
     hint = f" Did you mean `{close[0]}`?" if close else ""
@@ -104,11 +112,6 @@ class ComponentSection(SupportsStructure):
 
     @override
     def structure(self, resolver: DependencyResolver) -> None:
-        if self.config is None:
-            self.config = {}
-        try:
-            self.config = structure_component_config(resolver, self.base, self.name, self.config)
-        except ComponentNotKnownError as ex:
-            raise unknown_component(resolver, ex) from None
-        except ValueError as ex:
-            raise RecipeError(f"{kind_of(self.base)} `{self.name}`: {ex}") from ex
+        config = {} if self.config is None else self.config
+        with _errors_of(resolver, self.base, self.name):
+            self.config = structure_component_config(resolver, self.base, self.name, config)

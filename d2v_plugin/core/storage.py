@@ -1,4 +1,4 @@
-"""Complete or not: a directory of files, and a record of their sizes and hashes that is written last.
+"""Files and directories that are there whole or not at all, and records of the sizes and hashes of a directory's files.
 
 A checkpoint is written aside (``step_9.tmp``), then its record, and then the directory gets its name. So whatever carries the
 name was complete once; the record finds out whether it still is, and says which file is not.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -26,7 +28,7 @@ _CHUNK: Final = 1 << 22
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file was when it had been written."""
+    """Size and contents of a file when it had been written."""
 
     size: int
     """Bytes."""
@@ -37,7 +39,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """What ``complete.json`` says."""
+    """Contents of ``complete.json``."""
 
     files: Mapping[str, FileRecord]
     """By path relative to the directory, with slashes."""
@@ -46,22 +48,65 @@ class Record:
     """Whatever the writer wants to know when it reads the directory again."""
 
 
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a file, or replace it: whoever opens it, even after a loss of power, finds the old contents or the new ones.
+
+    Missing folders are made. Several processes may write the same file at once; the last one wins.
+
+    :param data: text is written as UTF-8; bytes of names that are not valid UTF-8 (``surrogateescape``) are written as they are.
+    :raises OSError: it cannot be written; the old contents are still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        aside.write_bytes(data.encode("utf-8", errors="surrogateescape") if isinstance(data, str) else data)
+        put_in_place(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def put_in_place(aside: Path, target: Path) -> None:
+    """Give a finished file or directory its name at once, on the disk; a directory that had the name before is removed."""
+    for path in (aside, *aside.rglob("*")):
+        _sync(path)
+    replaced = _retire(target) if aside.is_dir() and target.exists() else None
+    aside.replace(target)
+    _sync(target.parent)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def remove_directory(folder: Path) -> None:
+    """Remove a directory, under another name first: what is half removed is taken for nothing."""
+    shutil.rmtree(_retire(folder))
+
+
+def _retire(folder: Path) -> Path:
+    gone = folder.with_name(f"{folder.name}.old.tmp")
+    shutil.rmtree(gone, ignore_errors=True)
+    return folder.rename(gone)
+
+
+def _sync(path: Path) -> None:
+    """Make the contents of a file, or the names in a directory, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_record(folder: Path, record: Record) -> None:
-    """Write ``complete.json``, at once and to the disk."""
+    """Write ``complete.json``."""
     files = {name: asdict(record.files[name]) for name in sorted(record.files)}
     content = {"format_version": FORMAT_VERSION, **record.info, "files": files}
     content["sha256"] = _hash_content(content)
-    aside = folder / f"{RECORD_FILE}.tmp"
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(folder / RECORD_FILE)
-    sync_directory(folder)
+    write_atomically(folder / RECORD_FILE, json.dumps(content, indent=1))
 
 
 def read_record(folder: Path) -> Record:
-    """
+    """Read ``complete.json``.
+
     :raises CheckpointError: there is none, or it is damaged.
     """
     path = folder / RECORD_FILE
@@ -88,16 +133,32 @@ def read_record(folder: Path) -> Record:
     return Record(records, content)
 
 
-def check_files(folder: Path, record: Record, names: Iterable[str] | None = None) -> None:
-    """Compare files with their record.
+def has_record(folder: Path) -> bool:
+    """Tell whether a directory was complete once."""
+    return (folder / RECORD_FILE).is_file()
 
-    :param names: which files; None = all.
+
+def check_directory(folder: Path, contents: str = "*") -> Record:
+    """Check that a directory is complete: all files of its record are there, with their sizes and, of some, their contents.
+
+    :param contents: pattern of the names of files that are going to be read.
+    :returns: its record.
+    :raises CheckpointError: there is no record, or as for :func:`check_files`.
+    """
+    record = read_record(folder)
+    check_files(folder, record, [name for name in record.files if fnmatch(name, contents)])
+    return record
+
+
+def check_files(folder: Path, record: Record, contents: Iterable[str]) -> None:
+    """Compare files with their record: the sizes of all, which cost nothing, and the contents of some.
+
+    :param contents: names of the latter.
     :raises CheckpointError: one is missing, has another size, or other contents; names the first.
     """
-    names = sorted(record.files) if names is None else list(names)
-    for name in names:  # sizes first: they cost nothing
+    for name in sorted(record.files):
         _check_size(folder / name, record.files[name])
-    for name in names:
+    for name in sorted(contents):
         path = folder / name
         try:
             found = hash_file(path)
@@ -105,16 +166,6 @@ def check_files(folder: Path, record: Record, names: Iterable[str] | None = None
             raise CheckpointError(f"{path}: {ex.strerror or ex}.") from ex
         if found != record.files[name].sha256:
             raise CheckpointError(f"{path} is damaged: its hash is not the one in {RECORD_FILE}.")
-
-
-def check_if_recorded(folder: Path, pattern: str) -> None:
-    """Compare the files of some names with their record, if the directory has one.
-
-    :raises CheckpointError: as :func:`check_files`.
-    """
-    if (folder / RECORD_FILE).is_file():
-        record = read_record(folder)
-        check_files(folder, record, [name for name in record.files if fnmatch(name, pattern)])
 
 
 def _check_size(path: Path, expected: FileRecord) -> None:
@@ -142,14 +193,4 @@ def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             found.update(chunk)
-
     return found.hexdigest()
-
-
-def sync_directory(folder: Path) -> None:
-    """Make the names in a directory survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The criterion: what a model is trained for."""
+"""The criterion: the objective that a model is trained for."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
-from d2v_plugin.core.contracts import LossOutput, Objective, StepInfo
+from d2v_plugin.core.contracts import LossOutput, Objective, StepInfo, Views
 from d2v_plugin.core.registry import ComponentSection
-from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.models.base import EncoderModel, LocalFeatures
 
 ModelT = TypeVar("ModelT", bound=EncoderModel)
 
@@ -47,8 +48,27 @@ class Criterion(Objective, Generic[ModelT]):
         return None
 
     def teacher_layers(self, model: ModelT, batch: Batch) -> list[Tensor]:
-        """What the teacher makes targets of, to look at: for each of its blocks (N, S, D); empty = there is no teacher."""
+        """The layers that the teacher makes targets of, to look at: for each of its blocks (N, S, D); empty = no teacher."""
         return []
+
+
+class MaskingCriterion(Criterion[ModelT]):
+    """A training objective on masked views of the samples."""
+
+    @abstractmethod
+    def draw_views(self, model: ModelT, batch: Batch, local: LocalFeatures, step: StepInfo, mask: Tensor | None = None) -> Views:
+        """Draw the masked views of a batch, see :func:`d2v_plugin.masking.drawing.draw_views`.
+
+        :param mask: given masks; None = draw them.
+        """
+
+    @override
+    @torch.no_grad()
+    def masks_of(self, model: ModelT, batch: Batch, step: StepInfo) -> Tensor:
+        local = model.extract_local(batch.inputs, batch.padding_mask, modality=batch.modality)
+        mask = self.draw_views(model, batch, local, step).mask
+
+        return mask.view(batch.num_examples, -1, mask.size(1))
 
 
 def criterion_of(model: EncoderModel) -> Criterion[Any] | None:

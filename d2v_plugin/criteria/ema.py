@@ -6,12 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from typing_extensions import override
+
+from d2v_plugin.core.validation import report
 
 
 @dataclass(kw_only=True)
-class EmaConfig:
+class EmaConfig(Validatable):
     """Decay of the average: linear from ``start`` to ``end``, constant afterwards."""
 
     start: float = 0.999
@@ -23,12 +27,13 @@ class EmaConfig:
     anneal_steps: int = 100_000
     """Updates until ``end`` is reached."""
 
-    def __post_init__(self) -> None:
-        for name in ("start", "end"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"`{name}` must be in [0, 1], but is {getattr(self, name)}.")
-        if self.anneal_steps < 1:
-            raise ValueError(f"`anneal_steps` must be at least 1, but is {self.anneal_steps}.")
+    @override
+    def validate(self) -> ValidationResult:
+        return report(
+            (not 0.0 <= self.start <= 1.0, f"`start` must be in [0, 1], but is {self.start}."),
+            (not 0.0 <= self.end <= 1.0, f"`end` must be in [0, 1], but is {self.end}."),
+            (self.anneal_steps < 1, f"`anneal_steps` must be at least 1, but is {self.anneal_steps}."),
+        )
 
 
 def decay_at(config: EmaConfig, step_nr: int) -> float:

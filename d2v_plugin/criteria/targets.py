@@ -1,4 +1,4 @@
-"""From the teacher's taps to targets: normalise each layer, average the top ones, normalise again (data2vec, section 3.3)."""
+"""Targets: the teacher's layers, each normalised, the top ones averaged, normalised again (data2vec, section 3.3); and pixels."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2v_plugin.models.statistics import mean_valid
+
 
 @dataclass(kw_only=True)
 class TargetConfig:
-    """What the student has to predict. Norms have no parameters and apply in the order of the fields."""
+    """Recipe of the targets. Norms have no parameters and apply in the order of the fields."""
 
     num_layers: int = 8
     """K: how many of the teacher's top blocks are averaged."""
@@ -48,9 +50,10 @@ def make_targets(config: TargetConfig, layers: Iterable[Tensor], padding_mask: T
     for layer in layers:
         layer = layer.float()
         if config.batch_norm_layers:
-            layer = _normalise_tokens(layer.flatten(0, 1).unsqueeze(0), _flatten(padding_mask)).view_as(layer)
+            whole_padding = None if padding_mask is None else padding_mask.reshape(1, -1)
+            layer = _normalize_tokens(layer.flatten(0, 1).unsqueeze(0), whole_padding).view_as(layer)
         if config.instance_norm_layers:
-            layer = _normalise_tokens(layer, padding_mask)
+            layer = _normalize_tokens(layer, padding_mask)
         if config.layer_norm_layers:
             layer = F.layer_norm(layer, layer.shape[-1:])
         total = layer if total is None else total + layer
@@ -62,23 +65,34 @@ def make_targets(config: TargetConfig, layers: Iterable[Tensor], padding_mask: T
     if config.layer_norm:
         targets = F.layer_norm(targets, targets.shape[-1:])
     if config.instance_norm:
-        targets = _normalise_tokens(targets, padding_mask)
+        targets = _normalize_tokens(targets, padding_mask)
 
     return targets
 
 
-def _normalise_tokens(x: Tensor, padding_mask: Tensor | None, eps: float = 1e-5) -> Tensor:
+def _normalize_tokens(x: Tensor, padding_mask: Tensor | None, eps: float = 1e-5) -> Tensor:
     """Zero mean and unit (biased) variance of each channel over the valid tokens: (N, S, D) -> (N, S, D)."""
     if padding_mask is None:
         variance, mean = torch.var_mean(x, dim=1, keepdim=True, correction=0)
     else:
-        valid = (~padding_mask).unsqueeze(-1).to(x.dtype)
-        num_valid = valid.sum(dim=1, keepdim=True)
-        mean = (x * valid).sum(dim=1, keepdim=True) / num_valid
-        variance = ((x - mean).square() * valid).sum(dim=1, keepdim=True) / num_valid
+        mean = mean_valid(x, padding_mask).unsqueeze(1)
+        variance = mean_valid((x - mean).square(), padding_mask).unsqueeze(1)
 
     return (x - mean) * torch.rsqrt(variance + eps)
 
 
-def _flatten(padding_mask: Tensor | None) -> Tensor | None:
-    return None if padding_mask is None else padding_mask.reshape(1, -1)
+def normalize_patches(images: Tensor, patch_size: int) -> Tensor:
+    """Cut images into patches and give the pixels of each zero mean and unit variance (MAE, section 3).
+
+    :param images: (N, C, H, W)
+    :param patch_size: P, in pixels.
+    :returns: (N, S, P·P·C) fp32, patches row by row, the channels of a pixel adjacent.
+    """
+    num_samples, channels, height, width = images.shape
+
+    # (N, C, H, W) -> (N, C, H/P, P, W/P, P) -> (N, H/P, W/P, P, P, C)
+    x = images.float().view(num_samples, channels, height // patch_size, patch_size, width // patch_size, patch_size)
+    x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    variance, mean = torch.var_mean(x, dim=-1, keepdim=True)
+
+    return (x - mean) * torch.rsqrt(variance + 1e-6)

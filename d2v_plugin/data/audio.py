@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import soundfile
 import soxr
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.data.bad_samples import SampleError
@@ -25,8 +22,8 @@ _EPSILON = 1e-5
 
 
 @dataclass(kw_only=True)
-class AudioConfig:
-    """How recordings become waveforms."""
+class AudioReadingConfig:
+    """Settings of how recordings become waveforms."""
 
     sample_rate: int = 16_000
     """Samples per second of what the model hears."""
@@ -40,7 +37,7 @@ class AudioConfig:
 
 @dataclass(frozen=True)
 class Recording:
-    """What a manifest says of a recording."""
+    """A recording, as a manifest describes it."""
 
     location: Location
 
@@ -61,7 +58,7 @@ class Recording:
 
 
 def read_recording(
-    recording: Recording, config: AudioConfig, offset: int = 0, length: int | None = None, out: Waveform | None = None
+    recording: Recording, config: AudioReadingConfig, offset: int = 0, length: int | None = None, out: Waveform | None = None
 ) -> Waveform:
     """Read ``length`` samples from ``offset`` on, counted at the model's rate. -> (length,) float32
 
@@ -101,25 +98,7 @@ def measure(waveform: Waveform) -> tuple[float, float]:
     return float(waveform.mean(dtype=np.float64)), float(waveform.var(dtype=np.float64))
 
 
-def length_at(size: int, rate: int | None, sample_rate: int) -> int:
-    """How many samples ``size`` samples become at another rate."""
-    return size if rate is None else size * sample_rate // rate
-
-
-def pad_and_stack(waveforms: Sequence[Waveform]) -> tuple[Tensor, Tensor | None, int | None]:
-    """Pad to the longest with zeros. N × (T_n,) -> (N, T), the padding mask (N, T) and the shortest length, if any is padded."""
-    lengths = np.array([len(waveform) for waveform in waveforms])
-    longest, shortest = int(lengths.max()), int(lengths.min())
-    padded = np.zeros((len(waveforms), longest), dtype=np.float32)
-    for row, waveform in enumerate(waveforms):
-        padded[row, : len(waveform)] = waveform
-    if longest == shortest:
-        return torch.from_numpy(padded), None, None
-
-    return torch.from_numpy(padded), torch.from_numpy(np.arange(longest) >= lengths[:, None]), shortest
-
-
-def _decode(recording: Recording, config: AudioConfig, first: int, count: int, out: Waveform | None) -> Waveform:
+def _decode(recording: Recording, config: AudioReadingConfig, first: int, count: int, out: Waveform | None) -> Waveform:
     with _open(recording.location) as file:
         _check(recording, config, file.samplerate, file.frames)
         check_recording(count, file.channels)
@@ -152,11 +131,10 @@ def _open(location: Location) -> soundfile.SoundFile:
         return _ReadOnce(location.path)
     if sys.platform == "linux":
         return _ReadOnce(copy_range(location), closefd=False)
-
     return _ReadOnce(io.BytesIO(read_bytes(location)))
 
 
-def _check(recording: Recording, config: AudioConfig, rate: int, frames: int) -> None:
+def _check(recording: Recording, config: AudioReadingConfig, rate: int, frames: int) -> None:
     expected = recording.rate or config.sample_rate
     if rate != expected:
         raise SampleError(f"The file has {rate} samples per second, but {expected} were expected.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -20,7 +21,7 @@ class BadSamplesError(RecipeError):
 
 @dataclass(kw_only=True)
 class BadSampleConfig:
-    """How many unreadable samples a run puts up with."""
+    """Limits to the unreadable samples that a run puts up with."""
 
     max_fraction: float = 0.001
     """Share of the split's samples that may be bad …"""
@@ -32,32 +33,37 @@ class BadSampleConfig:
 class BadSamples:
     """Keeps account of the bad samples of one split, as one rank sees them. Safe to use from many threads."""
 
-    def __init__(self, split: Path, num_samples: int, config: BadSampleConfig, report: Path | None = None) -> None:
+    def __init__(
+        self, split: Path, num_samples: int, name: Callable[[int], str], config: BadSampleConfig, report: Path | None
+    ) -> None:
         """
         :param split: the manifest, to name it.
-        :param report: a file to append them to: manifest, line and location, reason, separated by tabs.
+        :param name: tells people which sample a row is: the line it stands on, and what lies behind it.
+        :param report: a file to append them to: manifest, line and location, reason, separated by tabs; None = none.
         """
         self.split = split
         self.report = report
         self.limit = max(config.min_count, int(config.max_fraction * num_samples))
         self.found: dict[int, str] = {}
+        self._name = name
         self._lock = Lock()
 
-    def add(self, row: int, name: str, reason: str) -> None:
-        """Count a sample once, however often it is met.
+    def name_sample(self, row: int) -> str:
+        """Name any sample of the split, good or bad, with the manifest before it."""
+        return f"{self.split}:{self._name(row)}"
 
-        :param name: which one it is, for people.
-        """
+    def add(self, row: int, reason: str) -> None:
+        """Count a sample once, however often it is met."""
         with self._lock:
             if row in self.found:
                 return
             reason = " ".join(reason.split())
-            self.found[row] = f"{self.split}:{name}: {reason}"
+            self.found[row] = f"{self.name_sample(row)}: {reason}"
             log.warning("Dropped a bad sample ({} of at most {}). {}", len(self.found), self.limit, self.found[row])
             if self.report is not None:
                 self.report.parent.mkdir(parents=True, exist_ok=True)
                 with self.report.open("a", encoding="utf-8", errors="surrogateescape") as file:
-                    file.write(f"{self.split}\t{name}\t{reason}\n")
+                    file.write(f"{self.split}\t{self._name(row)}\t{reason}\n")
 
     def raise_if_too_many(self) -> None:
         """:raises BadSamplesError: more samples were bad than tolerated; lists them."""

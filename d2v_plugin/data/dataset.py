@@ -14,8 +14,10 @@ from torch import Tensor
 from typing_extensions import Self
 
 from d2v_plugin.core.batch import Modality
-from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.data.manifest import Columns, Manifest, ManifestError, Problems
+from d2v_plugin.data.labels import LabelSet, sort_labels
+from d2v_plugin.data.manifest import Manifest
+from d2v_plugin.data.manifest_text import Columns
+from d2v_plugin.data.problems import ManifestError, Problems
 from d2v_plugin.data.text import Vocabulary
 
 
@@ -62,7 +64,6 @@ class ManifestDataset:
         """:raises SplitNotKnownError: there is no such manifest."""
         if name not in self.splits:
             raise SplitNotKnownError(str(self.path), name, sorted(self.splits))
-
         return self.splits[name]
 
     @cached_property
@@ -76,9 +77,7 @@ class ManifestDataset:
             raise ManifestError(f"The manifests in {self.path} declare different `#classes`; they must be the same.")
         if declared:
             return list(declared.pop())
-        labels = {label for split in self.splits.values() for label in split.distinct("label")}
-
-        return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
+        return sort_labels(label for split in self.splits.values() for label in split.distinct("label"))
 
     def read_labels(self, split: str, known: LabelSet | None = None) -> Tensor:
         """(rows,) int64: the class index of each sample of a split.
@@ -112,7 +111,6 @@ def expect_dataset(dataset: object, kls: type[DatasetT]) -> DatasetT:
     """:raises DatasetTypeNotValidError: the recipe opened a dataset of another family than its task reads."""
     if not isinstance(dataset, kls):
         raise DatasetTypeNotValidError(type(dataset), kls, section_name="dataset")
-
     return dataset
 
 
@@ -166,19 +164,12 @@ class MultimodalManifests:
     @classmethod
     def open(cls, config: MultimodalConfig) -> Self:
         """Open the datasets of all modalities; errors are those of :meth:`ManifestDataset.open`."""
-        parts: dict[Modality, ManifestDataset] = {}
-        if config.audio is not None:
-            parts[Modality.AUDIO] = AudioManifest.open(config.audio)
-        if config.image is not None:
-            parts[Modality.IMAGE] = ImageManifest.open(config.image)
-        if config.text is not None:
-            parts[Modality.TEXT] = TextManifest.open(config.text)
-
-        return cls(parts)
+        families = {Modality.AUDIO: AudioManifest, Modality.IMAGE: ImageManifest, Modality.TEXT: TextManifest}
+        parts = {modality: getattr(config, modality.value) for modality in families}
+        return cls({modality: families[modality].open(part) for modality, part in parts.items() if part is not None})
 
     def part(self, modality: Modality) -> ManifestDataset:
         """:raises RecipeError: there is none for this modality."""
         if modality not in self.parts:
             raise RecipeError(f"A task reads {modality.value}, but `dataset.config_overrides.{modality.value}.path` is not set.")
-
         return self.parts[modality]

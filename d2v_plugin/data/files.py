@@ -15,7 +15,7 @@ MAX_BYTES: Final = 1 << 30
 
 @dataclass(frozen=True)
 class Location:
-    """Where the bytes of a sample lie: a whole file, or a range of one."""
+    """Place of the bytes of a sample: a whole file, or a range of one."""
 
     path: str
 

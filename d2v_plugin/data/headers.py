@@ -1,4 +1,4 @@
-"""What files claim of themselves, believed only up to a bound: memory is taken for what is there, not for what is said.
+"""Claims of files about their own size, believed up to a bound: memory is taken for what is there, not for what is said.
 
 A picture of a few kilobytes may claim 60,000 × 60,000 pixels, a recording four billion samples. Whoever decodes it takes the
 memory first and finds out later.
@@ -44,7 +44,7 @@ def check_recording(num_frames: int, num_channels: int) -> None:
 
 
 def is_gif(data: bytes | bytearray) -> bool:
-    """Whether a file may hold any number of pictures, which no header tells."""
+    """Recognize files that may hold any number of pictures, which no header tells."""
     return data[:4] == b"GIF8"
 
 

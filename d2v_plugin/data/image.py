@@ -43,8 +43,8 @@ class ColorJitterConfig:
 
 
 @dataclass(kw_only=True)
-class ImageConfig:
-    """How images become tensors."""
+class ImageReadingConfig:
+    """Settings of how images become tensors."""
 
     size: int = 224
     """Height and width, in pixels, of what the model sees."""
@@ -99,11 +99,10 @@ def _decode_first(data: bytes | bytearray) -> Tensor:
     """The first frame of a GIF, where torchvision would decode all of them."""
     with Image.open(io.BytesIO(data)) as image:
         pixels = np.array(image.convert("RGB"))
-
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def augment(image: Tensor, config: ImageConfig, seed: int, epoch: int, sample_id: int) -> Tensor:
+def augment(image: Tensor, config: ImageReadingConfig, seed: int, epoch: int, sample_id: int) -> Tensor:
     """Jitter, crop, resize and flip. (3, H, W) -> (3, size, size), uint8."""
     draws = draw_uniform(seed, epoch, Purpose.AUGMENTATION, sample_id, 2 * _NUM_CROP_TRIES + 7).tolist()
     if not config.color_jitter.is_off:
@@ -117,7 +116,7 @@ def augment(image: Tensor, config: ImageConfig, seed: int, epoch: int, sample_id
     return image
 
 
-def choose_crop(width: int, height: int, config: ImageConfig, draws: Sequence[float]) -> tuple[int, int, int, int]:
+def choose_crop(width: int, height: int, config: ImageReadingConfig, draws: Sequence[float]) -> tuple[int, int, int, int]:
     """Choose a crop of random area, shape and place, as torchvision's ``RandomResizedCrop`` does.
 
     :param draws: at least 22 numbers in [0, 1).
@@ -142,7 +141,7 @@ def choose_crop(width: int, height: int, config: ImageConfig, draws: Sequence[fl
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def fit(image: Tensor, config: ImageConfig) -> Tensor:
+def fit(image: Tensor, config: ImageReadingConfig) -> Tensor:
     """Resize and crop the centre, without randomness. (3, H, W) -> (3, size, size), uint8."""
     height, width = image.shape[-2:]
     side = max(config.size, round(config.size * config.eval_resize))
@@ -154,20 +153,19 @@ def fit(image: Tensor, config: ImageConfig) -> Tensor:
     return cropped
 
 
-def normalize(images: Sequence[Tensor], config: ImageConfig) -> Tensor:
+def normalize(images: Sequence[Tensor], config: ImageReadingConfig) -> Tensor:
     """Stack and scale. N × (3, S, S) uint8 -> (N, 3, S, S) float32."""
     normalized = np.empty((len(images), *images[0].shape), dtype=np.float32)
     normalizer = Normalizer(config)
     for image, place in zip(images, normalized, strict=True):
         normalizer.write(image, place)
-
     return torch.from_numpy(normalized)
 
 
 class Normalizer:
     """Writes images to their places in a batch: while they are in the processor's cache, as a whole batch would not be."""
 
-    def __init__(self, config: ImageConfig) -> None:
+    def __init__(self, config: ImageReadingConfig) -> None:
         # (x / 255 - mean) / std = x · scale + shift
         self._scale = 1 / (255 * np.array(config.std, dtype=np.float32).reshape(3, 1, 1))
         self._shift = -255 * np.array(config.mean, dtype=np.float32).reshape(3, 1, 1) * self._scale
@@ -187,7 +185,6 @@ def _resize(image: NDArray[np.uint8], height: int, width: int) -> Tensor:
     # unless it is copied and comes as a batch of one. Views are NumPy's, because with PyTorch each lets other threads interrupt.
     # (3, H, W) -> (1, 3, H, W), channels last
     pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(1, 2, 0))[None]).permute(0, 3, 1, 2)
-
     return interpolate(pixels, (height, width), mode="bicubic", antialias=True)[0]
 
 

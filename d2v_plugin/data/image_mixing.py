@@ -1,4 +1,4 @@
-"""What fine-tuning does to images that are tensors already: random erasing, MixUp and CutMix; all stateless.
+"""Random erasing, MixUp and CutMix of images that are tensors already; all stateless.
 
 Samples are mixed in pairs of neighbours in the training order, which is random, each pair with a share of its own (timm calls
 this the mode ``pair``). So what a sample is mixed with depends on the order alone, not on how an update is divided into batches.
@@ -12,9 +12,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from fairseq2.utils.validation import Validatable, ValidationResult
 from scipy.special import betaincinv, ndtri
 from torch import Tensor
+from typing_extensions import override
 
+from d2v_plugin.core.validation import report
 from d2v_plugin.data.random import Purpose, draw_uniform
 
 _NUM_TRIES = 10
@@ -23,7 +26,7 @@ _ERASED_RATIO = (0.3, 1 / 0.3)
 
 
 @dataclass(kw_only=True)
-class MixingConfig:
+class MixingConfig(Validatable):
     """Settings of MixUp and CutMix."""
 
     mixup: float = 0.0
@@ -35,12 +38,14 @@ class MixingConfig:
     probability: float = 1.0
     """How likely a pair of images is mixed; if both ways are on, each is as likely as the other."""
 
-    def __post_init__(self) -> None:
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0.0:
-                raise ValueError(f"`{name}` must be at least 0, but is {getattr(self, name)}.")
-        if not 0.0 <= self.probability <= 1.0:
-            raise ValueError(f"`probability` must be between 0 and 1, but is {self.probability}.")
+    @override
+    def validate(self) -> ValidationResult:
+        probability = self.probability
+        return report(
+            (self.mixup < 0.0, f"`mixup` must be at least 0, but is {self.mixup}."),
+            (self.cutmix < 0.0, f"`cutmix` must be at least 0, but is {self.cutmix}."),
+            (not 0.0 <= probability <= 1.0, f"`probability` must be between 0 and 1, but is {probability}."),
+        )
 
     @property
     def is_off(self) -> bool:

@@ -1,7 +1,7 @@
 """The order of samples: a function of (seed, epoch) and the global position alone.
 
-Epoch after epoch forms one endless sequence of *units*: single rows, or batches of rows of similar length. Update k consists
-of units [k·U, (k+1)·U) whatever the number of ranks; nothing is dropped at the end of an epoch, an update may span two.
+Epoch after epoch forms one endless sequence of *items*: single rows, or batches of rows of similar length. Update k consists
+of items [k·U, (k+1)·U) whatever the number of ranks; nothing is dropped at the end of an epoch, an update may span two.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from threading import Lock
-from typing import Generic, TypeVar
 
 import numpy as np
 from fairseq2.recipe.error import RecipeError
@@ -18,7 +17,6 @@ from typing_extensions import override
 
 from d2v_plugin.data.random import Purpose, draw_permutation
 
-PlanT = TypeVar("PlanT")
 Rows = NDArray[np.int64]
 
 
@@ -33,32 +31,44 @@ class RowBatch:
     """(N,) the epoch of each row, from 0."""
 
 
-class Order(ABC, Generic[PlanT]):
-    """An endless sequence of units."""
+@dataclass(frozen=True)
+class Plan:
+    """The order of an epoch."""
 
-    def __init__(self, num_units: int, seed: int) -> None:
-        """:param num_units: units per epoch."""
-        if num_units == 0:
-            raise ValueError("`num_units` must be positive; there is nothing to order.")
-        self.num_units = num_units
+    rows: Rows
+    """Those of all items, one item after the other."""
+
+    bounds: Rows | None = None
+    """(items + 1,) where each item starts, and the end; None = items are single rows."""
+
+
+class Order(ABC):
+    """An endless sequence of items."""
+
+    def __init__(self, num_items: int, seed: int) -> None:
+        """:param num_items: items per epoch."""
+        if num_items == 0:
+            raise ValueError("`num_items` must be positive; there is nothing to order.")
+        self.num_items = num_items
         self.seed = seed
-        self._plans: dict[int, PlanT] = {}
+        self._plans: dict[int, Plan] = {}
         self._lock = Lock()
 
     def read(self, start: int, stop: int) -> RowBatch:
-        """The rows of units [start, stop) of the endless sequence. Safe to call from many threads."""
+        """The rows of items [start, stop) of the endless sequence. Safe to call from many threads."""
         rows, epochs = [], []
         while start < stop:
-            epoch, first = divmod(start, self.num_units)
-            last = min(first + stop - start, self.num_units)
-            found = self._rows_of(self._plan_of(epoch), first, last)
+            epoch, first = divmod(start, self.num_items)
+            last = min(first + stop - start, self.num_items)
+            plan = self._plan_of(epoch)
+            found = plan.rows[first:last] if plan.bounds is None else plan.rows[plan.bounds[first] : plan.bounds[last]]
             rows.append(found)
             epochs.append(np.full(len(found), epoch))
             start += last - first
 
         return RowBatch(np.concatenate(rows), np.concatenate(epochs))
 
-    def _plan_of(self, epoch: int) -> PlanT:
+    def _plan_of(self, epoch: int) -> Plan:
         with self._lock:
             if epoch not in self._plans:
                 # Threads may work on both sides of an epoch's end, not further apart.
@@ -67,28 +77,19 @@ class Order(ABC, Generic[PlanT]):
             return self._plans[epoch]
 
     @abstractmethod
-    def _make_plan(self, epoch: int) -> PlanT:
-        """Whatever the order of an epoch takes to know."""
-
-    @abstractmethod
-    def _rows_of(self, plan: PlanT, start: int, stop: int) -> Rows:
-        """The rows of units [start, stop) of an epoch."""
+    def _make_plan(self, epoch: int) -> Plan: ...
 
 
-class SampleOrder(Order[Rows]):
-    """Units are single rows."""
+class SampleOrder(Order):
+    """Items are single rows."""
 
     @override
-    def _make_plan(self, epoch: int) -> Rows:
-        return draw_permutation(self.seed, epoch, Purpose.ORDER, self.num_units)
-
-    @override
-    def _rows_of(self, plan: Rows, start: int, stop: int) -> Rows:
-        return plan[start:stop]
+    def _make_plan(self, epoch: int) -> Plan:
+        return Plan(draw_permutation(self.seed, epoch, Purpose.ORDER, self.num_items))
 
 
-class LengthOrder(Order[tuple[Rows, Rows]]):
-    """Units are batches of rows of similar length, as large as fits; their order is random.
+class LengthOrder(Order):
+    """Items are batches of rows of similar length, as large as fits; their order is random.
 
     Rows of equal length change places in every epoch, the sizes of the batches never change.
     """
@@ -106,17 +107,13 @@ class LengthOrder(Order[tuple[Rows, Rows]]):
         super().__init__(len(self._bounds) - 1, seed)
 
     @override
-    def _make_plan(self, epoch: int) -> tuple[Rows, Rows]:
+    def _make_plan(self, epoch: int) -> Plan:
         shuffled = draw_permutation(self.seed, epoch, Purpose.TIES, len(self._rows))
-        longest_first = np.argsort(-self._lengths[shuffled], kind="stable")
-
-        return self._rows[shuffled[longest_first]], draw_permutation(self.seed, epoch, Purpose.ORDER, self.num_units)
-
-    @override
-    def _rows_of(self, plan: tuple[Rows, Rows], start: int, stop: int) -> Rows:
-        rows, batches = plan
-
-        return np.concatenate([rows[self._bounds[batch] : self._bounds[batch + 1]] for batch in batches[start:stop]])
+        rows = self._rows[shuffled[np.argsort(-self._lengths[shuffled], kind="stable")]]
+        order = draw_permutation(self.seed, epoch, Purpose.ORDER, self.num_items)
+        batches = np.split(rows, self._bounds[1:-1])
+        sizes = np.diff(self._bounds)[order]
+        return Plan(np.concatenate([batches[batch] for batch in order]), np.concatenate([[0], np.cumsum(sizes)]))
 
 
 def _cut_batches(lengths: Rows, max_num_elements: int) -> Rows:
@@ -135,7 +132,7 @@ def _cut_batches(lengths: Rows, max_num_elements: int) -> Rows:
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of an update one rank computes."""
+    """The part of an update that one rank computes."""
 
     rank: int
     """The rank within the data-parallel group."""
@@ -146,23 +143,22 @@ class Share:
     num_accumulate: int
     """Forward passes per rank and update."""
 
-    units: int
-    """Units per forward pass."""
+    items: int
+    """Items per forward pass."""
 
     @property
-    def units_per_update(self) -> int:
-        return self.units * self.num_accumulate * self.world_size
+    def items_per_update(self) -> int:
+        return self.items * self.num_accumulate * self.world_size
 
-    def find_units(self, pass_nr: int) -> tuple[int, int]:
+    def find_items(self, pass_nr: int) -> tuple[int, int]:
         """Start and stop in the endless sequence of the ``pass_nr``-th forward pass of this rank, from 0."""
         update, micro = divmod(pass_nr, self.num_accumulate)
-        start = update * self.units_per_update + (self.rank * self.num_accumulate + micro) * self.units
-
-        return start, start + self.units
+        start = update * self.items_per_update + (self.rank * self.num_accumulate + micro) * self.items
+        return start, start + self.items
 
 
 def share_batch(batch_size: int, max_batch_size: int | None, *, rank: int, world_size: int, name: str = "batch_size") -> Share:
-    """Split ``batch_size`` units per update over the ranks, and over as few forward passes as ``max_batch_size`` allows.
+    """Split ``batch_size`` items per update over the ranks, and over as few forward passes as ``max_batch_size`` allows.
 
     :param name: how the user's configuration calls ``batch_size``.
     :raises RecipeError: it does not divide.
@@ -186,8 +182,8 @@ def share_batch(batch_size: int, max_batch_size: int | None, *, rank: int, world
     return Share(rank, world_size, num_accumulate, per_rank // num_accumulate)
 
 
-class WindowOrder(Order[Rows]):
-    """Units are single rows; those of an update are of similar length.
+class WindowOrder(Order):
+    """Items are single rows; those of an update are of similar length.
 
     An epoch is shuffled and cut into windows of a few updates; only within a window rows are sorted by length, so that who
     meets whom changes in every epoch. The updates come in random order.
@@ -205,11 +201,11 @@ class WindowOrder(Order[Rows]):
         self._window = window
 
     @override
-    def _make_plan(self, epoch: int) -> Rows:
-        shuffled = draw_permutation(self.seed, epoch, Purpose.TIES, self.num_units)
+    def _make_plan(self, epoch: int) -> Plan:
+        shuffled = draw_permutation(self.seed, epoch, Purpose.TIES, self.num_items)
         # The first rows complete the update that the last epoch began.
-        first = min(-epoch * self.num_units % self._batch_size, self.num_units)
-        num_batches = (self.num_units - first) // self._batch_size
+        first = min(-epoch * self.num_items % self._batch_size, self.num_items)
+        num_batches = (self.num_items - first) // self._batch_size
         end = first + num_batches * self._batch_size
 
         rows = shuffled[first:end]
@@ -217,8 +213,4 @@ class WindowOrder(Order[Rows]):
         batches = rows[np.lexsort((self._lengths[rows], windows))].reshape(num_batches, self._batch_size)
         batches = batches[draw_permutation(self.seed, epoch, Purpose.ORDER, num_batches)]
 
-        return np.concatenate([shuffled[:first], batches.ravel(), shuffled[end:]])
-
-    @override
-    def _rows_of(self, plan: Rows, start: int, stop: int) -> Rows:
-        return plan[start:stop]
+        return Plan(np.concatenate([shuffled[:first], batches.ravel(), shuffled[end:]]))

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from fairseq2.utils.validation import Validatable, ValidationResult
 from PIL import Image
 from scipy.special import ndtri
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
+from typing_extensions import override
 
+from d2v_plugin.core.validation import report
 from d2v_plugin.data.random import Purpose, draw_uniform
 
 _MAX_MAGNITUDE = 10.0
@@ -24,7 +27,7 @@ _DRAWS_PER_OPERATION = 4
 
 
 @dataclass(kw_only=True)
-class RandAugmentConfig:
+class RandAugmentConfig(Validatable):
     """Settings of RandAugment; the defaults are the published ones."""
 
     num_operations: int = 2
@@ -39,13 +42,14 @@ class RandAugmentConfig:
     probability: float = 0.5
     """How likely an operation that was drawn is applied."""
 
-    def __post_init__(self) -> None:
-        if self.num_operations < 0:
-            raise ValueError(f"`num_operations` must be at least 0, but is {self.num_operations}.")
-        if not 0.0 <= self.magnitude <= _MAX_MAGNITUDE:
-            raise ValueError(f"`magnitude` must be between 0 and 10, but is {self.magnitude}.")
-        if not 0.0 <= self.probability <= 1.0:
-            raise ValueError(f"`probability` must be between 0 and 1, but is {self.probability}.")
+    @override
+    def validate(self) -> ValidationResult:
+        count, magnitude, probability = self.num_operations, self.magnitude, self.probability
+        return report(
+            (count < 0, f"`num_operations` must be at least 0, but is {count}."),
+            (not 0.0 <= magnitude <= _MAX_MAGNITUDE, f"`magnitude` must be between 0 and 10, but is {magnitude}."),
+            (not 0.0 <= probability <= 1.0, f"`probability` must be between 0 and 1, but is {probability}."),
+        )
 
 
 def rand_augment(
@@ -120,28 +124,16 @@ def _warp(image: Tensor, apply: Callable[[Image.Image, Color], Image.Image], fil
 
 
 def _enhance(adjust: Callable[[Tensor, float], Tensor]) -> Operation:
-    def apply(image: Tensor, share: float, sign: float, fill: list[float]) -> Tensor:
-        return adjust(image, max(0.1, 1.0 + 0.9 * share * sign))
-
-    return apply
-
-
-def _posterize(image: Tensor, share: float, sign: float, fill: list[float]) -> Tensor:
-    posterized: Tensor = transforms.posterize_image(image, 4 - int(4 * share))
-
-    return posterized
+    return lambda image, share, sign, fill: adjust(image, max(0.1, 1.0 + 0.9 * share * sign))
 
 
 def _solarize(image: Tensor, share: float, sign: float, fill: list[float]) -> Tensor:
     threshold = 256 - int(256 * share)
-    solarized: Tensor = transforms.solarize_image(image, float(threshold)) if threshold < 256 else image
-
-    return solarized
+    return transforms.solarize_image(image, float(threshold)) if threshold < 256 else image
 
 
 def _solarize_add(image: Tensor, share: float, sign: float, fill: list[float]) -> Tensor:
     lighter = (image.to(torch.int16) + int(110 * share)).clamp_(max=255).to(torch.uint8)
-
     return torch.where(image < 128, lighter, image)
 
 
@@ -150,7 +142,7 @@ OPERATIONS: Sequence[Operation] = (
     lambda image, share, sign, fill: transforms.equalize_image(image),
     lambda image, share, sign, fill: transforms.invert_image(image),
     _rotate,
-    _posterize,
+    lambda image, share, sign, fill: transforms.posterize_image(image, 4 - int(4 * share)),
     _solarize,
     _solarize_add,
     _enhance(transforms.adjust_saturation_image),

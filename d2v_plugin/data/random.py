@@ -8,7 +8,7 @@ generator is used: NumPy keeps that stable over versions, the methods of ``Gener
 from __future__ import annotations
 
 import threading
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,9 @@ _BUFFER = 4
 _this_thread = threading.local()
 
 
+@unique
 class Purpose(IntEnum):
-    """What is being drawn; two purposes never share numbers."""
+    """All streams of the input pipeline: two purposes never share numbers. Values never change, since runs resume."""
 
     ORDER = 0
     AUGMENTATION = 1
@@ -49,16 +50,13 @@ def draw_words(seed: int, epoch: int, purpose: Purpose, sample_id: int, count: i
     }
 
     words: NDArray[np.uint64] = _this_thread.generator.random_raw(count)
-
     return words
 
 
 def draw_uniform(seed: int, epoch: int, purpose: Purpose, sample_id: int, count: int) -> NDArray[np.float64]:
     """Draw ``count`` numbers in [0, 1)."""
     words = draw_words(seed, epoch, purpose, sample_id, count)
-
     numbers: NDArray[np.float64] = (words >> np.uint64(11)) * np.float64(2.0**-53)
-
     return numbers
 
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from typing_extensions import Self
 
 from d2v_plugin.core.registry import unknown_name
-from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.data.manifest import Problems
+from d2v_plugin.core.validation import ensure_valid
+from d2v_plugin.data.labels import LabelSet, sort_labels
+from d2v_plugin.data.problems import Problems
 from d2v_plugin.data.tables import GLUE, Table, TableLayout, check_labels, read_tables
-from d2v_plugin.data.text import END, Tokens
+from d2v_plugin.data.text import END, TokenIds
 from d2v_plugin.data.tokenizers import TextTokenizer, open_tokenizer
 
 _CHUNK = 10_000
@@ -55,7 +56,9 @@ class Sentences:
 
         :raises RecipeError: there are none, or it is not said what stands where.
         :raises ManifestError: rows are wrong; names them all.
+        :raises ValueError: the layout is impossible.
         """
+        ensure_valid(config)
         if (config.glue is None) == (config.layout is None):
             raise RecipeError("Either `dataset.config_overrides.glue` or `dataset.config_overrides.layout` must be set.")
         if config.glue is not None and config.glue not in GLUE:
@@ -64,10 +67,7 @@ class Sentences:
         problems = Problems()
         tables = read_tables(config.path, layout, problems)
         dataset = cls(config.path, layout, tables, open_tokenizer(config.vocabulary or config.path))
-        if not layout.numbers:
-            check_labels(tables, layout, dataset.class_names, problems)
-        else:
-            check_labels(tables, layout, (), problems)
+        check_labels(tables, layout, () if layout.numbers else dataset.class_names, problems)
         problems.raise_if_any()
 
         return dataset
@@ -78,15 +78,12 @@ class Sentences:
         if self.layout.classes:
             return self.layout.classes
         source = [self.tables["train"]] if "train" in self.tables else list(self.tables.values())
-        labels = {label for table in source for label in table.labels or ()}
-
-        return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
+        return sort_labels(label for table in source for label in table.labels or ())
 
     def split(self, name: str) -> Table:
         """:raises SplitNotKnownError: there is no such file."""
         if name not in self.tables:
             raise SplitNotKnownError(str(self.path), name, sorted(self.tables))
-
         return self.tables[name]
 
     def read_targets(self, split: str, labels: LabelSet | None) -> Tensor | None:
@@ -114,7 +111,7 @@ class Sentences:
         :param max_length: of a sample with ``<s>`` and the separators; longer ones are cut as :func:`join` says.
         """
         columns = self.split(split).texts
-        rows: list[Tokens] = []
+        rows: list[TokenIds] = []
         num_cut = 0
         for first in range(0, len(columns[0]), _CHUNK):
             encoded = (self.tokenizer.encode_lines(column[first : first + _CHUNK]) for column in columns)
@@ -133,22 +130,22 @@ class TokenRows:
 
     tokens: NDArray[np.int32]
 
-    bounds: Tokens
+    bounds: TokenIds
     """(rows + 1,) where each row starts, and the end of the last."""
 
     num_cut: int
     """How many rows were too long."""
 
     @property
-    def lengths(self) -> Tokens:
+    def lengths(self) -> TokenIds:
         """(rows,) with the ``<s>`` that comes first."""
         return np.diff(self.bounds) + 1
 
-    def __getitem__(self, row: int) -> Tokens:
+    def __getitem__(self, row: int) -> TokenIds:
         return self.tokens[self.bounds[row] : self.bounds[row + 1]].astype(np.int64)
 
 
-def join(parts: Sequence[Tokens], max_length: int) -> Tokens:
+def join(parts: Sequence[TokenIds], max_length: int) -> TokenIds:
     """Join sentences as fairseq does for RoBERTa and data2vec, without the ``<s>`` at the beginning:
     ``sentence </s>``, or ``first </s> </s> second </s>``.
 

@@ -9,9 +9,9 @@ import soundfile
 import torch
 from torch import Tensor
 
-from d2v_plugin.data.audio import AudioConfig, Recording, read_recording
+from d2v_plugin.data.audio import AudioReadingConfig, Recording, read_recording
 from d2v_plugin.data.files import Location
-from d2v_plugin.data.image import ImageConfig, decode, fit
+from d2v_plugin.data.image import ImageReadingConfig, decode, fit
 from d2v_plugin.data.image import normalize as normalize_images
 from d2v_plugin.data.text import END, pad_tokens
 from d2v_plugin.data.tokenizers import open_tokenizer
@@ -24,9 +24,8 @@ def read_audio(path: str | Path, *, normalize: bool = True) -> Tensor:
     :raises RuntimeError: it cannot be decoded.
     """
     info = soundfile.info(str(path))
-    config = AudioConfig(resample=True, normalize=normalize)
+    config = AudioReadingConfig(resample=True, normalize=normalize)
     waveform = read_recording(Recording(Location(str(path)), info.frames, rate=info.samplerate), config)
-
     return torch.from_numpy(waveform).unsqueeze(0)
 
 
@@ -37,8 +36,7 @@ def read_image(path: str | Path, *, size: int = 224, eval_resize: float = 256 / 
     :raises OSError: the file cannot be read.
     :raises RuntimeError: it is damaged, or of an unknown format.
     """
-    config = ImageConfig(size=size, eval_resize=eval_resize)
-
+    config = ImageReadingConfig(size=size, eval_resize=eval_resize)
     return normalize_images([fit(decode(Location(str(path))), config)], config)
 
 
@@ -54,5 +52,4 @@ def read_text(path: str | Path, vocabulary: str | Path) -> Tensor:
     lines = [line for line in map(str.strip, Path(path).read_text(encoding="utf-8").splitlines()) if line]
     tokens = [np.append(line, END) for line in tokenizer.encode_lines(lines)] or [np.empty(0, dtype=np.int64)]
     inputs, _, _ = pad_tokens([np.concatenate(tokens)])
-
     return inputs

@@ -11,14 +11,17 @@ from typing import Final
 import numpy as np
 from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
+from fairseq2.utils.validation import Validatable, ValidationResult
 from numpy.typing import NDArray
+from typing_extensions import override
 
-from d2v_plugin.data.manifest import Problems
+from d2v_plugin.core.validation import report
+from d2v_plugin.data.problems import Problems
 
 
 @dataclass(kw_only=True)
-class TableLayout:
-    """Where sentences and labels stand in tab-separated files.
+class TableLayout(Validatable):
+    """Places of sentences and labels in tab-separated files.
 
     Quotes are characters like any other, as in GLUE. Columns are found by the names in the first line; other columns may stand
     beside them.
@@ -48,15 +51,15 @@ class TableLayout:
     skip_bad_rows: bool = False
     """Whether rows without a sentence, or with another number of columns than the first line, are left out instead of refused."""
 
-    def __post_init__(self) -> None:
-        if len(self.texts) not in (1, 2):
-            raise ValueError(f"`texts` must name the column of a sentence or the two of a pair, but is {self.texts}.")
-        if self.numbers and self.classes:
-            raise ValueError("`classes` must not be given where labels are `numbers`.")
-        if len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"`classes` must not repeat, but is {self.classes}.")
-        if self.divisor == 0.0:
-            raise ValueError("`divisor` must not be 0.")
+    @override
+    def validate(self) -> ValidationResult:
+        texts, classes = self.texts, self.classes
+        return report(
+            (len(texts) not in (1, 2), f"`texts` must name the column of a sentence or the two of a pair, but is {texts}."),
+            (self.numbers and bool(classes), "`classes` must not be given where labels are `numbers`."),
+            (len(set(classes)) < len(classes), f"`classes` must not repeat, but is {classes}."),
+            (self.divisor == 0.0, "`divisor` must not be 0."),
+        )
 
 
 _GLUE_FILES: Final = {"train": "train.tsv", "valid": "dev.tsv", "test": "test.tsv"}
@@ -109,6 +112,10 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.lines)
+
+    def name_of(self, row: int) -> str:
+        """The line of a row, as reports name it."""
+        return str(self.lines[row])
 
 
 def read_tables(folder: Path, layout: TableLayout, problems: Problems) -> dict[str, Table]:
@@ -171,7 +178,8 @@ def _read_table(path: Path, layout: TableLayout, problems: Problems, split: str,
         else:
             problems.add(path, number, wrong)
     if skipped:
-        log.warning("Left out {:,} rows of {} with empty sentences or missing columns, the first on line {}.", len(skipped), path, skipped[0])  # fmt: skip  # noqa: E501
+        message = "Left out {:,} rows of {} with empty sentences or missing columns, the first on line {}."
+        log.warning(message, len(skipped), path, skipped[0])
     if not kept and not problems.messages:
         problems.add(path, first + 1, "there are no rows")
 
@@ -205,7 +213,6 @@ def _find_names(lines: Sequence[Sequence[str]], layout: TableLayout) -> tuple[Se
         return [], 0
     if layout.names and not set(layout.texts) <= set(lines[0]):
         return layout.names, 0
-
     return lines[0], 1
 
 
@@ -238,7 +245,6 @@ def _read_paraphrases(folder: Path, layout: TableLayout, problems: Problems) -> 
 def _select(table: Table, rows: NDArray[np.int64]) -> Table:
     chosen = rows.tolist()
     labels = None if table.labels is None else [table.labels[row] for row in chosen]
-
     return Table(table.path, [[column[row] for row in chosen] for column in table.texts], labels, table.lines[rows])
 
 

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from fairseq2.recipe.error import RecipeError
 from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor
-from torch import Tensor
 
 from d2v_plugin.data.bad_samples import SampleError
-from d2v_plugin.data.manifest import Manifest, ManifestError, Problems
+from d2v_plugin.data.batches import Padded, pad
+from d2v_plugin.data.manifest import Manifest
+from d2v_plugin.data.problems import ManifestError, Problems
 
-Tokens = NDArray[np.int64]
+TokenIds = NDArray[np.int64]
 BreakMode = Literal["none", "complete", "complete_doc", "eos"]
 
 BEGINNING, PADDING, END, UNKNOWN = range(4)
@@ -46,7 +46,7 @@ class Vocabulary:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """How shards store ids, in little-endian order."""
+        """The type of ids in shards, in little-endian order."""
         return np.dtype("<u2" if self.size <= 1 << 16 else "<u4")
 
     def save(self, folder: Path) -> None:
@@ -86,26 +86,19 @@ class Tokenizer:
         self.vocabulary = Vocabulary(next_id + 1)
         self._pieces = {int(token): piece for piece, token in enumerate(self._ids) if token >= NUM_SPECIAL}
 
-    def encode(self, text: str) -> Tokens:
-        """The ids of a text, without special ones."""
-        return self._ids[np.array(self._model.encode(text), dtype=np.int64)]
-
-    def encode_lines(self, lines: Sequence[str], num_threads: int | None = None) -> list[Tokens]:
-        """:meth:`encode` for many lines, in threads; None = one for each processor."""
+    def encode_lines(self, lines: Sequence[str], num_threads: int | None = None) -> list[TokenIds]:
+        """The ids of many lines, without special ones; in threads, None = one for each processor."""
         found = self._model.encode(list(lines), num_threads=num_threads or -1)
-
         return [self._ids[np.array(line, dtype=np.int64)] for line in found]
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """What each id stands for, ``▁`` at the beginnings of words; special ids in angle brackets."""
+        """The piece that each id stands for, ``▁`` at the beginnings of words; special ids in angle brackets."""
         special = {BEGINNING: "<s>", PADDING: "<pad>", END: "</s>", UNKNOWN: "<unk>", self.vocabulary.mask: "<mask>"}
-
         return [special.get(token) or self._model.id_to_piece(self._pieces[token]) for token in tokens]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of ids; special ones are left out."""
         text: str = self._model.decode([self._pieces[token] for token in tokens if token in self._pieces])
-
         return text
 
 
@@ -118,7 +111,7 @@ class TokenStream:
     def __init__(self, manifest: Manifest, vocabulary: Vocabulary) -> None:
         """:raises ManifestError: a shard does not have the size the manifest says."""
         self.vocabulary = vocabulary
-        self._manifest = manifest
+        self.manifest = manifest
         self._shards: list[NDArray[Any]] = []
         problems = Problems()
         for row, count in enumerate(manifest.integers("tokens").tolist()):
@@ -142,7 +135,7 @@ class TokenStream:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def read(self, start: int, stop: int) -> Tokens:
+    def read(self, start: int, stop: int) -> TokenIds:
         """Tokens [start, stop).
 
         :raises SampleError: there are none, or they are not in the vocabulary.
@@ -152,17 +145,15 @@ class TokenStream:
         (tokens,) = self.view(np.array([start]), np.array([stop]))
         if tokens.max(initial=0) >= self.vocabulary.size:
             raise SampleError(f"Token id {tokens.max()} is not in the vocabulary of {self.vocabulary.size}.")
-
         return tokens.astype(np.int64)
 
-    def view(self, starts: Tokens, stops: Tokens) -> list[NDArray[Any]]:
+    def view(self, starts: TokenIds, stops: TokenIds) -> list[NDArray[Any]]:
         """Tokens [start, stop) of several samples, none of them empty, as the shards hold them; unlike :meth:`read` it does not
         check that they are in the vocabulary."""
         shards = np.searchsorted(self._ends, starts, side="right")
         # Only a sample that reaches into the next shard has to be copied.
         whole = (stops <= self._ends[np.minimum(shards, len(self._ends) - 1)]).tolist()
         firsts, lasts = (starts - self._starts[shards]).tolist(), (stops - self._starts[shards]).tolist()
-
         return [
             self._shards[shard][first:last] if is_whole else self._join(shard, first, last)
             for shard, first, last, is_whole in zip(shards.tolist(), firsts, lasts, whole, strict=True)
@@ -175,25 +166,24 @@ class TokenStream:
             parts.append(self._shards[shard][first:last])
             size = len(self._shards[shard])
             first, last, shard = max(0, first - size), last - size, shard + 1
-
         return np.concatenate(parts)
 
-    def row_bounds(self, max_tokens: int) -> tuple[Tokens, Tokens]:
+    def row_bounds(self, max_tokens: int) -> tuple[TokenIds, TokenIds]:
         """(rows,) where the first tokens of each row of the manifest start and end."""
         return self._starts, np.minimum(self._ends, self._starts + max_tokens)
 
-    def line_ends(self) -> Tokens:
-        """Where each line ends, from the ``.idx`` files beside the shards.
+    def line_ends(self) -> TokenIds:
+        """The end of each line, from the ``.idx`` files beside the shards.
 
         :raises ManifestError: such a file is missing or belongs to another shard.
         """
         found, first = [np.empty(0, dtype=np.int64)], 0
         for row, shard in enumerate(self._shards):
-            path = Path(self._manifest.location(row).path).with_suffix(".idx")
+            path = Path(self.manifest.location(row).path).with_suffix(".idx")
             try:
                 ends = np.fromfile(path, dtype="<i8")
             except OSError as error:
-                raise ManifestError(f"{self._manifest.path}:{self._manifest.line_of(row)}: {error}") from None
+                raise ManifestError(f"{self.manifest.path}:{self.manifest.line_of(row)}: {error}") from None
             if ends[-1:].tolist() != [len(shard)][: len(shard)]:
                 raise ManifestError(f"{path} does not fit its shard: it ends at {ends[-1:]} of {len(shard)} tokens.")
             found.append(ends + first)
@@ -202,7 +192,7 @@ class TokenStream:
         return np.concatenate(found)
 
 
-def cut_blocks(stream: TokenStream, max_tokens: int, mode: BreakMode) -> tuple[Tokens, Tokens]:
+def cut_blocks(stream: TokenStream, max_tokens: int, mode: BreakMode) -> tuple[TokenIds, TokenIds]:
     """Cut a stream into blocks of at most ``max_tokens`` tokens, as fairseq's ``TokenBlockDataset`` does.
 
     :param mode: ``none``: every block is full, whatever it cuts through; only the last may be shorter.
@@ -229,35 +219,21 @@ def cut_blocks(stream: TokenStream, max_tokens: int, mode: BreakMode) -> tuple[T
     return block_starts, np.minimum(block_ends, block_starts + max_tokens)
 
 
-def _split_documents(line_sizes: Tokens) -> list[slice]:
+def _split_documents(line_sizes: TokenIds) -> list[slice]:
     """The lines of each document, without the one-token lines between documents."""
     breaks = np.concatenate([[-1], np.flatnonzero(line_sizes == 1), [len(line_sizes)]]).tolist()
-
     return [slice(last + 1, end) for last, end in pairwise(breaks) if end > last + 1]
 
 
-def _pack(starts: Tokens, ends: Tokens, max_tokens: int) -> tuple[Tokens, Tokens]:
+def _pack(starts: TokenIds, ends: TokenIds, max_tokens: int) -> tuple[TokenIds, TokenIds]:
     """Join neighbouring lines while they fit."""
     firsts, line = [], 0
     while line < len(starts):
         firsts.append(line)
         line = max(line + 1, int(np.searchsorted(ends, starts[line] + max_tokens, side="right")))
-
     return starts[firsts], ends[[*(first - 1 for first in firsts[1:]), len(ends) - 1]]
 
 
-def pad_tokens(samples: Sequence[NDArray[Any]]) -> tuple[Tensor, Tensor | None, int | None]:
-    """Put ``<s>`` before each sample and ``<pad>`` behind it.
-
-    N × (S_n,) -> (N, S), the padding mask (N, S) and the shortest length, if any is padded.
-    """
-    lengths = np.array([1 + len(sample) for sample in samples])
-    longest, shortest = int(lengths.max()), int(lengths.min())
-    padded = np.full((len(samples), longest), PADDING, dtype=np.int64)
-    padded[:, 0] = BEGINNING
-    for row, sample in enumerate(samples):
-        padded[row, 1 : 1 + len(sample)] = sample
-    if longest == shortest:
-        return torch.from_numpy(padded), None, None
-
-    return torch.from_numpy(padded), torch.from_numpy(np.arange(longest) >= lengths[:, None]), shortest
+def pad_tokens(samples: Sequence[NDArray[Any]]) -> Padded:
+    """Put ``<s>`` before each sample and ``<pad>`` behind it."""
+    return pad(samples, np.int64, value=PADDING, before=[BEGINNING])

@@ -21,8 +21,8 @@ from d2v_plugin.data.text import (
     SENTENCEPIECE_FILE,
     UNKNOWN,
     VOCABULARY_FILE,
+    TokenIds,
     Tokenizer,
-    Tokens,
     Vocabulary,
 )
 
@@ -36,7 +36,7 @@ class TextTokenizer(Protocol):
 
     vocabulary: Vocabulary
 
-    def encode_lines(self, lines: Sequence[str]) -> list[Tokens]:
+    def encode_lines(self, lines: Sequence[str]) -> list[TokenIds]:
         """The ids of many lines, without special ones."""
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -77,16 +77,14 @@ class ByteBPETokenizer:
         self._pieces = {int(token): piece for piece, token in enumerate(self._ids) if token >= NUM_SPECIAL}
         self._pieces.pop(self.vocabulary.mask, None)
 
-    def encode_lines(self, lines: Sequence[str]) -> list[Tokens]:
+    def encode_lines(self, lines: Sequence[str]) -> list[TokenIds]:
         """See :class:`TextTokenizer`; in threads."""
         found = self._pipeline.encode_batch(list(lines), add_special_tokens=False)
-
         return [self._ids[np.array(line.ids, dtype=np.int64)] for line in found]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See :class:`TextTokenizer`."""
         text: str = self._pipeline.decode([self._pieces[token] for token in tokens if token in self._pieces])
-
         return text
 
 

@@ -22,7 +22,8 @@ from typing_extensions import override
 
 from d2v_plugin.data.dataset import AudioManifest
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.data.manifest import Manifest, Problems
+from d2v_plugin.data.manifest import Manifest
+from d2v_plugin.data.problems import Problems
 
 BLANK: Final = "<blank>"
 WORD_END: Final = "|"
@@ -33,7 +34,7 @@ Ids = NDArray[np.int64]
 
 
 def is_blank_first(labels: LabelSet) -> bool:
-    """Whether these are the symbols of transcripts."""
+    """Tell symbols of transcripts from classes and tags."""
     return len(labels) > 1 and labels.names[0] == BLANK
 
 
@@ -43,7 +44,7 @@ def join_symbols(symbols: Iterable[str]) -> str:
 
 
 class Spelling(ABC):
-    """How text is spelled."""
+    """A way to spell text."""
 
     @abstractmethod
     def spell(self, text: str) -> list[str]:
@@ -77,7 +78,6 @@ class Characters(Spelling):
             rows = self._dictionary.read_text(encoding="utf-8").splitlines()
             return LabelSet([BLANK, *dict.fromkeys(row.rsplit(" ", 1)[0] for row in rows if row.strip())])
         found = {symbol for part in lines for row in range(len(part)) for symbol in part.spell(row, self)}
-
         return LabelSet([BLANK, WORD_END, *sorted(found - {WORD_END})])
 
 
@@ -96,7 +96,6 @@ class Pieces(Spelling):
     @override
     def spell(self, text: str) -> list[str]:
         pieces: list[str] = self._model.encode(" ".join(text.split()), out_type=str)
-
         return pieces
 
     @override
@@ -104,7 +103,6 @@ class Pieces(Spelling):
         model = self._model
         kinds = (model.is_control, model.is_unknown, model.is_unused, model.is_byte)
         ids = [piece for piece in range(model.vocab_size()) if not any(kind(piece) for kind in kinds)]
-
         return LabelSet([BLANK, *map(model.id_to_piece, ids)])
 
 
@@ -123,7 +121,7 @@ class Lines:
         return len(self._manifest)
 
     def is_written(self) -> bool:
-        """Whether there is any transcript."""
+        """Tell if there is any transcript."""
         return self._letters is not None or any(self._manifest.text("label", row) for row in range(len(self)))
 
     def line_of(self, row: int) -> int:
@@ -134,7 +132,6 @@ class Lines:
         """A row's transcript; empty if there is none."""
         if self._letters is None:
             return self._manifest.text("label", row) or ""
-
         return join_symbols(self._letters[row].split()) if row < len(self._letters) else ""
 
     def spell(self, row: int, spelling: Spelling) -> list[str]:
@@ -143,7 +140,6 @@ class Lines:
         if self._letters is not None and isinstance(spelling, Characters):
             # Symbols of several letters, such as phones, stay as they are.
             return self._letters[row].split() if text else []
-
         return spelling.spell(text)
 
     def check_length(self, problems: Problems) -> None:
@@ -176,7 +172,6 @@ class Transcripts:
         stacked = np.zeros((len(parts), lengths.max(initial=0)), dtype=np.int64)
         for place, part in zip(stacked, parts, strict=True):
             place[: len(part)] = part
-
         return torch.from_numpy(stacked), torch.from_numpy(lengths)
 
 
@@ -191,7 +186,6 @@ def find_lines(dataset: AudioManifest) -> dict[str, Lines]:
             f"No recording in {dataset.path} has a transcript: neither in a column `label` nor in a file SPLIT.ltr "
             "(manifests/README.md, Transcripts)."
         )
-
     return found
 
 
@@ -203,7 +197,6 @@ def read_transcripts(lines: dict[str, Lines], spelling: Spelling, labels: LabelS
     problems = Problems()
     found = {name: _number_lines(part, spelling, labels, problems) for name, part in lines.items()}
     problems.raise_if_any()
-
     return found
 
 

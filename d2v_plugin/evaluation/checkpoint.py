@@ -1,4 +1,4 @@
-"""Models with their criterion, as they were saved: the encoder with its head, or with its teacher."""
+"""Models with their criterion: the encoder with its head, or with its teacher."""
 
 from __future__ import annotations
 
@@ -12,35 +12,20 @@ from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.criteria.base import Criterion
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.families import AnyModel
 from d2v_plugin.weights.sources import NativeSource, find_source
-from d2v_plugin.weights.state import build_skeleton, compare
+from d2v_plugin.weights.state import build_skeleton, compare, fill_skeleton
 
 
-def load_fine_tuned(
-    path: str | Path, criterion: SupervisedCriterion[Any], labels: LabelSet | None, *, device: torch.device
+def load_trained(
+    path: str | Path, criterion: Criterion[Any], *, labels: LabelSet | None = None, device: torch.device
 ) -> AnyModel:
-    """Load a model with the head that predicts.
-
-    :param path: as for :func:`d2v_plugin.load`; a checkpoint that fine-tuning wrote.
-    :param criterion: not built yet.
-    :param labels: what the model predicts.
-    :raises CheckpointError: the checkpoint cannot be read, or has another head.
-    :raises RecipeError: the criterion cannot have trained this model.
-    """
-    try:
-        criterion.set_labels(labels)
-    except ValueError as ex:
-        raise RecipeError(f"`criterion`: {ex}") from ex
-
-    return load_trained(path, criterion, device=device)
-
-
-def load_trained(path: str | Path, criterion: Criterion[Any], *, device: torch.device) -> AnyModel:
     """Load a model with its criterion attached, as they were saved, in evaluation mode and without gradients.
 
     :param path: a checkpoint of a run.
     :param criterion: not built yet.
+    :param labels: what a fine-tuned model predicts.
     :raises CheckpointError: the checkpoint cannot be read, or was trained by another criterion.
     :raises RecipeError: the criterion cannot have trained this model.
     """
@@ -48,16 +33,26 @@ def load_trained(path: str | Path, criterion: Criterion[Any], *, device: torch.d
     if not isinstance(source, NativeSource):
         raise CheckpointError(f"{path} is not a checkpoint of a training run, so it has nothing that its criterion needs.")
     state = source.read_all()
-    model = build_skeleton(source.config, num_tensors=len(state))
-    try:
-        criterion.build(model)
-    except ValueError as ex:
-        raise RecipeError(f"`criterion`: {ex}") from ex
-    model.criterion = criterion
+    model = build_skeleton(source.config, num_tensors=len(state), path=source.path)
+    attach_criterion(model, criterion, labels)
     compare(model.state_dict(), state).raise_if_any(f"{source.path} does not hold the weights of this model and criterion:")
 
-    model.to_empty(device=device)
-    model.load_state_dict(state)
-    model.requires_grad_(False)
+    return fill_skeleton(model, state, device=device)
 
-    return model.eval()
+
+def attach_criterion(
+    model: EncoderModel, criterion: Criterion[Any], labels: LabelSet | None = None, *, called: str = "`criterion`"
+) -> None:
+    """Build what a criterion owns beside a model, and make it a part of the model.
+
+    :param labels: what a criterion of fine-tuning predicts.
+    :param called: how an error names the criterion.
+    :raises RecipeError: the criterion cannot train this model, or predict these labels.
+    """
+    try:
+        if isinstance(criterion, SupervisedCriterion):
+            criterion.set_labels(labels)
+        criterion.build(model)
+    except ValueError as ex:
+        raise RecipeError(f"{called}: {ex}") from ex
+    model.criterion = criterion

@@ -1,11 +1,12 @@
-"""What a checkpoint comes from: the task, the dataset, the criterion and the labels of its run.
+"""Provenance of a checkpoint: the task, the dataset, the criterion and the labels of its run.
 
-The training recipe writes them beside the checkpoints, as ``checkpoints/origin.yaml``, so that a folder of checkpoints can be
+The training recipe writes it beside the checkpoints, as ``checkpoints/origin.yaml``, so that a folder of checkpoints can be
 evaluated by itself.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,18 +19,17 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.weights.sources import find_step
-
-ORIGIN_FILE: Final = "origin.yaml"
+from d2v_plugin.weights.run_folder import PROVENANCE_FILE, find_checkpoints
 
 SECTIONS: Final = ("task", "dataset", "criterion")
 """Sections of a training recipe, which :class:`d2v_plugin.verbs.evaluate.config.EvaluateConfig` has, too."""
 
 
 @dataclass(frozen=True)
-class Origin:
-    """How the model of a checkpoint was trained."""
+class Provenance:
+    """Settings by which the model of a checkpoint was trained."""
 
     sections: Mapping[str, Any]
     """``task``, ``dataset`` and ``criterion`` as plain data."""
@@ -38,45 +38,41 @@ class Origin:
     """What the model predicts; None = no labels, or numbers."""
 
 
-def describe_origin(config: object, labels: LabelSet | None) -> Origin:
-    """The origin of what a training recipe trains.
+def describe_provenance(config: object, labels: LabelSet | None) -> Provenance:
+    """The provenance of what a training recipe trains.
 
     :param config: has the sections as attributes.
     """
     sections = {name: StandardValueConverter().unstructure(getattr(config, name)) for name in SECTIONS}
 
     # The evaluation may be started elsewhere.
-    return Origin({**sections, "dataset": _make_absolute(sections["dataset"])}, labels)
+    return Provenance({**sections, "dataset": _make_absolute(sections["dataset"])}, labels)
 
 
-def write_origin(checkpoints: Path, origin: Origin) -> None:
+def write_provenance(checkpoints: Path, provenance: Provenance) -> None:
     """Write the file, at once."""
-    content = {**origin.sections, "labels": None if origin.labels is None else list(origin.labels.names)}
-    path = checkpoints / ORIGIN_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        YAML(typ="safe", pure=True).dump(content, file)
-    aside.replace(path)
+    labels = provenance.labels
+    content = {**provenance.sections, "labels": None if labels is None else list(labels.names)}
+    text = io.StringIO()
+    YAML(typ="safe", pure=True).dump(content, text)
+    write_atomically(checkpoints / PROVENANCE_FILE, text.getvalue())
 
 
-def find_origin(path: str | Path) -> Origin | None:
-    """The origin of a checkpoint, given as for :func:`d2v_plugin.load`; None if it is not one of a run.
+def find_provenance(path: str | Path) -> Provenance | None:
+    """The provenance of a checkpoint, given as for :func:`d2v_plugin.load`; None if it is not one of a run.
 
     :raises CheckpointError: the file is damaged.
     """
-    step = find_step(path)
-    if step is None or not (step.parent / ORIGIN_FILE).is_file():
-        return None
-
-    return read_origin(step.parent)
+    checkpoints = find_checkpoints(path)
+    return None if checkpoints is None or not (checkpoints / PROVENANCE_FILE).is_file() else read_provenance(checkpoints)
 
 
-def read_origin(checkpoints: Path) -> Origin:
+def read_provenance(checkpoints: Path) -> Provenance:
+    """Read the file of a folder of checkpoints.
+
+    :raises CheckpointError: it cannot be read.
     """
-    :raises CheckpointError: the file cannot be read.
-    """
-    path = checkpoints / ORIGIN_FILE
+    path = checkpoints / PROVENANCE_FILE
     try:
         content = YAML(typ="safe", pure=True).load(path)
     except (OSError, YAMLError) as ex:
@@ -85,17 +81,17 @@ def read_origin(checkpoints: Path) -> Origin:
         raise CheckpointError(f"{path} does not say {', '.join((*SECTIONS, 'labels'))}.")
     labels = content["labels"]
 
-    return Origin({name: content[name] for name in SECTIONS}, None if labels is None else LabelSet(labels))
+    return Provenance({name: content[name] for name in SECTIONS}, None if labels is None else LabelSet(labels))
 
 
 def check_labels(checkpoints: Path, labels: LabelSet | None) -> None:
-    """Whether a run that goes on finds the labels that it began with.
+    """Check that a run that goes on finds the labels that it began with.
 
     :raises RecipeError: it does not; the head's outputs would change their meaning.
     """
-    if not (checkpoints / ORIGIN_FILE).is_file():
+    if not (checkpoints / PROVENANCE_FILE).is_file():
         return
-    began = read_origin(checkpoints).labels
+    began = read_provenance(checkpoints).labels
     before, now = ([] if found is None else list(found.names) for found in (began, labels))
     if before != now:
         changed = sorted(set(before) ^ set(now)) or ["their order"]
@@ -106,10 +102,9 @@ def check_labels(checkpoints: Path, labels: LabelSet | None) -> None:
 
 
 def _make_absolute(value: Any) -> Any:
-    """Whatever is called ``path``, and is one."""
+    """Make whatever is called ``path``, and is one, absolute."""
     if not isinstance(value, Mapping):
         return value
-
     return {
         key: os.path.abspath(item) if key == "path" and isinstance(item, str | Path) else _make_absolute(item)
         for key, item in value.items()

@@ -1,4 +1,4 @@
-"""The scores of a fine-tuning run at its last and at its best checkpoint."""
+"""Scores of a fine-tuning run at its last and at its best checkpoint, and their table."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.weights.sources import find_step
+from d2v_plugin.core.text import format_table
+from d2v_plugin.weights.run_folder import RunFolder, list_steps, read_scores
 
 Scores = Mapping[str, float]
+"""Scores by their names."""
 
 
 def read_history(output_dir: Path, split: str, displayed: Mapping[str, str]) -> dict[int, Scores]:
-    """What validation measured on a split, by update; over resumes.
+    """Read what validation measured on a split, by update; over resumes.
 
     :param displayed: how fairseq2's recorder calls each score, with the score's own name.
     """
-    path = output_dir / "metrics" / "valid" / f"{split}.jsonl"
+    path = RunFolder(output_dir).metrics / "valid" / f"{split}.jsonl"
     if not path.is_file():
         return {}
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
@@ -34,21 +35,19 @@ def compare_checkpoints(
 
     :param checkpoints: the folder of all.
     """
+    steps = list_steps(checkpoints, recorded=True)
+    chosen = {"last": steps[-1:], "best": [step_nr for _, step_nr in read_scores(checkpoints, steps)][:1]}
     found: dict[str, Scores] = {}
-    chosen = {"last": _find_number(checkpoints, best=False), "best": _find_number(checkpoints, best=True)}
     for split in splits:
         history = read_history(output_dir, split, displayed)
-        for which, number in chosen.items():
-            if number in history:
-                found[f"{split}, {which} (update {number})"] = history[number]
+        for which, numbers in chosen.items():
+            found |= {f"{split}, {which} (update {number})": history[number] for number in numbers if number in history}
 
     return found
 
 
-def _find_number(checkpoints: Path, *, best: bool) -> int:
-    try:
-        step = find_step(checkpoints, best=best)
-    except CheckpointError:
-        return -1
-
-    return -1 if step is None else int(step.name.removeprefix("step_"))
+def format_scores(scores: Mapping[str, Scores]) -> list[str]:
+    """Lines of a table: one row for everything evaluated, one column for each score."""
+    names = list(next(iter(scores.values())))
+    rows = [[name, *(f"{value:.4f}" for value in row.values())] for name, row in scores.items()]
+    return format_table(["", *(f"{name:>8}" for name in names)], rows)

@@ -14,6 +14,7 @@ from fairseq2.metrics import Mean, MetricBag
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.scoring.predictions import Prediction, gather_predictions, mean_loss
@@ -69,10 +70,9 @@ class EvaluationUnit(EvalUnit[Batch]):
             metric_bag.get(name, Mean).update(score)
 
         if self._report is not None:
-            self._report.parent.mkdir(parents=True, exist_ok=True)
             shown = self._criterion.format
             lines = (f"{p.id}\t{shown(p.hypothesis)}\t{shown(p.reference)}\n" for p in predictions)
-            self._report.write_text("row\tprediction\treference\n" + "".join(lines), encoding="utf-8")
+            write_atomically(self._report, "row\tprediction\treference\n" + "".join(lines))
 
     @property
     @override

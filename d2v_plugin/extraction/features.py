@@ -24,7 +24,6 @@ def name_arrays(layers: Layers, top_k: int | None, num_layers: int) -> dict[str,
         return {f"layer_{layer}": [layer] for layer in resolve_layers(layers, num_layers)}
     if top_k > num_layers:
         raise ValueError(f"`top_k` must be at most {num_layers}, the number of blocks, but is {top_k}.")
-
     return {f"top_{top_k}": list(range(num_layers - top_k, num_layers))}
 
 

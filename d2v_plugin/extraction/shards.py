@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import override
+
+from d2v_plugin.core.storage import put_in_place, write_atomically
 
 FORMAT: Final = "d2v_plugin_features"
 FORMAT_VERSION: Final = 1
@@ -41,7 +42,6 @@ class ShardRange:
 def cut_shards(num_samples: int, shard_size: int) -> list[ShardRange]:
     """The shards of a split; the same for any number of processes."""
     starts = range(0, num_samples, shard_size)
-
     return [ShardRange(number, start, min(start + shard_size, num_samples)) for number, start in enumerate(starts)]
 
 
@@ -59,20 +59,17 @@ class ShardStore(ABC):
         if aside.is_dir():
             shutil.rmtree(aside)
         self._save(aside, arrays)
-        for file in [aside, *(aside.iterdir() if aside.is_dir() else ())]:
-            _synchronise(file)
-        os.replace(aside, path)
-        _synchronise(self.folder)
+        put_in_place(aside, path)
 
     def has(self, shard: ShardRange) -> bool:
         return self.path_of(shard).exists()
 
     @abstractmethod
     def path_of(self, shard: ShardRange) -> Path:
-        """Where a shard is, or will be."""
+        """The place of a shard."""
 
     @abstractmethod
-    def describe(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
+    def read_header(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
         """The shapes of a shard's arrays, by name, and its ids; does not read the features."""
 
     @abstractmethod
@@ -87,7 +84,7 @@ class SafetensorsStore(ShardStore):
         return self.folder / f"shard-{shard.number:05}.safetensors"
 
     @override
-    def describe(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
+    def read_header(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
         with safe_open(self.path_of(shard), framework="pt") as file:
             shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
 
@@ -106,10 +103,9 @@ class NumpyStore(ShardStore):
         return self.folder / f"shard-{shard.number:05}"
 
     @override
-    def describe(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
+    def read_header(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
         files = sorted(self.path_of(shard).glob("*.npy"))
         arrays = {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in files}
-
         return {name: list(array.shape) for name, array in arrays.items()}, arrays[IDS].tolist()
 
     @override
@@ -140,7 +136,7 @@ def begin_index(folder: Path, settings: Mapping[str, Any], *, write: bool) -> No
         if changed:
             raise RecipeError(f"{folder} holds other features: {'; '.join(changed)}. Choose another output directory.")
     elif write:
-        _write_json(path, {"format": FORMAT, "format_version": FORMAT_VERSION, "complete": False, "settings": settings})
+        _write_index(folder, {"complete": False, "settings": settings})
 
 
 def finish_index(
@@ -153,29 +149,16 @@ def finish_index(
     """
     listed, num_samples = [], 0
     for shard in shards:
-        shapes, ids = store.describe(shard)
+        shapes, ids = store.read_header(shard)
         num_samples += len(ids)
         missing = sorted(set(range(shard.start, shard.stop)) - set(ids))
         path = str(store.path_of(shard).relative_to(folder))
         listed.append({"file": path, "start": shard.start, "stop": shard.stop, "missing": missing, "shapes": shapes})
-    content = {"format": FORMAT, "format_version": FORMAT_VERSION, "complete": True, "num_samples": num_samples}
-    _write_json(folder / INDEX_FILE, {**content, "settings": settings, **info, "shards": listed})
+    _write_index(folder, {"complete": True, "num_samples": num_samples, "settings": settings, **info, "shards": listed})
 
     return num_samples
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Several processes may write the same at once.
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
-
-
-def _synchronise(path: Path) -> None:
-    """Have the file system write a file, or the entries of a folder, down."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _write_index(folder: Path, content: Mapping[str, Any]) -> None:
+    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **content}
+    write_atomically(folder / INDEX_FILE, json.dumps(content, indent=1) + "\n")

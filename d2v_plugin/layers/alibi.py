@@ -34,18 +34,16 @@ def token_distances(positions: Tensor, grid_width: int | None, metric: str) -> T
     return torch.cdist(points, points, p=1.0 if metric == "manhattan" else 2.0, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def attention_biases(distances: Tensor, scale: Tensor, *, num_layers: int, num_heads: int, num_extra_tokens: int) -> list[Tensor]:
-    """The bias of each layer; extra tokens are at distance 0 from everything.
+def attention_biases(distances: Tensor, scale: Tensor, *, num_heads: int, num_extra_tokens: int) -> list[Tensor]:
+    """The biases of attention; extra tokens are at distance 0 from everything.
 
     :param distances: (R, K, K)
-    :param scale: (1 or L, 1, H or 1, 1, 1); negative values act as 0. With one for all layers the bias is built once.
-    :returns: L biases (R, H, X + K, X + K).
+    :param scale: (1 or L, 1, H or 1, 1, 1); negative values act as 0.
+    :returns: one for each scale, (R, H, X + K, X + K).
     """
     slopes = alibi_slopes(num_heads, distances.device).view(-1, 1, 1)
     if num_extra_tokens > 0:
         distances = F.pad(distances, (num_extra_tokens, 0, num_extra_tokens, 0))
 
     # (L, 1, H, 1, 1) x (R, 1, K, K) -> L x (R, H, K, K)
-    biases = [-slopes * scale_of_layer.clamp_min(0.0) * distances.unsqueeze(1) for scale_of_layer in scale]
-
-    return biases * num_layers if len(biases) == 1 else biases
+    return [-slopes * scale_of_layer.clamp_min(0.0) * distances.unsqueeze(1) for scale_of_layer in scale]

@@ -134,5 +134,4 @@ def _cut(length: int, step: int) -> list[slice]:
 def _part(bias: Tensor, piece: tuple[slice, slice]) -> Tensor:
     """The part of a bias that a piece needs; it may be the same for all rows or heads."""
     rows, heads = piece
-
     return bias[rows if bias.size(0) > 1 else slice(None), heads if bias.size(1) > 1 else slice(None)]

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from d2v_plugin.layers.cpu import compute_dtype, recomputes, uses_own_kernels
-from d2v_plugin.layers.norm_gelu import compute_norm_gelu, differentiate_norm_gelu, norm_gelu
 
 
 def convolve(x: Tensor, conv: nn.Conv1d | nn.Conv2d) -> Tensor:
@@ -28,7 +27,6 @@ def convolve(x: Tensor, conv: nn.Conv1d | nn.Conv2d) -> Tensor:
     if isinstance(conv, nn.Conv2d):
         x = x.movedim(-1, 1)
         return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups).movedim(1, -1)
-
     return _convolve_sequence(x, conv)
 
 
@@ -39,8 +37,20 @@ def norm_gelu_convolve(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, conv: 
     """
     if not (recomputes(x) and _wants_products(x, conv)):
         return convolve(norm_gelu(x, norm_weight, norm_bias), conv)
-
     return _convolve_sequence(x, conv, norm_weight, norm_bias)
+
+
+def norm_gelu(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """``gelu(layer_norm(x))`` over the channels, which keeps ``x`` only.
+
+    :param x: (..., C)
+    :param weight, bias: (C); with them the norm is computed in fp32 also where autocast chose another dtype for ``x``.
+    """
+    if not recomputes(x):
+        if weight is None or bias is None:
+            return F.gelu(F.layer_norm(x, x.shape[-1:]))
+        return F.gelu(F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float()).type_as(x))
+    return _NormGelu.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class ConvBlock(nn.Sequential):
@@ -62,7 +72,6 @@ class ConvBlock(nn.Sequential):
         if self.trims_end:
             for dim in range(1, x.dim() - 1):
                 x = x.narrow(dim, 0, x.size(dim) - 1)
-
         return norm_gelu(x)
 
 
@@ -153,7 +162,7 @@ class _DenseConvolution(torch.autograd.Function):
             grad_x = _differentiate_input(grad, activated, weight, ctx.stride, ctx.padding)
             del activated
             if norm_weight is not None:
-                grad_x, grad_norm_weight, grad_norm_bias = differentiate_norm_gelu(
+                grad_x, grad_norm_weight, grad_norm_bias = _differentiate_norm_gelu(
                     grad_x.movedim(1, -1).to(x.dtype), x.movedim(1, -1), norm_weight, norm_bias
                 )
                 grad_x = grad_x.movedim(-1, 1)
@@ -162,7 +171,7 @@ class _DenseConvolution(torch.autograd.Function):
 
 
 def _activate(x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None) -> Tensor:
-    return x if norm_weight is None else compute_norm_gelu(x.movedim(1, -1), norm_weight, norm_bias).movedim(-1, 1)
+    return x if norm_weight is None else _compute_norm_gelu(x.movedim(1, -1), norm_weight, norm_bias).movedim(-1, 1)
 
 
 def _differentiate_input(grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
@@ -202,3 +211,39 @@ def _differentiate_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: int, 
         total.addmm_(grads.reshape(-1, num_outputs).t(), seen.reshape(-1, window))
 
     return total.view(num_outputs, kernel_size, num_inputs).transpose(1, 2).unsqueeze(2)
+
+
+def _compute_norm_gelu(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """:func:`norm_gelu` on a CPU, for functions that compute it again."""
+    return F.gelu(_normalize(x, weight, bias)[0])
+
+
+def _differentiate_norm_gelu(
+    grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients of :func:`norm_gelu` for the same arguments."""
+    normed, mean, rstd = _normalize(x, weight, bias)
+    grad = torch.ops.aten.gelu_backward(grad, normed)
+    has_weight = weight is not None
+    gradients: tuple[Tensor, Tensor | None, Tensor | None] = torch.ops.aten.native_layer_norm_backward(
+        grad, x, x.shape[-1:], mean, rstd, weight, bias, [True, has_weight, has_weight]
+    )
+
+    return gradients
+
+
+def _normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    normed: tuple[Tensor, Tensor, Tensor] = torch.native_layer_norm(x, x.shape[-1:], weight, bias, 1e-5)
+    return normed
+
+
+class _NormGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        return _compute_norm_gelu(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return _differentiate_norm_gelu(grad, *ctx.saved_tensors)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from typing_extensions import override
 
-from d2v_plugin.core.random import Stream, finalise, hash_columns, hash_rows
+from d2v_plugin.core.random import Stream, finalize, hash_columns, hash_rows
 from d2v_plugin.layers.cpu import uses_own_kernels
 
 PIECE_SIZE: Final = 2**19
@@ -32,7 +32,6 @@ class Dropout(nn.Dropout):
             return x
         if not uses_own_kernels(x):
             return F.dropout(x, self.p)
-
         return _HashedDropout.apply(None, x, self.p, draw_seed())  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -43,7 +42,6 @@ def add_dropped(x: Tensor, y: Tensor, dropout: nn.Dropout) -> Tensor:
     """
     if not dropout.training or dropout.p == 0.0 or not uses_own_kernels(y):
         return x + dropout(y)  # type: ignore[no-any-return]
-
     return _HashedDropout.apply(x, y, dropout.p, draw_seed())  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -68,9 +66,8 @@ class DropoutFactors:
     def draw(self, piece: int, count: int) -> Tensor:
         """(count,) fp32: the factors of the elements of a piece, in memory that the next call writes to again."""
         # One word serves two elements: halves are between -2^15 and 2^15, floats exactly.
-        words = finalise(self._rows[piece] ^ self._columns[: (count + 1) // 2])
+        words = finalize(self._rows[piece] ^ self._columns[: (count + 1) // 2])
         factors = self._factors[: 2 * len(words)].copy_(words.view(torch.int16))
-
         return factors.lt_(self._threshold).mul_(self._scale)[:count]
 
 
@@ -86,14 +83,12 @@ class _HashedDropout(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor | None, y: Tensor, rate: float, seed: Tensor) -> Tensor:
         ctx.rate, ctx.dtype, ctx.is_sum = rate, y.dtype, x is not None
         ctx.save_for_backward(seed)
-
         return _drop(y, rate, seed, added_to=x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         (seed,) = ctx.saved_tensors
-
         return grad if ctx.is_sum else None, _drop(grad.to(ctx.dtype), ctx.rate, seed), None, None
 
 

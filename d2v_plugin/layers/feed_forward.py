@@ -39,7 +39,6 @@ def build_projection(in_dim: int, hidden_dim: int, out_dim: int, *, num_layers: 
     for _ in range(num_layers - 1):
         layers += [nn.Linear(in_dim, hidden_dim), nn.GELU()]
         in_dim = hidden_dim
-
     return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
 
 
@@ -48,22 +47,20 @@ def norm_feed_forward(x: Tensor, norm: nn.LayerNorm, mlp: FeedForward) -> tuple[
 
     :param x: (R, K, D)
     """
-    if mlp.dropout.p > 0.0:
-        x = norm(x)
-        return x, mlp(x)
+    if mlp.dropout.p == 0.0:
+        return norm_two_layers(x, norm, mlp.fc1, mlp.fc2, mlp.dropout)
+    x = norm(x)
+    return x, mlp(x)
 
-    return norm_two_layers(x, norm, mlp.fc1, mlp.fc2)
 
-
-def norm_two_layers(x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear) -> tuple[Tensor, Tensor]:
-    """``norm(x)`` and ``fc2(gelu(fc1(norm(x))))``, both (R, K, D).
+def norm_two_layers(x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear, dropout: Dropout) -> tuple[Tensor, Tensor]:
+    """``norm(x)`` and ``fc2(dropout(gelu(fc1(norm(x)))))``, both (R, K, D).
 
     :param x: (R, K, D)
     """
-    if not recomputes(x):
+    if not recomputes(x) or dropout.p > 0.0:
         x = norm(x)
-        return x, fc2(F.gelu(fc1(x)))
-
+        return x, fc2(dropout(F.gelu(fc1(x))))
     return _NormFeedForward.apply(  # type: ignore[no-any-return, no-untyped-call]
         x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, compute_dtype(x)
     )
@@ -139,5 +136,4 @@ def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
         return (a @ b).float()
     if total.dtype == a.dtype:
         return total.addmm_(a, b)
-
     return total.add_(a @ b)

@@ -7,22 +7,11 @@ case, which keeps the autograd graph the same in every update, as data paralleli
 
 from __future__ import annotations
 
-from enum import IntEnum
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
-from d2v_plugin.core.random import row_keys, uniform
-
-if TYPE_CHECKING:
-    from d2v_plugin.core.contracts import StepInfo
-
-
-class _Stream(IntEnum):
-    """A sequence of random numbers beside those of :mod:`d2v_plugin.masking.base`."""
-
-    LAYERS = 64
+from d2v_plugin.core.contracts import StepInfo
+from d2v_plugin.core.random import Stream, uniform
 
 
 class LayerDrop(nn.Module):
@@ -50,6 +39,6 @@ def draw_layers(model: nn.Module, step: StepInfo, device: torch.device) -> None:
     """Draw which blocks this update leaves out."""
     layers = [module for module in model.modules() if isinstance(module, LayerDrop) and module.training and module.rate > 0.0]
     if layers:
-        keys = row_keys(step.seed, step.number, torch.arange(len(layers), device=device), num_views=1)
-        for layer, draw in zip(layers, uniform(keys, 1, stream=_Stream.LAYERS).flatten(), strict=True):
+        keys = step.keys(torch.arange(len(layers), device=device))
+        for layer, draw in zip(layers, uniform(keys, 1, stream=Stream.LAYERS).flatten(), strict=True):
             layer.draw = draw

@@ -23,7 +23,7 @@ from d2v_plugin.layers.layer_drop import draw_layers
 T = TypeVar("T")
 
 CRITERION_PREFIX: Final = "criterion."
-"""How the names of a criterion's parameters begin in a training checkpoint: it is the model's submodule."""
+"""Prefix of the names of a criterion's parameters in a training checkpoint: it is the model's submodule."""
 
 
 class EncoderConfig(Validatable):
@@ -31,11 +31,13 @@ class EncoderConfig(Validatable):
 
     dim: int
     depth: int
+    original_padding: bool
 
     @property
-    @abstractmethod
-    def frontends(self) -> Mapping[Modality, Any]:
-        """The configuration of each modality that the model takes, text before audio before images."""
+    def frontends(self) -> dict[Modality, Any]:
+        """The configuration of each modality that the model takes, in the original's order."""
+        configs = {modality: getattr(self, modality.value) for modality in (Modality.TEXT, Modality.AUDIO, Modality.IMAGE)}
+        return {modality: config for modality, config in configs.items() if config is not None}
 
     @abstractmethod
     def count_layers(self) -> int:
@@ -61,12 +63,12 @@ class LocalFeatures:
     """(N, S), True = padding; None = nothing is padded."""
 
     modality: Modality | None = None
-    """What the samples are; None = what the model is for."""
+    """Modality of the samples; None = the only one of the model."""
 
 
 @dataclass
 class Features:
-    """What the encoder computes from whole samples."""
+    """Results of encoding whole samples."""
 
     x: Tensor
     """(N, S, D): the output, one vector per frame, patch or token, without extra tokens."""
@@ -97,7 +99,7 @@ class EncoderModel(nn.Module, ABC):
     """The blocks that :meth:`extract_features` returns the outputs of."""
 
     has_mask_embedding = False
-    """Whether :meth:`mask_local` has a learned embedding for masked positions and needs no ``fill``."""
+    """True = :meth:`mask_local` puts a learned embedding at masked positions and needs no ``fill``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +112,6 @@ class EncoderModel(nn.Module, ABC):
         if self.criterion is None:
             raise RuntimeError("The model has no criterion; for features call `extract_features`.")
         draw_layers(self, step, batch.ids.device)
-
         return self.criterion(self, batch, step)  # type: ignore[no-any-return]
 
     def extract_features(
@@ -176,7 +177,7 @@ class EncoderModel(nn.Module, ABC):
 
     @property
     def num_layers(self) -> int:
-        """How many blocks :meth:`extract_features` returns the outputs of."""
+        """Number of :attr:`blocks`."""
         return len(self.blocks)
 
     def freeze_constants(self) -> None:
@@ -192,7 +193,6 @@ class EncoderModel(nn.Module, ABC):
         """As in every module, but constants and the teacher of a criterion stay frozen: fairseq2 calls this on load."""
         super().requires_grad_(requires_grad)
         self.freeze_constants()
-
         return self
 
 

@@ -22,7 +22,6 @@ def apply_fsdp(model: ModelT, granularity: str, wrapper: FSDPWrapper) -> ModelT:
         raise NotSupportedError(f"`trainer.fsdp.granularity` must be `layer`, but is `{granularity}`.")
     for blocks in _find_block_lists(model):
         apply_layerwise_fsdp(blocks, wrapper)
-
     return model
 
 
@@ -31,7 +30,6 @@ def apply_activation_checkpointing(model: ModelT, every_nth_layer: int) -> Model
     for blocks in _find_block_lists(model):
         if any(parameter.requires_grad for parameter in blocks.parameters()):
             apply_layerwise_ac(blocks, every_nth_layer)
-
     return model
 
 

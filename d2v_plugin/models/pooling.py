@@ -11,7 +11,7 @@ from torch import Tensor
 from d2v_plugin.models.base import Features
 
 Pooling = Literal["mean", "statistics", "cls"]
-"""How tokens become one vector: their mean, mean and standard deviation, or what stands at the class token.
+"""Ways to make one vector of tokens: their mean, mean and standard deviation, or the class token's output.
 
 Targets that are normalised over time (``instance_norm_layers``) have mean zero in every utterance, so what a trained model
 knows of an utterance is not in the mean of its last layers: speech wants ``statistics``.
@@ -51,7 +51,6 @@ def pool_features(features: Features, layer: int = -1, pooling: Pooling = "mean"
     (layer,) = resolve_layers([layer], len(features.layers))
     if pooling == "cls":
         return _class_token(features, layer).to(torch.float32)
-
     return pool_tokens(features.layers[layer], features.padding_mask, pooling)
 
 
@@ -79,7 +78,6 @@ def split_samples(x: Tensor, padding_mask: Tensor | None) -> Sequence[Tensor]:
     if padding_mask is None:
         return x.unbind(0)
     lengths = (~padding_mask).sum(dim=1).tolist()
-
     return [row[:length] for row, length in zip(x, lengths, strict=True)]
 
 
@@ -87,5 +85,4 @@ def _class_token(features: Features, layer: int) -> Tensor:
     """(N, D)"""
     if features.extra_layers is None:
         return features.layers[layer][:, 0]
-
     return features.extra_layers[layer][:, -1]

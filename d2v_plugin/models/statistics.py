@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Signs(NamedTuple):
-    """What is measured of a set of representations."""
+    """Measures of a set of representations."""
 
     deviation: float
     """Standard deviation over all tokens, over their root mean square: 0 if they are equal, 1 if their mean is zero."""
@@ -48,6 +48,18 @@ def describe(x: Tensor, padding_mask: Tensor | None = None) -> Signs:
     variation = within / total if min(x.shape[:2]) > 1 else math.nan
 
     return Signs(float((total / x.square().sum()).sqrt()), float(rank), float(variation))
+
+
+def mean_valid(x: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Mean over the positions that are no padding: (N, S, ...) -> (N, ...).
+
+    :param padding_mask: (N, S), True = padding, where ``x`` may hold anything; None = nothing is padded.
+    """
+    if padding_mask is None:
+        return x.mean(dim=1)
+    padding_mask = padding_mask.view(*padding_mask.shape, *[1] * (x.dim() - 2))
+
+    return x.masked_fill(padding_mask, 0.0).sum(dim=1) / (~padding_mask).sum(dim=1)
 
 
 def channel_deviations(x: Tensor) -> Tensor:

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v_plugin.layers.convolution import ConvBlock, convolve, norm_gelu_convolve
-from d2v_plugin.layers.norm_gelu import norm_gelu
+from d2v_plugin.layers.convolution import ConvBlock, convolve, norm_gelu, norm_gelu_convolve
 
 LengthT = TypeVar("LengthT", int, Tensor)
 
@@ -45,6 +44,11 @@ class WaveformConfig:
         return max(3, self.position_width // self.position_depth)
 
     @property
+    def num_convolutions(self) -> int:
+        """All convolutions, those of positions included."""
+        return len(self.conv_layers) + self.position_depth
+
+    @property
     def samples_per_frame(self) -> int:
         """Samples from one frame to the next."""
         return math.prod(stride for _, _, stride in self.conv_layers)
@@ -54,7 +58,6 @@ def count_frames(num_samples: LengthT, conv_layers: Sequence[tuple[int, int, int
     """Frames that the convolutions make of so many samples; 0 or less for fewer than one frame needs."""
     for _, kernel_size, stride in conv_layers:
         num_samples = (num_samples - kernel_size) // stride + 1
-
     return num_samples
 
 
@@ -65,14 +68,12 @@ def mark_padded_frames(
     if padding_mask is None:
         return None
     lengths = count_frames((~padding_mask).sum(dim=-1), conv_layers)
-
     return torch.arange(num_frames, device=padding_mask.device) >= lengths.unsqueeze(-1)
 
 
 def build_position_blocks(config: WaveformConfig, dim: int) -> list[ConvBlock]:
     """The grouped convolutions over the full sequence that give relative positions (data2vec, section 3.1)."""
     kernel_size = config.position_kernel
-
     return [
         ConvBlock(nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=config.position_groups))
         for _ in range(config.position_depth)
@@ -89,7 +90,8 @@ class WaveformEncoder(nn.Module):
         for i, (channels, kernel_size, stride) in enumerate(config.conv_layers):
             conv = nn.Conv1d(in_channels, channels, kernel_size, stride=stride, bias=False)
             nn.init.kaiming_normal_(conv.weight)
-            layers.append(WaveformLayer(conv, _build_norm(config.conv_norm, channels, first=i == 0)))
+            # Numbered as in the original, where number 1 is a dropout of rate 0, and number 3 GELU.
+            layers.append(nn.ModuleDict({"0": conv, "2": _build_norm(config.conv_norm, channels, first=i == 0)}))
             in_channels = channels
         self.conv_layers = nn.ModuleList(layers)
         self.specs = config.conv_layers
@@ -120,22 +122,13 @@ def _activate(x: Tensor, norm: nn.Module) -> Tensor:
         return norm_gelu(x, norm.weight, norm.bias)
     if isinstance(norm, nn.GroupNorm):
         x = norm(x.transpose(1, 2)).transpose(1, 2)
-
     return F.gelu(x)
 
 
 def _build_norm(kind: str, channels: int, *, first: bool) -> nn.Module:
     if kind == "layer_norm":
         return ChannelNorm(channels)
-
     return nn.GroupNorm(channels, channels) if first else nn.Identity()
-
-
-class WaveformLayer(nn.ModuleDict):
-    """Convolution and norm, before GELU; numbered as in the original, where number 1 is a dropout of rate 0."""
-
-    def __init__(self, conv: nn.Conv1d, norm: nn.Module) -> None:
-        super().__init__({"0": conv, "2": norm})
 
 
 class ChannelNorm(nn.ModuleDict):

@@ -1,4 +1,4 @@
-"""Features as one can look at them: principal components as colours, similarities of tokens, deviations by layer."""
+"""Pictures of features: principal components as colors, similarities of tokens, numbers by layer over time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from d2v_plugin.core.batch import Batch, Modality
-from d2v_plugin.pictures.drawing import arrange, colour, magnify
+from d2v_plugin.pictures.drawing import arrange, color, magnify
 from d2v_plugin.pictures.inputs import IMAGE_SIDE, STRIP_HEIGHT, STRIP_WIDTH, show_image, show_waveform
 
 BAR_HEIGHT = 14
@@ -19,12 +19,12 @@ BAR_HEIGHT = 14
 def draw_features(batch: Batch, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Image.Image:
     """The first three principal components of each layer's features as red, green and blue.
 
-    Tokens with the same colour have similar features; colours of different layers cannot be compared.
+    Tokens with the same color have similar features; colors of different layers cannot be compared.
 
     :param student: the output of each block, (N, S, D).
     :param teacher: likewise the teacher's; may be empty.
     """
-    models = {"student": [colour_by_components(x) for x in student], "teacher": [colour_by_components(x) for x in teacher]}
+    models = {"student": [color_by_components(x) for x in student], "teacher": [color_by_components(x) for x in teacher]}
     rows: list[tuple[str, list[Tensor]]] = []
     for sample, x in enumerate(batch.inputs):
         caption = f"sample {int(batch.ids[sample])}"
@@ -43,7 +43,7 @@ def draw_features(batch: Batch, student: Sequence[Tensor], teacher: Sequence[Ten
     return arrange(rows)
 
 
-def colour_by_components(x: Tensor) -> Tensor:
+def color_by_components(x: Tensor) -> Tensor:
     """(N, S, D) features -> (N, S, 3) uint8; the components are those of all tokens together."""
     tokens = x.detach().flatten(0, 1).to("cpu", torch.float32)
     tokens = tokens - tokens.mean(dim=0)
@@ -54,10 +54,7 @@ def colour_by_components(x: Tensor) -> Tensor:
     components = tokens @ vectors
     low, high = components.quantile(0.02, dim=0), components.quantile(0.98, dim=0)
     shades = ((components - low) / (high - low).clamp_min(1e-9)).clamp(0.0, 1.0) * 255
-    if shades.size(1) < 3:
-        shades = F.pad(shades, (0, 3 - shades.size(1)))
-
-    rgb: Tensor = shades.round().to(torch.uint8)
+    rgb: Tensor = F.pad(shades, (0, 3 - shades.size(1))).round().to(torch.uint8)
 
     return rgb.view(*x.shape[:2], 3)
 
@@ -70,12 +67,12 @@ def similarities(x: Tensor) -> Tensor:
 
 
 def draw_similarities(batch: Batch, layers: Sequence[Tensor]) -> Image.Image:
-    """How similar the tokens of the first sample are to each other, layer by layer; all alike means that a model collapses."""
-    cells = [magnify(colour(similarities(x[:1])[0].cpu(), -1.0, 1.0), IMAGE_SIDE, IMAGE_SIDE) for x in layers]
+    """Similarity of the tokens of the first sample to each other, layer by layer; all alike means that a model collapses."""
+    cells = [magnify(color(similarities(x[:1])[0].cpu(), -1.0, 1.0), IMAGE_SIDE, IMAGE_SIDE) for x in layers]
 
-    caption = f"sample {int(batch.ids[0])}: cosine similarity of its tokens, first layer to last (-1 dark, 1 bright)"
-
-    return arrange([(caption, cells)])
+    return arrange(
+        [(f"sample {int(batch.ids[0])}: cosine similarity of its tokens, first layer to last (-1 dark, 1 bright)", cells)]
+    )
 
 
 def draw_history(history: Sequence[Sequence[float]], steps: Sequence[int], what: str) -> Image.Image:
@@ -84,12 +81,9 @@ def draw_history(history: Sequence[Sequence[float]], steps: Sequence[int], what:
     :param history: one row per moment, one number per layer.
     """
     x = torch.tensor(history).T.flip(0)
-    caption = (
-        f"{what}: layers 0 (below) to {x.size(0) - 1}, updates {steps[0]:,} to {steps[-1]:,}; "
-        f"{float(x.min()):.3g} dark, {float(x.max()):.3g} bright"
-    )
+    caption = f"{what}: layers 0 (below) to {x.size(0) - 1}, updates {steps[0]:,} to {steps[-1]:,}; {_range_of(x)}"
 
-    return arrange([(caption, [magnify(colour(x), x.size(0) * BAR_HEIGHT, STRIP_WIDTH)])])
+    return arrange([(caption, [magnify(color(x), x.size(0) * BAR_HEIGHT, STRIP_WIDTH)])])
 
 
 def draw_scales(scales: Tensor) -> Image.Image:
@@ -98,9 +92,13 @@ def draw_scales(scales: Tensor) -> Image.Image:
     :param scales: (1 or L, 1, H or 1, 1, 1)
     """
     x = scales.detach().float().cpu().clamp_min(0.0).flatten(1)
-    caption = f"ALiBi scale: heads to the right, layers downwards; {float(x.min()):.3g} dark, {float(x.max()):.3g} bright"
+    caption = f"ALiBi scale: heads to the right, layers downwards; {_range_of(x)}"
 
-    return arrange([(caption, [magnify(colour(x), x.size(0) * 24, max(x.size(1) * 24, 120))])])
+    return arrange([(caption, [magnify(color(x), x.size(0) * 24, max(x.size(1) * 24, 120))])])
+
+
+def _range_of(x: Tensor) -> str:
+    return f"{float(x.min()):.3g} dark, {float(x.max()):.3g} bright"
 
 
 def _as_grid(x: Tensor) -> Tensor:

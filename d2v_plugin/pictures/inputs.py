@@ -1,18 +1,20 @@
-"""Inputs as one sees them: images, spectrograms, words; and the same with the masks of every view."""
+"""Pictures of inputs: images, spectrograms, words; as they are, and with the masks of every view."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import Spell
-from d2v_plugin.pictures.drawing import arrange, colour, cover, magnify, write_words
+from d2v_plugin.pictures.drawing import arrange, color, cover, magnify, write_words
 
 IMAGE_SIDE = 96
 STRIP_WIDTH, STRIP_HEIGHT = 480, 64
 MAX_VIEWS = 8
+MAX_STRIPS = 3
 MAX_WORDS = 96
 
 
@@ -28,14 +30,14 @@ def draw_masks(batch: Batch, masks: Tensor, spell: Spell | None = None) -> Image
 
     show = show_image if batch.modality is Modality.IMAGE else show_waveform
     rows = []
-    for sample, (x, views) in enumerate(zip(batch.inputs, masks, strict=True)):
+    for sample, x, views in zip(batch.ids.tolist(), batch.inputs, masks, strict=True):
         shown = show(x)
         covered = [cover(shown, spread_mask(view, *shown.shape[1:], modality=batch.modality)) for view in views]
         if batch.modality is Modality.IMAGE:
-            rows.append((f"sample {int(batch.ids[sample])}: whole, and the masked views", [shown, *covered]))
+            rows.append((f"sample {sample}: whole, and the masked views", [shown, *covered]))
         else:
-            rows.append((f"sample {int(batch.ids[sample])}: spectrogram, then masked views below it", [shown]))
-            rows += [(f"view {i}", [cell]) for i, cell in enumerate(covered[:3])]
+            rows.append((f"sample {sample}: spectrogram, then masked views below it", [shown]))
+            rows += [(f"view {i}", [cell]) for i, cell in enumerate(covered[:MAX_STRIPS])]
 
     return arrange(rows)
 
@@ -52,14 +54,13 @@ def show_image(x: Tensor) -> Tensor:
 def show_waveform(x: Tensor) -> Tensor:
     """The log-magnitude spectrogram of a waveform at 16 kHz, low frequencies at the bottom: (T) -> (3, H, W) uint8."""
     x = x.detach().float().cpu()
-    if x.numel() < 512:
-        x = torch.nn.functional.pad(x, (0, 512 - x.numel()))
+    x = F.pad(x, (0, max(0, 512 - x.numel())))
     # 25 ms windows every 10 ms.
     spectrum = torch.stft(x, 512, hop_length=160, win_length=400, window=torch.hann_window(400), return_complex=True).abs()
     decibels = 20 * torch.log10(spectrum.clamp_min(1e-5))
     top = float(decibels.max())
 
-    return magnify(colour(decibels.flip(0), top - 70.0, top), STRIP_HEIGHT, STRIP_WIDTH)
+    return magnify(color(decibels.flip(0), top - 70.0, top), STRIP_HEIGHT, STRIP_WIDTH)
 
 
 def spread_mask(mask: Tensor, height: int, width: int, *, modality: Modality) -> Tensor:
@@ -71,10 +72,8 @@ def spread_mask(mask: Tensor, height: int, width: int, *, modality: Modality) ->
 
 
 def _text_lines(inputs: Tensor, masks: Tensor, spell: Spell) -> list[tuple[str, list[str], list[bool]]]:
-    lines = []
-    for sample, (ids, views) in enumerate(zip(inputs[:, :MAX_WORDS].tolist(), masks[:, :, :MAX_WORDS], strict=True)):
-        words = spell(ids)
-        for i, view in enumerate(views[:3].tolist()):
-            lines.append((f"sample {sample}, view {i} (what is masked in red)", words, view))
-
-    return lines
+    return [
+        (f"sample {sample}, view {i} (what is masked in red)", spell(ids), view)
+        for sample, (ids, views) in enumerate(zip(inputs[:, :MAX_WORDS].tolist(), masks[:, :, :MAX_WORDS], strict=True))
+        for i, view in enumerate(views[:MAX_STRIPS].tolist())
+    ]

@@ -1,4 +1,4 @@
-"""A learned query that attends over the tokens of a sample."""
+"""Attentive probe: learned queries that attend over the tokens of a sample."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
+from d2v_plugin.core.validation import report
 from d2v_plugin.probing.base import Probe, ProbeData
 
 # First weights and the order of samples are those of this seed in every measurement.
@@ -38,17 +39,13 @@ class AttentiveProbeConfig(Validatable):
 
     @override
     def validate(self) -> ValidationResult:
-        result = ValidationResult()
+        counts = {"num_queries": self.num_queries, "num_epochs": self.num_epochs, "batch_size": self.batch_size}
 
-        for name in ("num_queries", "num_epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                result.add_error(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
-        if self.lr <= 0.0:
-            result.add_error(f"`lr` must be greater than 0, but is {self.lr}.")
-        if self.weight_decay < 0.0:
-            result.add_error(f"`weight_decay` must not be negative, but is {self.weight_decay}.")
-
-        return result
+        return report(
+            *((count < 1, f"`{name}` must be at least 1, but is {count}.") for name, count in counts.items()),
+            (self.lr <= 0.0, f"`lr` must be greater than 0, but is {self.lr}."),
+            (self.weight_decay < 0.0, f"`weight_decay` must not be negative, but is {self.weight_decay}."),
+        )
 
 
 class AttentiveProbe(Probe):
@@ -67,7 +64,7 @@ class AttentiveProbe(Probe):
     def predict(self, train: ProbeData, test: ProbeData) -> Tensor:
         mean, std = _measure_scale(train.tokens)
 
-        def standardise(tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        def standardize(tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
             # n × (S_n, D) -> (n, S, D), (n, S)
             lengths = torch.tensor([len(sample) for sample in tokens], device=mean.device)
             x = (pad_sequence(list(tokens), batch_first=True).to(torch.float32) - mean) / std
@@ -82,7 +79,7 @@ class AttentiveProbe(Probe):
         with torch.enable_grad():
             for rows in self._draw_batches(len(train.tokens)):
                 optimizer.zero_grad()
-                logits = classifier(*standardise([train.tokens[row] for row in rows.tolist()]))
+                logits = classifier(*standardize([train.tokens[row] for row in rows.tolist()]))
                 cross_entropy(logits, train.y[rows.to(train.y.device)]).backward()
                 optimizer.step()
                 schedule.step()
@@ -90,10 +87,10 @@ class AttentiveProbe(Probe):
         size = self.config.batch_size
         batches = (test.tokens[start : start + size] for start in range(0, len(test.tokens), size))
 
-        return torch.cat([classifier(*standardise(batch)).argmax(dim=1) for batch in batches])
+        return torch.cat([classifier(*standardize(batch)).argmax(dim=1) for batch in batches])
 
     def _draw_batches(self, num_samples: int) -> Iterator[Tensor]:
-        """The rows of each update."""
+        """Draw the rows of each update."""
         generator = torch.Generator().manual_seed(SEED)
         for _ in range(self.config.num_epochs):
             yield from torch.randperm(num_samples, generator=generator).split(self.config.batch_size)
@@ -117,7 +114,6 @@ class AttentiveClassifier(nn.Module):
         :returns: (N, C) logits.
         """
         attention = (x @ self.queries.T).masked_fill(padding_mask[:, :, None], -torch.inf).softmax(dim=1)
-
         # (N, S, Q), (N, S, D) -> (N, Q·D) -> (N, C)
         found = (attention.transpose(1, 2) @ x).flatten(1)
 
@@ -128,9 +124,6 @@ def _measure_scale(tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each dimension over all tokens, 2 × (D,), without copying them all at once."""
     count = sum(len(sample) for sample in tokens)
     mean = sum((sample.sum(dim=0, dtype=torch.float64) for sample in tokens), torch.zeros(())) / count
-    assert isinstance(mean, Tensor)
-    squares = sum(((sample - mean).square().sum(dim=0) for sample in tokens), torch.zeros(())) / count
-    assert isinstance(squares, Tensor)
-    std = squares.sqrt()
+    std = (sum(((sample - mean).square().sum(dim=0) for sample in tokens), torch.zeros(())) / count).sqrt()
 
     return mean.to(torch.float32), torch.where(std > 1e-6 * mean.abs(), std, 1.0).to(torch.float32)

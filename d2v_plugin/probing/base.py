@@ -1,4 +1,4 @@
-"""What all probes have in common: what they see, how they are scored, how they are found by name."""
+"""Base of all probes: the features that they see, their scores and their names."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ class VectorProbe(Probe):
 
     @abstractmethod
     def predict_vectors(self, train_x: Tensor, train_y: Tensor, test_x: Tensor) -> Tensor:
-        """As :meth:`predict`, for features (N, D) that are standardised with the statistics of the training split."""
+        """As :meth:`predict`, for features (N, D) that are standardized with the statistics of the training split."""
 
 
 def measure_scale(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each dimension, (N, D) -> 2 × (D,); what is constant but for rounding has deviation 1."""
+    """Compute mean and deviation of each dimension, (N, D) -> 2 × (D,); what is constant but for rounding has deviation 1."""
     mean, std = x.mean(dim=0), x.std(dim=0, correction=0)
 
     return mean, torch.where(std > 1e-6 * mean.abs(), std, 1.0)
@@ -104,9 +104,7 @@ def register_probe(
 ) -> None:
     """Register a probe, and describe its metric ``probe_<name>`` to logs and to ``regime.score_metric``."""
     register(container, Probe, name, factory, config_kls)
-
     descriptor = MetricDescriptor(metric_name(name), display_name, 200, format_as_float, higher_better=True)
-
     container.collection.register_instance(MetricDescriptor, descriptor)
 
 
@@ -116,7 +114,7 @@ def create_probes(resolver: DependencyResolver, sections: Iterable[ProbeSection]
 
 
 def metric_name(probe: str, layer: int | None = None) -> str:
-    """The metric of the probe with this name, at one of several layers or at the best of them."""
+    """Name the metric of a probe, at one of several layers or at the best of them."""
     return f"probe_{probe}" if layer is None else f"probe_{probe}_layer{layer}"
 
 
@@ -139,7 +137,7 @@ def probe_scores(probes: Mapping[str, Probe], data: Mapping[int, tuple[ProbeData
 
 
 def overall_metrics(metrics: Iterable[str]) -> list[str]:
-    """The metrics that are not those of one of several layers, each once, in the order in which they appear."""
+    """List the metrics that are not those of one of several layers, each once, in the order in which they appear."""
     names = dict.fromkeys(metrics)
 
     return [name for name in names if not any(name.startswith(f"{other}_layer") for other in names)]

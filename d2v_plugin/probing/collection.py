@@ -1,29 +1,30 @@
-"""The features of two labelled splits, collected batch by batch on all ranks."""
+"""Features of two labelled splits, collected batch by batch on all ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from fairseq2.gang import Gang
 from torch import Tensor
 
+from d2v_plugin.core.batch import Batch
 from d2v_plugin.models.base import Features
 from d2v_plugin.models.pooling import Pooling, pool_features, split_samples
-from d2v_plugin.probing.base import ProbeData
+from d2v_plugin.probing.base import Probe, ProbeData
 
 
 class FeatureCollection:
-    """What probes are fitted and tested on; the same whatever rank read which sample, in whatever order."""
+    """The data that probes are fitted and tested on; the same whatever rank read which sample, in whatever order."""
 
-    def __init__(self, layers: Sequence[int], pooling: Pooling, *, with_tokens: bool) -> None:
+    def __init__(self, probes: Iterable[Probe], layers: Sequence[int], pooling: Pooling) -> None:
         """
+        :param probes: those that will be fitted; every token is kept only if one of them wants it.
         :param layers: the blocks whose output is probed, from 0.
-        :param with_tokens: whether to keep every token, too; see :attr:`Probe.needs_tokens`.
         """
         self._layers = list(layers)
         self._pooling = pooling
-        self._with_tokens = with_tokens
+        self._with_tokens = any(probe.needs_tokens for probe in probes)
         self.clear()
 
     def clear(self) -> None:
@@ -32,16 +33,17 @@ class FeatureCollection:
         self._pooled: list[Tensor] = []
         self._tokens: list[Tensor] = []
 
-    def add(self, features: Features, ids: Tensor, labels: Tensor, *, is_train: bool) -> None:
-        """Add a batch.
+    def add(self, features: Features, batch: Batch, *, is_train: bool) -> None:
+        """Add the features of a batch with its labels.
 
-        :param ids: (N,) rows in the manifest.
-        :param labels: (N,) classes.
+        :raises ValueError: the batch has no labels.
         """
-        pooled = [pool_features(features, layer, self._pooling) for layer in self._layers]
-        # (N, L·D)
-        self._pooled.append(torch.cat(pooled, dim=1))
+        ids, labels = batch.ids, batch.labels
+        if labels is None:
+            raise ValueError("Probes need labels, but the manifest of a probed split has none.")
 
+        # (N, L·D)
+        self._pooled.append(torch.cat([pool_features(features, layer, self._pooling) for layer in self._layers], dim=1))
         lengths = torch.zeros_like(ids)
         if self._with_tokens:
             # (N, S, L·D)
@@ -49,7 +51,6 @@ class FeatureCollection:
             samples = split_samples(tokens, features.padding_mask)
             lengths = torch.tensor([len(sample) for sample in samples], device=ids.device)
             self._tokens.extend(samples)
-
         # (N, 4), sorted by split and sample later on
         self._rows.append(torch.stack([torch.full_like(ids, is_train), ids, labels.to(ids.dtype), lengths], dim=1))
 
@@ -82,7 +83,7 @@ class FeatureCollection:
 
 
 def _cut(x: Tensor, index: int, count: int) -> Tensor:
-    """The part of one of several layers: (n, L·D) -> (n, D)"""
+    """Cut out one of several layers: (n, L·D) -> (n, D)"""
     return x.chunk(count, dim=1)[index]
 
 

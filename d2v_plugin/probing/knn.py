@@ -1,4 +1,4 @@
-"""k nearest neighbours."""
+"""Probe by k nearest neighbours."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 from typing_extensions import override
 
+from d2v_plugin.core.validation import report
 from d2v_plugin.probing.base import VectorProbe
 
 # Test samples that are compared with all training samples at a time.
@@ -27,12 +28,7 @@ class KnnProbeConfig(Validatable):
 
     @override
     def validate(self) -> ValidationResult:
-        result = ValidationResult()
-
-        if self.k < 1:
-            result.add_error(f"`k` must be at least 1, but is {self.k}.")
-
-        return result
+        return report((self.k < 1, f"`k` must be at least 1, but is {self.k}."))
 
 
 class KnnProbe(VectorProbe):
@@ -48,7 +44,6 @@ class KnnProbe(VectorProbe):
             train_x, test_x = normalize(train_x), normalize(test_x)
 
         k, num_classes = min(self.config.k, len(train_x)), int(train_y.max()) + 1
-
         squares = train_x.square().sum(dim=1)
 
         def vote(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Logistic regression."""
+"""Probe by logistic regression."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from typing_extensions import override
 
+from d2v_plugin.core.validation import report
 from d2v_plugin.probing.base import VectorProbe
 
 MAX_ITERATIONS = 500
@@ -22,12 +23,7 @@ class LinearProbeConfig(Validatable):
 
     @override
     def validate(self) -> ValidationResult:
-        result = ValidationResult()
-
-        if self.l2 < 0.0:
-            result.add_error(f"`l2` must not be negative, but is {self.l2}.")
-
-        return result
+        return report((self.l2 < 0.0, f"`l2` must not be negative, but is {self.l2}."))
 
 
 class LinearProbe(VectorProbe):
@@ -39,16 +35,10 @@ class LinearProbe(VectorProbe):
     @override
     def predict_vectors(self, train_x: Tensor, train_y: Tensor, test_x: Tensor) -> Tensor:
         num_classes = int(train_y.max()) + 1
-
         weight = train_x.new_zeros((num_classes, train_x.size(1)), requires_grad=True)
         bias = train_x.new_zeros(num_classes, requires_grad=True)
-
         optimizer = torch.optim.LBFGS(
-            [weight, bias],
-            max_iter=MAX_ITERATIONS,
-            tolerance_grad=1e-6,
-            tolerance_change=1e-12,
-            line_search_fn="strong_wolfe",
+            [weight, bias], max_iter=MAX_ITERATIONS, tolerance_grad=1e-6, tolerance_change=1e-12, line_search_fn="strong_wolfe"
         )
 
         def compute_loss() -> Tensor:

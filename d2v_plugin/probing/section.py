@@ -1,4 +1,4 @@
-"""Which probes a run uses, during training and at its end."""
+"""Probes of a run, during training and at its end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OpenSplit = Callable[[Gangs, str], DataReader[Batch]]
 
 @dataclass(kw_only=True)
 class ProbingSection:
-    """Which probes measure the features, and on what; the regime's ``validate_every_n_steps`` says how often."""
+    """Selects the probes that measure the features, and the splits; the regime's ``validate_every_n_steps`` says how often."""
 
     probes: list[ProbeSection] = field(default_factory=list)
     """The probes, each ``{name, config}``; none by default."""
@@ -67,14 +67,10 @@ class Probing:
 
     def create_reader(self, gangs: Gangs) -> ProbeReader:
         """:raises fairseq2.recipe.error.SplitNotKnownError: the dataset lacks one of the two splits."""
-        train_reader, valid_reader = (
-            self._open_split(gangs, split) for split in (self.section.train_split, self.section.valid_split)
-        )
-
-        return ProbeReader(train_reader, valid_reader)
+        return ProbeReader(self._open_split(gangs, self.section.train_split), self._open_split(gangs, self.section.valid_split))
 
     def create_unit(self, model: EncoderModel, gangs: Gangs, *, name: str = "probe") -> ProbeUnit:
-        """What fairseq2's validator runs during training, and its evaluator afterwards.
+        """Create what fairseq2's validator runs during training, and its evaluator afterwards.
 
         :param name: what is measured, for logs.
         :raises RecipeError: the model has no such layers.
@@ -87,7 +83,7 @@ class Probing:
     def measure_model(self, model: EncoderModel, device: Device) -> dict[str, float]:
         """Run the probes on the features of a model, on this process alone.
 
-        :returns: accuracies from 0 to 1 by metric; see :func:`d2v_plugin.probing.probe_scores`.
+        :returns: accuracies from 0 to 1 by metric; see :func:`d2v_plugin.probing.base.probe_scores`.
         """
 
         def extract(batch: Batch) -> Features:
@@ -98,7 +94,7 @@ class Probing:
         return self._measure(extract, device, resolve_layers(self.section.layers, model.num_layers), self.section.pooling)
 
     def measure_inputs(self, device: Device) -> dict[str, float]:
-        """As :meth:`measure_model`, for the inputs themselves, which must all have one shape: each is one token."""
+        """Run the probes on the inputs themselves, which must all have one shape: each is one token."""
 
         def extract(batch: Batch) -> Features:
             x: Tensor = batch.inputs.flatten(1).unsqueeze(1)
@@ -110,13 +106,10 @@ class Probing:
     @torch.no_grad()
     def _measure(self, extract: Extract, device: Device, layers: list[int], pooling: Pooling) -> dict[str, float]:
         gangs = create_fake_gangs(device)
-        with_tokens = any(probe.needs_tokens for probe in self.probes.values())
-        collection = FeatureCollection(layers, pooling, with_tokens=with_tokens)
+        collection = FeatureCollection(self.probes.values(), layers, pooling)
         for batches in self.create_reader(gangs):
             for batch in batches:
                 batch.to(device)
-                inner = batch.batch
-                assert inner.labels is not None
-                collection.add(extract(inner), inner.ids, inner.labels, is_train=batch.is_train)
+                collection.add(extract(batch.batch), batch.batch, is_train=batch.is_train)
 
         return probe_scores(self.probes, collection.gather(gangs.dp))

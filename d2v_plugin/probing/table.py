@@ -1,14 +1,15 @@
-"""The accuracies of probes as text."""
+"""Accuracies of probes as text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from d2v_plugin.core.text import format_table
 from d2v_plugin.probing.base import metric_name, overall_metrics
 
 
 def format_accuracies(accuracies: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """A table with a line for each kind of features and, if there are several, for each layer.
+    """Lay out a table with a line for each kind of features and, if there are several, for each layer.
 
     :param accuracies: by what was measured, such as ``pre-trained``, then by metric; see :func:`probe_scores`.
     :returns: its lines; none if nothing was measured.
@@ -18,21 +19,17 @@ def format_accuracies(accuracies: Mapping[str, Mapping[str, float]]) -> list[str
 
     probes = overall_metrics(metric for scores in accuracies.values() for metric in scores)
 
-    lines: dict[str, list[float | None]] = {}
+    def row(name: str, scores: Mapping[str, float], suffix: str = "") -> list[str]:
+        values = (scores.get(f"{probe}{suffix}") for probe in probes)
+        return [name, *("" if value is None else f"{value:.3f}" for value in values)]
+
+    rows = []
     for name, scores in accuracies.items():
         layers = _find_layers(scores, probes)
-        for layer in layers:
-            lines[f"{name}, layer {layer}"] = [scores.get(f"{probe}_layer{layer}") for probe in probes]
-        lines[f"{name}, best layer" if layers else name] = [scores.get(probe) for probe in probes]
+        rows += [row(f"{name}, layer {layer}", scores, f"_layer{layer}") for layer in layers]
+        rows.append(row(f"{name}, best layer" if layers else name, scores))
 
-    width = max(len(line) for line in ("accuracy", *lines))
-
-    def row(name: str, cells: Sequence[str]) -> str:
-        return f"{name:<{width}}" + "".join(f"  {cell:>15}" for cell in cells)
-
-    cells = {name: ["" if value is None else f"{value:.3f}" for value in values] for name, values in lines.items()}
-
-    return [row("accuracy", probes), *(row(name, values) for name, values in cells.items())]
+    return format_table(["accuracy", *(f"{probe:>15}" for probe in probes)], rows)
 
 
 def _find_layers(scores: Mapping[str, float], probes: Sequence[str]) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported before it
 from fairseq2.datasets import DataReader
@@ -12,9 +11,10 @@ from fairseq2.device import Device, SupportsDeviceTransfer
 from fairseq2.evaluator import EvalUnit
 from fairseq2.gang import Gangs
 from fairseq2.metrics import Mean, MetricBag
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
+from d2v_plugin.data.reader import JoinedReader
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.pooling import Layers, Pooling, resolve_layers
 from d2v_plugin.probing.base import Probe, metric_name, probe_scores
@@ -35,44 +35,21 @@ class ProbeBatch(SupportsDeviceTransfer):
         self.batch.to(device, non_blocking=non_blocking)
 
 
-class ProbeReader(DataReader[ProbeBatch]):
+class ProbeReader(JoinedReader[ProbeBatch]):
     """Reads the split that probes are fitted on, then the one they are tested on."""
 
     def __init__(self, train_reader: DataReader[Batch], test_reader: DataReader[Batch]) -> None:
-        self._readers = (train_reader, test_reader)
-
-    @override
-    def __iter__(self) -> Self:
-        return self
+        super().__init__({"train": train_reader, "test": test_reader})
 
     @override
     def __next__(self) -> list[ProbeBatch]:
         # A reader that is through stays through until it is reset.
-        for reader, is_train in zip(self._readers, (True, False), strict=True):
+        for name, reader in self._readers.items():
             batches = next(reader, None)
             if batches is not None:
-                return [ProbeBatch(batch, is_train) for batch in batches]
+                return [ProbeBatch(batch, is_train=name == "train") for batch in batches]
 
         raise StopIteration
-
-    @override
-    def reset(self) -> None:
-        for reader in self._readers:
-            reader.reset()
-
-    @override
-    def state_dict(self) -> dict[str, object]:
-        return {name: reader.state_dict() for name, reader in zip(("train", "test"), self._readers, strict=True)}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        for name, reader in zip(("train", "test"), self._readers, strict=True):
-            reader.load_state_dict(cast("dict[str, object]", state_dict[name]))
-
-    @property
-    @override
-    def num_accumulate(self) -> int:
-        return 1
 
 
 class ProbeUnit(EvalUnit[ProbeBatch]):
@@ -104,15 +81,13 @@ class ProbeUnit(EvalUnit[ProbeBatch]):
         self._probes = dict(probes)
         self._gang = gangs.dp
         self._layers = resolve_layers(layers, model.num_layers)
-        with_tokens = any(probe.needs_tokens for probe in probes.values())
-        self._collection = FeatureCollection(self._layers, pooling, with_tokens=with_tokens)
+        self._collection = FeatureCollection(probes.values(), self._layers, pooling)
         self.scores: dict[str, float] = {}
         """What was measured last, on the first rank."""
 
     @override
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
         self._collection.clear()
-
         layers: Sequence[int | None] = [None, *self._layers] if len(self._layers) > 1 else [None]
         for name in self._probes:
             for layer in layers:
@@ -124,31 +99,22 @@ class ProbeUnit(EvalUnit[ProbeBatch]):
 
         :raises ValueError: the batch has no labels.
         """
-        inner = batch.batch
-
-        if inner.labels is None:
-            raise ValueError("Probes need labels, but the manifest of a probed split has none.")
-
-        was_training = self._model.training
-
+        inner, was_training = batch.batch, self._model.training
         self._model.eval()
         try:
             features = self._model.extract_features(inner.inputs, inner.padding_mask, modality=inner.modality)
         finally:
             self._model.train(was_training)
-
-        self._collection.add(features, inner.ids, inner.labels, is_train=batch.is_train)
+        self._collection.add(features, inner, is_train=batch.is_train)
 
     @override
     def finalize(self, metric_bag: MetricBag) -> None:
         """Bring the features of all ranks together and score the probes, on the first rank only."""
         data = self._collection.gather(self._gang)
-
         if self._gang.rank != 0:
             return
 
         self.scores = probe_scores(self._probes, data)
-
         for name, score in self.scores.items():
             metric_bag.get(name, Mean).update(score)
 

@@ -15,9 +15,11 @@ from typing import Any, Final
 
 import torch
 from fairseq2.recipe.error import RecipeError
+from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from typing_extensions import override
 
+from d2v_plugin.core.validation import report
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.transcripts import WORD_END, WORD_START, Characters, join_symbols
 
@@ -26,8 +28,8 @@ _NUM_LISTED: Final = 20
 
 
 @dataclass(kw_only=True)
-class BeamSearchConfig:
-    """How words are searched for."""
+class BeamSearchConfig(Validatable):
+    """Settings of the search for words."""
 
     language_model: Path | None = None
     """An n-gram model: ARPA, or KenLM's binary format, which loads faster. With a lexicon it is one of words, without of symbols.
@@ -38,10 +40,10 @@ class BeamSearchConfig:
     spelled in characters. None = any sequence of symbols may be said."""
 
     beam_size: int = 500
-    """How many hypotheses are kept after each frame; the published numbers have 1500."""
+    """Hypotheses that are kept after each frame; the published numbers have 1500."""
 
     beam_threshold: float = 25.0
-    """How much worse than the best one a kept hypothesis may be, in log-probability."""
+    """Largest difference in log-probability between the best and a kept hypothesis."""
 
     lm_weight: float = 2.0
     """Factor of the language model's score."""
@@ -49,9 +51,9 @@ class BeamSearchConfig:
     word_score: float = -1.0
     """Added for each word, with a lexicon."""
 
-    def __post_init__(self) -> None:
-        if self.beam_size < 1:
-            raise ValueError(f"`beam_search.beam_size` must be at least 1, but is {self.beam_size}.")
+    @override
+    def validate(self) -> ValidationResult:
+        return report((self.beam_size < 1, f"`beam_size` must be at least 1, but is {self.beam_size}."))
 
 
 class Decoder(ABC):
@@ -69,7 +71,6 @@ class Decoder(ABC):
         :param lengths: (N,) how many frames of each row count.
         """
         rows = zip(log_probs.float().cpu(), lengths.tolist(), strict=True)
-
         return [self.decode(row[:length]) for row, length in rows]
 
 

@@ -1,4 +1,4 @@
-"""What a model predicts for samples, beside what is right."""
+"""Predictions of a model, each beside its reference."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from fairseq2.gang import Gang
+from torch import Tensor
 
 Value = str | int | float | list[float] | list[int]
 """A transcript, a class, a number, or a row of scores."""
@@ -24,13 +25,19 @@ class Prediction:
     """Summed over its targets."""
 
     num_targets: int
-    """How many targets that are."""
+    """Number of its targets."""
 
     hypothesis: Value
-    """What the model says."""
+    """The model's answer."""
 
     reference: Value
-    """What is right."""
+    """The right answer."""
+
+
+def build_predictions(ids: Tensor, losses: Tensor, hypotheses: Sequence[Value], references: Sequence[Value]) -> list[Prediction]:
+    """The predictions of a batch, with one target for each sample."""
+    columns = zip(ids.tolist(), losses.tolist(), hypotheses, references, strict=True)
+    return [Prediction(id, loss, 1, hypothesis, reference) for id, loss, hypothesis, reference in columns]
 
 
 def gather_predictions(own: Sequence[Prediction], gang: Gang) -> list[Prediction]:
@@ -47,7 +54,6 @@ def mean_loss(predictions: Iterable[Prediction]) -> float:
     """The loss per target; NaN if there are no predictions."""
     rows = list(predictions)
     num_targets = sum(prediction.num_targets for prediction in rows)
-
     return sum(prediction.loss for prediction in rows) / num_targets if num_targets else float("nan")
 
 

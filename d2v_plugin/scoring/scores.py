@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import editdistance
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
 Floats = NDArray[np.float64]
 
@@ -24,23 +25,7 @@ def accuracy(hypotheses: ArrayLike, references: ArrayLike) -> float:
     :param hypotheses: (N,) classes, as indices or names.
     """
     own, right = _pair(hypotheses, references)
-
     return float((own == right).mean()) if len(own) else float("nan")
-
-
-def top_k_accuracy(scores: ArrayLike, references: ArrayLike, k: int) -> float:
-    """The share of samples whose class is among the ``k`` of the highest scores; of equal scores the first class counts.
-
-    :param scores: (N, C), more is likelier.
-    :param references: (N,) class indices.
-    """
-    own, right = _pair(scores, references)
-    if not len(own):
-        return float("nan")
-    # (N, C) -> (N, k)
-    best = np.argsort(-own.astype(np.float64), axis=1, kind="stable")[:, :k]
-
-    return float((best == right[:, None]).any(axis=1).mean())
 
 
 def f1(hypotheses: ArrayLike, references: ArrayLike, positive: int | str = 1) -> float:
@@ -51,7 +36,6 @@ def f1(hypotheses: ArrayLike, references: ArrayLike, positive: int | str = 1) ->
     own, right = (side == positive for side in _pair(hypotheses, references))
     if not len(own):
         return float("nan")
-
     return 2.0 * float((own & right).sum()) / max(1, int(own.sum() + right.sum()))
 
 
@@ -80,7 +64,6 @@ def pearson_and_spearman(hypotheses: ArrayLike, references: ArrayLike) -> float:
 def pearson(hypotheses: ArrayLike, references: ArrayLike) -> float:
     """Linear correlation of numbers (N,); 0 if one side is constant."""
     own, right = _pair(hypotheses, references)
-
     return _correlate(own[:, None], right[:, None])
 
 
@@ -89,8 +72,7 @@ def spearman(hypotheses: ArrayLike, references: ArrayLike) -> float:
     own, right = _pair(hypotheses, references)
     if np.isnan(own.astype(np.float64)).any():
         return float("nan")
-
-    return _correlate(_rank(own)[:, None], _rank(right)[:, None])
+    return _correlate(rankdata(own)[:, None], rankdata(right)[:, None])
 
 
 def mean_average_precision(scores: ArrayLike, tags: ArrayLike) -> float:
@@ -122,7 +104,6 @@ def _pair(hypotheses: ArrayLike, references: ArrayLike) -> tuple[NDArray[np.gene
     own, right = np.asarray(hypotheses), np.asarray(references)
     if len(own) != len(right):
         raise ValueError(f"There are {len(own)} hypotheses for {len(right)} references; each needs its own.")
-
     return own, right
 
 
@@ -134,13 +115,6 @@ def _correlate(own: NDArray[np.generic], right: NDArray[np.generic]) -> float:
     scale = float(np.sqrt((x**2).sum() * (y**2).sum()))
 
     return float((x * y).sum()) / scale if scale != 0.0 else 0.0
-
-
-def _rank(values: NDArray[np.generic]) -> Floats:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    mean_ranks: Floats = counts.cumsum() - (counts - 1) / 2
-
-    return mean_ranks[inverse]
 
 
 def _average_precision(scores: Floats, is_tagged: NDArray[np.bool_]) -> float:

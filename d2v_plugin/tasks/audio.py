@@ -1,29 +1,31 @@
-"""Audio: pre-training batches, and labelled ones for probes."""
+"""Recordings: what all tasks on them share, pre-training, and fine-tuning with labels of any kind."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar, TypeVar
 
 import numpy as np
-import torch
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
 from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
-from numpy.typing import NDArray
-from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
-from d2v_plugin.data.audio import AudioConfig, Recording, Waveform, length_at, pad_and_stack, read_recording
+from d2v_plugin.data.audio import AudioReadingConfig, Recording, Waveform, read_recording
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
+from d2v_plugin.data.batches import ReadBatch, Targets, batch_by_length, fill_batch, make_batch, pad, read_samples
 from d2v_plugin.data.buffers import Buffers
-from d2v_plugin.data.dataset import AudioManifest, expect_dataset
+from d2v_plugin.data.dataset import AudioManifest
+from d2v_plugin.data.labels import RowLabels
 from d2v_plugin.data.manifest import Manifest
-from d2v_plugin.data.order import LengthOrder, RowBatch, share_batch
+from d2v_plugin.data.order import LengthOrder, RowBatch, Rows, share_batch
 from d2v_plugin.data.random import Purpose, draw_uniform
-from d2v_plugin.data.reader import LabelledReader, TrainReader, read_samples
-from d2v_plugin.data.rows import RowReader
+from d2v_plugin.data.reader import LabelledReader, TrainReader
+from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.tasks.base import Task
 
 
@@ -46,110 +48,189 @@ class AudioPretrainingConfig:
     max_sample_size: int = 320_000
     """Longer recordings are cropped to this, at a new random place in every epoch."""
 
-    audio: AudioConfig = field(default_factory=AudioConfig)
+    audio: AudioReadingConfig = field(default_factory=AudioReadingConfig)
     """How recordings become waveforms."""
 
     bad_samples: BadSampleConfig = field(default_factory=BadSampleConfig)
     """How many unreadable recordings a run puts up with."""
 
 
-class AudioPretrainingTask(Task):
-    """Reads an ``audio_manifest``.
+@dataclass(kw_only=True)
+class LabelledAudioConfig:
+    """Settings of all tasks of fine-tuning on recordings."""
+
+    split: str = "train"
+    """The manifest to train on."""
+
+    batches_per_update: int = 8
+    """Length batches per update, over all ranks; each is one forward pass."""
+
+    max_num_elements: int = 3_200_000
+    """Most samples of sound in one forward pass, padding included."""
+
+    max_sample_size: int | None = None
+    """Longest recording to train on, in samples; None = any."""
+
+    audio: AudioReadingConfig = field(default_factory=AudioReadingConfig)
+    """How recordings become waveforms."""
+
+    bad_samples: BadSampleConfig = field(default_factory=BadSampleConfig)
+    """How many unreadable recordings a run puts up with."""
+
+
+AudioConfigT = TypeVar("AudioConfigT", AudioPretrainingConfig, LabelledAudioConfig)
+
+
+class AudioTask(Task[AudioConfigT, AudioManifest]):
+    """Reads an ``audio_manifest``; in training batches hold recordings of similar length."""
+
+    modality = Modality.AUDIO
+    family = AudioManifest
+
+    longest_first: ClassVar[bool]
+    """Whether a labelled split is read longest first, which pads least; otherwise in the order of the manifest."""
+
+    @abstractmethod
+    def read_targets(self, split: str) -> Targets:
+        """
+        :raises RecipeError: labels are missing or wrong; names all of them.
+        """
+
+    @override
+    def create_labelled_reader(self, gangs: Gangs, split: str) -> DataReader[Batch]:
+        manifest, targets = self.dataset.split(split), self.read_targets(split)
+        lengths = read_lengths(manifest, self.config.audio)
+        rows = np.argsort(-lengths, kind="stable") if self.longest_first else np.arange(len(lengths))
+        batches = batch_by_length(rows, lengths[rows], self.config.max_num_elements)
+
+        return LabelledReader(batches, gangs, *self._open_padded(manifest, targets))
+
+    @override
+    def open_rows(self, split: str) -> RowReader:
+        config, manifest = self.config, self.dataset.split(split)
+        return RowReader(read_lengths(manifest, config.audio), config.max_num_elements, *self._open_padded(manifest))
+
+    def _open_padded(
+        self, manifest: Manifest, targets: Targets | None = None, read_row: Callable[[int, int], Waveform] | None = None
+    ) -> tuple[ReadBatch, BadSamples]:
+        """Open recordings for batches that are padded to their longest.
+
+        :param read_row: reads (row, epoch); None = the whole recording.
+        """
+        bad_samples = self._count_bad(manifest)
+
+        def read_whole(row: int, epoch: int) -> Waveform:
+            return read_recording(recording_of(manifest, row), self.config.audio)
+
+        def read(batch: RowBatch) -> Batch | None:
+            waveforms, found = read_samples(batch, bad_samples, read_row or read_whole)
+            return make_batch(Modality.AUDIO, pad(waveforms, np.float32), found, targets) if found else None
+
+        return read, bad_samples
+
+    def _count_bad(self, manifest: Manifest) -> BadSamples:
+        return BadSamples(manifest.path, len(manifest), manifest.name_of, self.config.bad_samples, self.report)
+
+    def _create_train_reader(
+        self, rows: Rows, lengths: Rows, read: ReadBatch, bad_samples: BadSamples, gangs: Gangs, seed: int
+    ) -> TrainReader:
+        """:param lengths: of all rows of the manifest, as they are read."""
+        config = self.config
+        share = share_batch(config.batches_per_update, 1, rank=gangs.dp.rank, world_size=gangs.dp.size, name="batches_per_update")
+        order = LengthOrder(rows, lengths[rows], config.max_num_elements, seed)
+        return TrainReader(order, share, gangs, read, bad_samples)
+
+
+class AudioPretrainingTask(AudioTask[AudioPretrainingConfig]):
+    """Reads an ``audio_manifest``, its labels for probes alone.
 
     As in the original, batches hold recordings of similar length and are cropped, at random, to their shortest: nothing is
     padded in pre-training.
     """
 
-    modality = Modality.AUDIO
-
-    def __init__(self, config: AudioPretrainingConfig) -> None:
-        self.config = config
+    longest_first = False
 
     @override
-    def create_train_reader(self, dataset: object, gangs: Gangs, seed: int) -> DataReader[Batch]:
-        config = self.config
-        manifest = expect_dataset(dataset, AudioManifest).split(config.split)
-        lengths = read_lengths(manifest, config.audio)
-        rows = np.flatnonzero(lengths >= config.min_sample_size)
-        if len(rows) < len(lengths):
-            log.info("Left out {:,} of {:,} recordings, which are shorter than `min_sample_size` ({:,}).", len(lengths) - len(rows), len(lengths), config.min_sample_size)  # fmt: skip  # noqa: E501
+    def read_targets(self, split: str) -> Targets:
+        return RowLabels(self.dataset.read_labels(split))
+
+    @override
+    def create_train_reader(self, gangs: Gangs, seed: int) -> DataReader[Batch]:
+        config, manifest = self.config, self.dataset.split(self.config.split)
+        whole = read_lengths(manifest, config.audio)
+        rows = np.flatnonzero(whole >= config.min_sample_size)
         if not len(rows):
             raise RecipeError(
                 f"{manifest.path} has no recording of at least `min_sample_size` ({config.min_sample_size:,}) samples; the "
-                f"longest has {lengths.max():,}."
+                f"longest has {whole.max():,}."
             )
-        lengths = np.minimum(lengths, config.max_sample_size)
-        share = share_batch(config.batches_per_update, 1, rank=gangs.dp.rank, world_size=gangs.dp.size, name="batches_per_update")
-        bad_samples = BadSamples(manifest.path, len(manifest), config.bad_samples, self.bad_samples_report)
+        if left_out := len(whole) - len(rows):
+            message = "Left out {:,} of {:,} recordings, which are shorter than `min_sample_size` ({:,})."
+            log.info(message, left_out, len(whole), config.min_sample_size)
+        lengths = np.minimum(whole, config.max_sample_size)
+        bad_samples, buffers = self._count_bad(manifest), Buffers()
 
-        buffers = Buffers()
+        def write_crop(row: int, epoch: int, place: Waveform) -> None:
+            offset = draw_offset(seed, epoch, row, int(whole[row]) - len(place))
+            read_recording(recording_of(manifest, row), config.audio, offset, len(place), place)
 
         def read(batch: RowBatch) -> Batch | None:
-            shortest = int(lengths[batch.rows].min())
-            places = buffers.take(len(batch.rows), shortest)
-            found: list[int] = []
+            places = buffers.take(len(batch.rows), int(lengths[batch.rows].min()))
+            return fill_batch(Modality.AUDIO, places, batch, bad_samples, write_crop)
 
-            def read_crop(row: int, epoch: int) -> None:
-                recording = describe(manifest, row)
-                spare = length_at(recording.size, recording.rate, config.audio.sample_rate) - shortest
-                (place,) = draw_uniform(seed, epoch, Purpose.CROP, row, 1)
+        return self._create_train_reader(rows, lengths, read, bad_samples, gangs, seed)
 
-                # What a recording that cannot be read leaves behind is overwritten by the next.
-                read_recording(recording, config.audio, int(place * (spare + 1)), shortest, places[len(found)])
-                found.append(row)
 
-            read_samples(batch, manifest.name_of, bad_samples, read_crop)
-            if not found:
-                return None
+class LabelledAudioTask(AudioTask[LabelledAudioConfig]):
+    """Reads an ``audio_manifest`` with labels: whole recordings, padded to the longest of their batch."""
 
-            return Batch(Modality.AUDIO, torch.from_numpy(places[: len(found)]), torch.tensor(found))
+    longest_first = True
 
-        order = LengthOrder(rows, lengths[rows], config.max_num_elements, seed)
-
-        return TrainReader(order, share, read, gangs, bad_samples, name=manifest.name_of)
+    crops: ClassVar[bool]
+    """Whether recordings longer than ``max_sample_size`` are cropped, at a new random place in every epoch, or left out."""
 
     @override
-    def create_labelled_reader(self, dataset: object, gangs: Gangs, split: str) -> DataReader[Batch]:
-        recordings = expect_dataset(dataset, AudioManifest)
-        rows = self._open(recordings.split(split), recordings.read_labels(split))
+    def create_train_reader(self, gangs: Gangs, seed: int) -> DataReader[Batch]:
+        config, manifest = self.config, self.dataset.split(self.config.split)
+        targets = self.read_targets(config.split)
+        whole = read_lengths(manifest, config.audio)
+        rows = self._choose_rows(manifest, whole)
+        lengths = whole if config.max_sample_size is None else np.minimum(whole, config.max_sample_size)
 
-        batches = _batch_in_order(rows.lengths, self.config.max_num_elements)
+        def read_row(row: int, epoch: int) -> Waveform:
+            recording, length = recording_of(manifest, row), int(lengths[row])
+            spare = int(whole[row]) - length
+            if spare <= 0:
+                return read_recording(recording, config.audio)
+            return read_recording(recording, config.audio, draw_offset(seed, epoch, row, spare), length)
 
-        return LabelledReader(batches, rows.read_batch, gangs, rows.bad_samples)
+        return self._create_train_reader(rows, lengths, *self._open_padded(manifest, targets, read_row), gangs, seed)
 
-    @override
-    def open_rows(self, dataset: object, split: str) -> RowReader:
-        return self._open(expect_dataset(dataset, AudioManifest).split(split), labels=None)
+    def _choose_rows(self, manifest: Manifest, lengths: Rows) -> Rows:
+        most = self.config.max_sample_size
+        if self.crops or most is None:
+            return np.arange(len(lengths))
+        rows = np.flatnonzero(lengths <= most)
+        if not len(rows):
+            raise RecipeError(
+                f"All recordings of {manifest.path} are longer than `task.config.max_sample_size` ({most:,}); the shortest has "
+                f"{lengths.min():,} samples."
+            )
+        if len(rows) < len(lengths):
+            left_out = len(lengths) - len(rows)
+            log.info("Left out {:,} recordings, which are longer than `max_sample_size` ({:,}).", left_out, most)
 
-    def _open(self, manifest: Manifest, labels: Tensor | None) -> RowReader:
-        config = self.config
-        bad_samples = BadSamples(manifest.path, len(manifest), config.bad_samples, self.bad_samples_report)
-
-        return open_recordings(manifest, config.audio, config.max_num_elements, bad_samples, labels)
-
-
-def open_recordings(
-    manifest: Manifest, audio: AudioConfig, max_num_elements: int, bad_samples: BadSamples, labels: Tensor | None = None
-) -> RowReader:
-    """The recordings of a manifest by row, whole."""
-
-    def read_whole(row: int, epoch: int) -> Waveform:
-        return read_recording(describe(manifest, row), audio)
-
-    def read(batch: RowBatch) -> Batch | None:
-        waveforms, found = read_samples(batch, manifest.name_of, bad_samples, read_whole)
-        if not waveforms:
-            return None
-        inputs, padding_mask, min_length = pad_and_stack(waveforms)
-        ids = torch.tensor(found)
-
-        return Batch(Modality.AUDIO, inputs, ids, padding_mask, min_length, None if labels is None else labels[ids])
-
-    return RowReader(manifest.path, read_lengths(manifest, audio), max_num_elements, bad_samples, read)
+        return rows
 
 
-def read_lengths(manifest: Manifest, config: AudioConfig) -> NDArray[np.int64]:
-    """(rows,) lengths in samples at the model's rate.
+def draw_offset(seed: int, epoch: int, row: int, spare: int) -> int:
+    """Draw where a crop begins of a recording that has ``spare`` more samples."""
+    (place,) = draw_uniform(seed, epoch, Purpose.CROP, row, 1)
+    return int(place * (spare + 1))
+
+
+def read_lengths(manifest: Manifest, config: AudioReadingConfig) -> Rows:
+    """Lengths (rows,) in samples at the model's rate.
 
     :raises RecipeError: recordings have other rates and are not to be resampled.
     """
@@ -165,11 +246,10 @@ def read_lengths(manifest: Manifest, config: AudioConfig) -> NDArray[np.int64]:
     return sizes * config.sample_rate // rates
 
 
-def describe(manifest: Manifest, row: int) -> Recording:
-    """What a row says of its recording."""
+def recording_of(manifest: Manifest, row: int) -> Recording:
+    """Put together what a row says of its recording."""
     start, rate = int(manifest.integers("start")[row]), int(manifest.integers("rate")[row])
     mean, variance = manifest.text("mean", row), manifest.text("variance", row)
-
     return Recording(
         manifest.location(row),
         int(manifest.integers("size")[row]),
@@ -178,16 +258,3 @@ def describe(manifest: Manifest, row: int) -> Recording:
         rate=rate if rate > 0 else None,
         statistics=None if mean is None or variance is None else (float(mean), float(variance)),
     )
-
-
-def _batch_in_order(lengths: NDArray[np.int64], max_num_elements: int) -> list[RowBatch]:
-    """Batches of consecutive rows, as large as fits when padded; a row that is too long for that comes alone."""
-    batches, start, longest = [], 0, 0
-    for row, length in enumerate(lengths.tolist()):
-        longest = max(longest, length)
-        if row > start and longest * (row + 1 - start) > max_num_elements:
-            batches.append((start, row))
-            start, longest = row, length
-    batches.append((start, len(lengths)))
-
-    return [RowBatch(np.arange(*bounds), np.zeros(bounds[1] - bounds[0], dtype=np.int64)) for bounds in batches]

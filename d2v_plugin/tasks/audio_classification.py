@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,10 +10,10 @@ from fairseq2.recipe.error import RecipeError
 from torch import Tensor
 from typing_extensions import override
 
-from d2v_plugin.data.dataset import AudioManifest, expect_dataset
-from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.data.manifest import Manifest, Problems
-from d2v_plugin.tasks.labelled_audio import LabelledAudioConfig, LabelledAudioTask
+from d2v_plugin.data.labels import LabelSet, RowLabels
+from d2v_plugin.data.manifest import Manifest
+from d2v_plugin.data.problems import Problems
+from d2v_plugin.tasks.audio import LabelledAudioConfig, LabelledAudioTask
 
 TAG_SEPARATOR: Final = ";"
 
@@ -27,20 +26,6 @@ class AudioClassificationConfig(LabelledAudioConfig):
     """Read the column ``tags`` (any number of names, with ``;`` in between) instead of ``label`` (one name)."""
 
 
-@dataclass(frozen=True)
-class ClassTargets:
-    """What the rows of a split are labelled with."""
-
-    labels: Tensor
-    """Classes (rows,) int64, or whether each tag applies, (rows, C) bool."""
-
-    def stack(self, rows: Sequence[int]) -> tuple[Tensor, None]:
-        """Classes (N,), or tags (N, C) float32."""
-        labels = self.labels[list(rows)]
-
-        return (labels.float() if labels.dtype == torch.bool else labels), None
-
-
 class AudioClassificationTask(LabelledAudioTask):
     """Reads an ``audio_manifest`` with classes or tags."""
 
@@ -48,35 +33,29 @@ class AudioClassificationTask(LabelledAudioTask):
 
     config: AudioClassificationConfig
 
-    def __init__(self, config: AudioClassificationConfig) -> None:
-        super().__init__(config)
-
     @override
-    def read_labels(self, dataset: object) -> LabelSet:
-        recordings = expect_dataset(dataset, AudioManifest)
-        if not self.config.tags:
-            return LabelSet(recordings.class_names)
-        declared = [split.declared_classes for split in recordings.splits.values() if split.declared_classes is not None]
-        if declared:
+    def _read_labels(self) -> LabelSet:
+        splits = self.dataset.splits.values()
+        if not self.config.tags or any(split.declared_classes is not None for split in splits):
             # Which also makes sure that all splits declare the same.
-            return LabelSet(recordings.class_names)
-        found = {tag for split in recordings.splits.values() for row in range(len(split)) for tag in _read_tags(split, row)}
+            return LabelSet(self.dataset.class_names)
+        found = {tag for split in splits for row in range(len(split)) for tag in _read_tags(split, row)}
         if not found:
             raise RecipeError(
-                f"No recording in {recordings.path} has tags, but `task.config.tags` is on: write them into a column `tags`."
+                f"No recording in {self.dataset.path} has tags, but `task.config.tags` is on: write them into a column `tags`."
             )
 
         return LabelSet(sorted(found))
 
     @override
-    def read_targets(self, dataset: AudioManifest, split: str) -> ClassTargets:
+    def read_targets(self, split: str) -> RowLabels:
         if not self.config.tags:
-            return ClassTargets(dataset.read_labels(split, self.labels))
+            return RowLabels(self.dataset.read_labels(split, self.labels))
+        assert self.labels is not None
         problems = Problems()
-        targets = ClassTargets(_number_tags(dataset.split(split), self.labels or self.read_labels(dataset), problems))
+        tags = _number_tags(self.dataset.split(split), self.labels, problems)
         problems.raise_if_any()
-
-        return targets
+        return RowLabels(tags)
 
 
 def _number_tags(manifest: Manifest, labels: LabelSet, problems: Problems) -> Tensor:

@@ -3,63 +3,104 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
 from fairseq2.recipe.error import RecipeError
+from typing_extensions import Self
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import Spell
 from d2v_plugin.core.registry import ComponentSection
+from d2v_plugin.core.validation import ensure_valid
+from d2v_plugin.data.dataset import expect_dataset
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.data.rows import RowReader
+from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.models.base import EncoderModel
 
+ConfigT = TypeVar("ConfigT")
+DatasetT = TypeVar("DatasetT")
 
-class Task(ABC):
-    """Reads a dataset for training and for probing. Registered by name; see :mod:`d2v_plugin.core.registry`."""
+
+class Task(ABC, Generic[ConfigT, DatasetT]):
+    """Reads a dataset for training and for probing. Registered by name; see :mod:`d2v_plugin.core.registry`.
+
+    As a recipe names it, it has settings and nothing to read; :meth:`open` gives it a dataset, which all other methods need.
+    """
 
     modality: Modality
 
-    bad_samples_report: Path | None = None
-    """A file of the run to which samples that cannot be read are appended."""
+    family: type[DatasetT]
+    """The datasets it reads."""
 
-    labels: LabelSet | None = None
-    """What labels may be; set before labelled readers are created, by :meth:`read_labels` or from a fine-tuned checkpoint."""
+    dataset: DatasetT
+    """What is read."""
 
-    def read_labels(self, dataset: object) -> LabelSet | None:
-        """The labels of a dataset; None if the task has none, or if they are numbers."""
+    report: Path | None
+    """The file to which samples that cannot be read are appended; None = none."""
+
+    _known_labels: LabelSet | None
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    def open(self, dataset: object, *, report: Path | None, labels: LabelSet | None = None) -> Self:
+        """Return this task with a dataset to read.
+
+        :param dataset: what the dataset family of the recipe opened.
+        :param report: a file of the run to which samples that cannot be read are appended; None = none.
+        :param labels: those of a fine-tuned checkpoint; None = those of the dataset.
+        :raises ValueError: settings are impossible, which a recipe would have been told before.
+        :raises fairseq2.recipe.error.DatasetTypeNotValidError: the dataset is of another family.
+        """
+        ensure_valid(self.config)
+        opened = copy(self)
+        opened.dataset = expect_dataset(dataset, self.family)
+        opened.report = report
+        opened._known_labels = labels
+        return opened
+
+    @cached_property
+    def labels(self) -> LabelSet | None:
+        """All labels there are; None if the task has none, or if they are numbers. Of a dataset they are read once."""
+        return self._known_labels or self._read_labels()
+
+    def _read_labels(self) -> LabelSet | None:
+        """Read the labels of the dataset."""
         return None
 
-    def read_spelling(self, dataset: object) -> Spell | None:
+    def read_spelling(self) -> Spell | None:
         """For text: what turns token ids into pieces of words, for pictures; None = nothing known does."""
         return None
 
-    def check_model(self, model: EncoderModel) -> None:  # noqa: B027  # most tasks have nothing to check
-        """Called once model and readers are there: whether what was opened suits the model.
+    def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:
+        """Check that what is read suits the model.
 
+        :param splits: the labelled splits that are read; None = all that the dataset has.
         :raises fairseq2.recipe.error.RecipeError: samples cannot be used with it; names them all.
         """
 
     @abstractmethod
-    def create_train_reader(self, dataset: object, gangs: Gangs, seed: int) -> DataReader[Batch]:
+    def create_train_reader(self, gangs: Gangs, seed: int) -> DataReader[Batch]:
         """Endless, shuffled, augmented batches of the training split; gradient accumulation is the task's concern.
 
-        :param dataset: what the dataset family of the recipe opened.
         :param seed: together with the epoch and the sample id the only source of randomness.
         """
 
     @abstractmethod
-    def create_labelled_reader(self, dataset: object, gangs: Gangs, split: str) -> DataReader[Batch]:
+    def create_labelled_reader(self, gangs: Gangs, split: str) -> DataReader[Batch]:
         """One ordered pass over a labelled split, without augmentation; every rank reads its share, nothing is dropped.
 
         :raises fairseq2.recipe.error.SplitNotKnownError: the dataset has no such split.
         """
 
-    def open_rows(self, dataset: object, split: str) -> RowReader:
+    def open_rows(self, split: str) -> RowReader:
         """Open a split whose samples are read by row, with or without labels; without augmentation.
 
         :raises RecipeError: the task cannot read them so.
@@ -73,6 +114,6 @@ class Task(ABC):
 class TaskSection(ComponentSection):
     """Selects the task."""
 
-    base: ClassVar[type[Task]] = Task
+    base: ClassVar[type[Task[Any, Any]]] = Task
 
     name: str = "image_pretraining"

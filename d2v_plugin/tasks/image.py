@@ -6,21 +6,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
+from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
+from d2v_plugin.data.batches import ReadBatch, batch_rows, fill_batch
 from d2v_plugin.data.buffers import Buffers
-from d2v_plugin.data.dataset import ImageManifest, expect_dataset
-from d2v_plugin.data.image import ImageConfig, Normalizer, augment, decode, fit
+from d2v_plugin.data.dataset import ImageManifest
+from d2v_plugin.data.image import ImageReadingConfig, Normalizer, augment, decode, fit
+from d2v_plugin.data.labels import RowLabels
 from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
-from d2v_plugin.data.reader import LabelledReader, ReadBatch, TrainReader, batch_rows, read_samples
-from d2v_plugin.data.rows import RowReader
+from d2v_plugin.data.reader import LabelledReader, TrainReader
+from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.tasks.base import Task
+
+Transform = Callable[[Tensor, int, int], Tensor]
+"""Changes a decoded image: (image, row, epoch) -> (3, size, size), uint8."""
 
 
 @dataclass(kw_only=True)
@@ -36,90 +41,59 @@ class ImagePretrainingConfig:
     max_batch_size: int | None = None
     """Most images in one forward pass on one rank; more are accumulated. None = no limit."""
 
-    image: ImageConfig = field(default_factory=ImageConfig)
+    image: ImageReadingConfig = field(default_factory=ImageReadingConfig)
     """How images become tensors."""
 
     bad_samples: BadSampleConfig = field(default_factory=BadSampleConfig)
     """How many unreadable images a run puts up with."""
 
 
-class ImagePretrainingTask(Task):
+class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
     """Reads an ``image_manifest``."""
 
     modality = Modality.IMAGE
-
-    def __init__(self, config: ImagePretrainingConfig) -> None:
-        self.config = config
+    family = ImageManifest
 
     @override
-    def create_train_reader(self, dataset: object, gangs: Gangs, seed: int) -> DataReader[Batch]:
-        share = share_batch(self.config.batch_size, self.config.max_batch_size, rank=gangs.dp.rank, world_size=gangs.dp.size)
-        images = expect_dataset(dataset, ImageManifest)
-        manifest = images.split(self.config.split)
+    def create_train_reader(self, gangs: Gangs, seed: int) -> DataReader[Batch]:
+        config = self.config
+        share = share_batch(config.batch_size, config.max_batch_size, rank=gangs.dp.rank, world_size=gangs.dp.size)
 
         def transform(image: Tensor, row: int, epoch: int) -> Tensor:
-            return augment(image, self.config.image, seed, epoch, row)
+            return augment(image, config.image, seed, epoch, row)
 
-        read, bad_samples = self._create_read(images, self.config.split, transform, labels=None)
+        read, bad_samples = self._open_images(config.split, transform)
+        order = SampleOrder(len(self.dataset.split(config.split)), seed)
 
-        return TrainReader(SampleOrder(len(manifest), seed), share, read, gangs, bad_samples, name=manifest.name_of)
+        return TrainReader(order, share, gangs, read, bad_samples)
 
     @override
-    def create_labelled_reader(self, dataset: object, gangs: Gangs, split: str) -> DataReader[Batch]:
-        images = expect_dataset(dataset, ImageManifest)
-        labels = images.read_labels(split, self.labels)
-
-        def transform(image: Tensor, row: int, epoch: int) -> Tensor:
-            return fit(image, self.config.image)
-
-        read, bad_samples = self._create_read(images, split, transform, labels)
+    def create_labelled_reader(self, gangs: Gangs, split: str) -> DataReader[Batch]:
+        labels = self.dataset.read_labels(split, self.labels)
         batch_size = self.config.max_batch_size or max(1, self.config.batch_size // gangs.dp.size)
+        batches = batch_rows(np.arange(len(labels)), batch_size)
 
-        return LabelledReader(batch_rows(np.arange(len(labels)), batch_size), read, gangs, bad_samples)
+        return LabelledReader(batches, gangs, *self._open_images(split, targets=RowLabels(labels)))
 
     @override
-    def open_rows(self, dataset: object, split: str) -> RowReader:
-        images = expect_dataset(dataset, ImageManifest)
-        manifest = images.split(split)
+    def open_rows(self, split: str) -> RowReader:
+        lengths = np.ones(len(self.dataset.split(split)), dtype=np.int64)
+        return RowReader(lengths, self.config.max_batch_size, *self._open_images(split))
 
-        def transform(image: Tensor, row: int, epoch: int) -> Tensor:
-            return fit(image, self.config.image)
-
-        read, bad_samples = self._create_read(images, split, transform, labels=None)
-
-        return RowReader(manifest.path, np.ones(len(manifest), dtype=np.int64), self.config.max_batch_size, bad_samples, read)
-
-    def _create_read(
-        self,
-        dataset: ImageManifest,
-        split: str,
-        transform: Callable[[Tensor, int, int], Tensor],
-        labels: Tensor | None,
+    def _open_images(
+        self, split: str, transform: Transform | None = None, targets: RowLabels | None = None
     ) -> tuple[ReadBatch, BadSamples]:
-        manifest = dataset.split(split)
-        bad_samples = BadSamples(manifest.path, len(manifest), self.config.bad_samples, self.bad_samples_report)
+        """:param transform: None = resize and crop the centre."""
+        config, manifest = self.config.image, self.dataset.split(split)
+        bad_samples = BadSamples(manifest.path, len(manifest), manifest.name_of, self.config.bad_samples, self.report)
+        buffers, normalizer = Buffers(), Normalizer(config)
 
-        buffers, normalizer = Buffers(), Normalizer(self.config.image)
-        size = self.config.image.size
+        def write(row: int, epoch: int, place: NDArray[np.float32]) -> None:
+            image = decode(manifest.location(row))
+            normalizer.write(fit(image, config) if transform is None else transform(image, row, epoch), place)
 
         def read(batch: RowBatch) -> Batch | None:
-            places = buffers.take(len(batch.rows), 3, size, size)
-            found: list[int] = []
-
-            def read_image(row: int, epoch: int) -> None:
-                normalizer.write(transform(decode(manifest.location(row)), row, epoch), places[len(found)])
-                found.append(row)
-
-            read_samples(batch, manifest.name_of, bad_samples, read_image)
-            if not found:
-                return None
-            ids = torch.tensor(found)
-
-            return Batch(
-                Modality.IMAGE,
-                torch.from_numpy(places[: len(found)]),
-                ids,
-                labels=None if labels is None else labels[ids],
-            )
+            places = buffers.take(len(batch.rows), 3, config.size, config.size)
+            return fill_batch(Modality.IMAGE, places, batch, bad_samples, write, targets)
 
         return read, bad_samples

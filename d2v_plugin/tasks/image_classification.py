@@ -12,13 +12,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
-from d2v_plugin.data.dataset import ImageManifest, expect_dataset
-from d2v_plugin.data.image import ImageConfig, augment
+from d2v_plugin.data.batches import ReadBatch
+from d2v_plugin.data.image import ImageReadingConfig, augment
 from d2v_plugin.data.image_mixing import MixingConfig, erase, mix, one_hot
-from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.data.labels import LabelSet, RowLabels
 from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
 from d2v_plugin.data.rand_augment import RandAugmentConfig, rand_augment
-from d2v_plugin.data.reader import ReadBatch, TrainReader
+from d2v_plugin.data.reader import TrainReader
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
 
 
@@ -29,7 +29,7 @@ class ImageClassificationConfig(ImagePretrainingConfig):
     batch_size: int = 512
     """Images per update, over all ranks."""
 
-    image: ImageConfig = field(default_factory=lambda: ImageConfig(crop_scale=(0.08, 1.0)))
+    image: ImageReadingConfig = field(default_factory=lambda: ImageReadingConfig(crop_scale=(0.08, 1.0)))
     """How images become tensors."""
 
     rand_augment: RandAugmentConfig = field(default_factory=RandAugmentConfig)
@@ -47,41 +47,36 @@ class ImageClassificationTask(ImagePretrainingTask):
 
     config: ImageClassificationConfig
 
-    def __init__(self, config: ImageClassificationConfig) -> None:
-        super().__init__(config)
+    @override
+    def _read_labels(self) -> LabelSet:
+        return LabelSet(self.dataset.class_names)
 
     @override
-    def read_labels(self, dataset: object) -> LabelSet:
-        return LabelSet(expect_dataset(dataset, ImageManifest).class_names)
-
-    @override
-    def create_train_reader(self, dataset: object, gangs: Gangs, seed: int) -> DataReader[Batch]:
+    def create_train_reader(self, gangs: Gangs, seed: int) -> DataReader[Batch]:
         config = self.config
         share = share_batch(config.batch_size, config.max_batch_size, rank=gangs.dp.rank, world_size=gangs.dp.size)
-        if share.units % 2 and not config.mixing.is_off:
+        if share.items % 2 and not config.mixing.is_off:
             raise RecipeError(
-                f"`task.config.mixing` mixes pairs of images, but a forward pass of one rank has {share.units}: choose "
+                f"`task.config.mixing` mixes pairs of images, but a forward pass of one rank has {share.items}: choose "
                 "`batch_size` and `max_batch_size` so that the number is even."
             )
-        images = expect_dataset(dataset, ImageManifest)
-        labels = images.read_labels(config.split, self.labels)
-        num_classes = len(self.labels or self.read_labels(dataset))
+        labels = self.dataset.read_labels(config.split, self.labels)
         fill = [round(255 * value) for value in config.image.mean]
 
         def transform(image: Tensor, row: int, epoch: int) -> Tensor:
             image = augment(image, config.image, seed, epoch, row)
-
             return rand_augment(image, config.rand_augment, fill, seed=seed, epoch=epoch, sample_id=row)
 
-        read, bad_samples = self._create_read(images, config.split, transform, labels)
+        read, bad_samples = self._open_images(config.split, transform, RowLabels(labels))
+        order = SampleOrder(len(labels), seed)
 
-        return TrainReader(SampleOrder(len(labels), seed), share, self._regularise(read, num_classes, seed), gangs, bad_samples)
+        return TrainReader(order, share, gangs, self._regularize(read, seed), bad_samples)
 
-    def _regularise(self, read: ReadBatch, num_classes: int, seed: int) -> ReadBatch:
+    def _regularize(self, read: ReadBatch, seed: int) -> ReadBatch:
         """Erase and mix what ``read`` returns."""
-        config = self.config
+        config, num_classes = self.config, len(self.labels or ())
 
-        def read_regularised(rows: RowBatch) -> Batch | None:
+        def read_regularized(rows: RowBatch) -> Batch | None:
             batch = read(rows)
             if batch is None or batch.labels is None:
                 return batch
@@ -97,21 +92,19 @@ class ImageClassificationTask(ImagePretrainingTask):
 
             return batch
 
-        return read_regularised
+        return read_regularized
 
 
 def find_places(rows: Sequence[int], kept: Sequence[int]) -> list[int]:
-    """Where the rows that could be read stand among all rows of a batch."""
+    """Find the rows that could be read among all rows of a batch."""
     places: list[int] = []
     for place, row in enumerate(rows):
         if len(places) < len(kept) and row == kept[len(places)]:
             places.append(place)
-
     return places
 
 
 def find_pairs(places: Sequence[int]) -> list[tuple[int, int]]:
-    """Which of the samples at these places are neighbours 0 and 1, 2 and 3, …; one whose neighbour is missing has none."""
-    return [
-        (i, i + 1) for i in range(len(places) - 1) if places[i] % 2 == 0 and places[i + 1] == places[i] + 1
-    ]  # fmt: skip
+    """Find neighbours 0 and 1, 2 and 3, … among the samples at these places; one whose neighbour is missing has none."""
+    neighbors = range(len(places) - 1)
+    return [(i, i + 1) for i in neighbors if places[i] % 2 == 0 and places[i + 1] == places[i] + 1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +15,8 @@ from fairseq2.recipe.error import RecipeError
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
-from d2v_plugin.data.dataset import AudioManifest, expect_dataset
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.data.manifest import Problems
+from d2v_plugin.data.problems import Problems
 from d2v_plugin.data.text import SENTENCEPIECE_FILE
 from d2v_plugin.data.transcripts import (
     DICTIONARY_FILE,
@@ -28,8 +29,7 @@ from d2v_plugin.data.transcripts import (
     read_transcripts,
 )
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.tasks.audio import read_lengths
-from d2v_plugin.tasks.labelled_audio import LabelledAudioConfig, LabelledAudioTask
+from d2v_plugin.tasks.audio import LabelledAudioConfig, LabelledAudioTask, read_lengths
 
 
 @dataclass(kw_only=True)
@@ -52,45 +52,32 @@ class SpeechRecognitionTask(LabelledAudioTask):
 
     config: SpeechRecognitionConfig
 
-    def __init__(self, config: SpeechRecognitionConfig) -> None:
-        super().__init__(config)
-        self._dataset: AudioManifest | None = None
-        self._transcripts: dict[str, Transcripts] = {}
+    @override
+    def _read_labels(self) -> LabelSet:
+        return self._spelling.find_labels(find_lines(self.dataset).values())
 
     @override
-    def read_labels(self, dataset: object) -> LabelSet:
-        recordings = expect_dataset(dataset, AudioManifest)
-
-        return self._create_spelling(recordings).find_labels(find_lines(recordings).values())
-
-    @override
-    def create_train_reader(self, dataset: object, gangs: Gangs, seed: int) -> DataReader[Batch]:
+    def create_train_reader(self, gangs: Gangs, seed: int) -> DataReader[Batch]:
         # What is wrong with any split is said before training, at once; evaluation minds its own split alone.
-        recordings = expect_dataset(dataset, AudioManifest)
-        self._read(recordings, find_lines(recordings))
-
-        return super().create_train_reader(dataset, gangs, seed)
+        self._read(find_lines(self.dataset))
+        return super().create_train_reader(gangs, seed)
 
     @override
-    def read_targets(self, dataset: AudioManifest, split: str) -> Transcripts:
-        if self._dataset is not dataset or split not in self._transcripts:
-            lines = Lines(dataset.split(split))
-            if not lines.is_written():
-                raise RecipeError(f"{lines.path} has no transcripts, but the split `{split}` is to be read with transcripts.")
-            self._read(dataset, {split: lines})
-
-        return self._transcripts[split]
+    def read_targets(self, split: str) -> Transcripts:
+        lines = Lines(self.dataset.split(split))
+        if not lines.is_written():
+            raise RecipeError(f"{lines.path} has no transcripts, but the split `{split}` is to be read with transcripts.")
+        return self._read({split: lines})[split]
 
     @override
-    def check_model(self, model: EncoderModel) -> None:
+    def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:
         """
         :raises ManifestError: recordings have fewer frames than an alignment of their transcript needs.
         """
-        if self._dataset is None:
-            return
         problems = Problems()
-        for split, transcripts in self._transcripts.items():
-            lengths = read_lengths(self._dataset.split(split), self.config.audio)
+        lines = find_lines(self.dataset) if splits is None else {split: Lines(self.dataset.split(split)) for split in splits}
+        for split, transcripts in self._read(lines).items():
+            lengths = read_lengths(self.dataset.split(split), self.config.audio)
             sizes, places = np.unique(lengths, return_inverse=True)
             num_frames = np.array([model.output_length(int(size), Modality.AUDIO) for size in sizes])[places]
             for row in np.flatnonzero(num_frames < transcripts.num_frames).tolist():
@@ -101,15 +88,21 @@ class SpeechRecognitionTask(LabelledAudioTask):
                 problems.add(transcripts.lines.path, transcripts.lines.line_of(row), message)
         problems.raise_if_any()
 
-    def _read(self, dataset: AudioManifest, lines: dict[str, Lines]) -> None:
-        if self._dataset is not dataset:
-            self._dataset, self._transcripts = dataset, {}
-        labels = self.labels or self.read_labels(dataset)
-        self._transcripts |= read_transcripts(lines, self._create_spelling(dataset), labels)
+    @cached_property
+    def _transcripts(self) -> dict[str, Transcripts]:
+        """Those read so far, by split, so that each is read once."""
+        return {}
 
-    def _create_spelling(self, dataset: AudioManifest) -> Spelling:
+    def _read(self, lines: Mapping[str, Lines]) -> dict[str, Transcripts]:
+        assert self.labels is not None
+        new = {split: part for split, part in lines.items() if split not in self._transcripts}
+        self._transcripts.update(read_transcripts(new, self._spelling, self.labels))
+        return {split: self._transcripts[split] for split in lines}
+
+    @cached_property
+    def _spelling(self) -> Spelling:
+        folder = self.dataset.path
         if self.config.units == "sentencepiece":
-            return Pieces(self.config.sentencepiece or dataset.path / SENTENCEPIECE_FILE)
-        dictionary = dataset.path / DICTIONARY_FILE
-
+            return Pieces(self.config.sentencepiece or folder / SENTENCEPIECE_FILE)
+        dictionary = folder / DICTIONARY_FILE
         return Characters(dictionary if dictionary.is_file() else None)

@@ -1,4 +1,4 @@
-"""Small agreements between the ranks' main threads, beside the devices' own communication."""
+"""Agreements between the main threads of ranks, beside the devices' own communication."""
 
 from __future__ import annotations
 
@@ -21,16 +21,14 @@ class HostGroup:
     """
 
     def __init__(self, gang: Gang) -> None:
-        """
-        :param gang: all ranks. Of a group of one nothing is sent.
-        """
+        """:param gang: all ranks. Of a group of one nothing is sent."""
         self.rank = gang.rank
         self.size = gang.size
         self._group = dist.new_group(backend="gloo") if gang.size > 1 else None
         self._pending: tuple[dist.Work, Tensor] | None = None
 
     def any_before(self, flag: bool) -> bool:
-        """Tell the others a flag, and get to know whether one of the flags of the *previous* call was set.
+        """Tell the others a flag, and learn whether one of the flags of the *previous* call was set.
 
         The answer is the same on all ranks. It was on its way since the previous call, so nobody waits for it; without other
         ranks it is the flag itself.

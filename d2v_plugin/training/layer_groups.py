@@ -1,4 +1,4 @@
-"""The layers of a model as the optimizer sees them, from the input to the head, and the table that a run prints of them."""
+"""Layers of a model as the optimizer sees them, from the input to the head, and the table that a run prints of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from d2v_plugin.core.text import format_table
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.models.base import CRITERION_PREFIX, BlockList, EncoderModel
 
@@ -32,7 +33,7 @@ class Layer:
 
     @property
     def is_head(self) -> bool:
-        """Whether it is what fine-tuning puts on top."""
+        """True for what fine-tuning puts on top."""
         return self.name == "head"
 
 
@@ -72,7 +73,7 @@ def find_layers(model: nn.Module) -> list[Layer]:
 
 
 def _find_blocks(encoder: EncoderModel) -> dict[int, int]:
-    """Which block a parameter belongs to, from 0; blocks by themselves, so that names that wrappers change do not matter."""
+    """Map parameters to their block, from 0, by identity: names that wrappers change do not matter."""
     shared = encoder.blocks
     assert isinstance(shared, BlockList)
     foreign = set(encoder.criterion.modules()) if encoder.criterion is not None else set()
@@ -105,18 +106,18 @@ def format_layers(model: nn.Module, optimizer: Optimizer) -> str:
 
     :param model: as for :func:`find_layers`.
     """
-    rows = list(_merge(_describe(find_layers(model), optimizer)))
-    names = [_join(row.layers) for row in rows]
-    counts = [f"{row.num_parameters:,}" for row in rows]
-    rates = ["frozen" if row.lr is None else f"{row.lr:.3g}" for row in rows]
-    decays = [f"{row.weight_decay:g} on {row.num_decayed:,}" if row.num_decayed else "" for row in rows]
-    columns = [["trained", *names], ["parameters", *counts], ["peak lr", *rates], ["weight decay", *decays]]
-
-    widths = [max(len(cell) for cell in column) for column in columns]
-    lines = [
-        f"{first:<{widths[0]}}  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
-        for first, *rest in zip(*columns, strict=True)
-    ]
+    lines = format_table(
+        ("trained", "parameters", "peak lr", "weight decay"),
+        [
+            (
+                _join(row.layers),
+                f"{row.num_parameters:,}",
+                "frozen" if row.lr is None else f"{row.lr:.3g}",
+                f"{row.weight_decay:g} on {row.num_decayed:,}" if row.num_decayed else "",
+            )
+            for row in _merge(_describe(find_layers(model), optimizer))
+        ],
+    )
     num_frozen = count_frozen_updates(model)
     if num_frozen > 0:
         lines.append(f"Updates 1 to {num_frozen:,} train the head alone.")
@@ -125,7 +126,7 @@ def format_layers(model: nn.Module, optimizer: Optimizer) -> str:
 
 
 def count_frozen_updates(model: nn.Module) -> int:
-    """How many updates, from the first, train the head alone."""
+    """Count the updates, from the first, that train the head alone."""
     criterion = next((module for module in model.modules() if isinstance(module, SupervisedCriterion)), None)
 
     return 0 if criterion is None else criterion.supervised.freeze_updates
@@ -138,17 +139,17 @@ def _describe(layers: Sequence[Layer], optimizer: Optimizer) -> Iterator[Row]:
         trained = [parameter for parameter in layer.parameters.values() if id(parameter) in group_of]
         frozen = [parameter for parameter in layer.parameters.values() if id(parameter) not in group_of]
         if trained:
-            groups = [group_of[id(parameter)] for parameter in trained]
-            decayed = [p for p, group in zip(trained, groups, strict=True) if group["weight_decay"] > 0.0]
-            decay = max(group["weight_decay"] for group in groups)
-            lr = float(groups[0].get("initial_lr", groups[0]["lr"]))
-            yield Row([layer.name], _count(trained), _count(decayed), lr, decay)
+            decays = [group_of[id(parameter)]["weight_decay"] for parameter in trained]
+            decayed = [parameter for parameter, decay in zip(trained, decays, strict=True) if decay > 0.0]
+            group = group_of[id(trained[0])]
+            lr = float(group.get("initial_lr", group["lr"]))
+            yield Row([layer.name], _count(trained), _count(decayed), lr, max(decays))
         if frozen:
             yield Row([layer.name], _count(frozen), 0, None, 0.0)
 
 
 def _merge(rows: Iterator[Row]) -> Iterator[Row]:
-    """Frozen ones last; neighbours that are treated alike in one row."""
+    """Put frozen ones last, and neighbours that are treated alike in one row."""
     ordered = sorted(rows, key=lambda row: row.lr is None)
     for (lr, decay), same in groupby(ordered, key=lambda row: (row.lr, row.weight_decay)):
         members = list(same)

@@ -1,4 +1,4 @@
-"""How the C library hands out memory in training on a CPU."""
+"""Memory that the C library hands out in training on a CPU."""
 
 from __future__ import annotations
 

@@ -11,7 +11,9 @@ from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import nn
 from torch.optim import AdamW, Optimizer
+from typing_extensions import override
 
+from d2v_plugin.core.validation import report
 from d2v_plugin.training.layer_groups import Layer, count_frozen_updates, find_layers
 
 DATA2VEC_ADAMW = "data2vec_adamw"
@@ -59,25 +61,25 @@ class Data2VecAdamWConfig(Validatable):
     impl: Literal["auto", "foreach", "fused", "naive"] = "auto"
     """The implementation, see :class:`torch.optim.AdamW`; ``auto`` is ``fused`` on CPUs and CUDA devices."""
 
+    @override
     def validate(self) -> ValidationResult:
-        result = ValidationResult()
+        not_negative = {name: getattr(self, name) for name in ("lr", "weight_decay", "head_lr", "head_weight_decay")}
 
-        if self.lr < 0.0:
-            result.add_error(f"`lr` must be at least 0, but is {self.lr}.")
-        if not all(0.0 <= beta < 1.0 for beta in self.betas):
-            result.add_error(f"`betas` must be at least 0 and less than 1, but are {self.betas}.")
-        if self.eps <= 0.0:
-            result.add_error(f"`eps` must be greater than 0, but is {self.eps}.")
-        if self.weight_decay < 0.0:
-            result.add_error(f"`weight_decay` must be at least 0, but is {self.weight_decay}.")
-        if not 0.0 < self.layer_decay <= 1.0:
-            result.add_error(f"`layer_decay` must be greater than 0 and at most 1, but is {self.layer_decay}.")
-        for name in ("head_lr", "head_weight_decay"):
-            value = getattr(self, name)
-            if value is not None and value < 0.0:
-                result.add_error(f"`{name}` must be at least 0, but is {value}.")
-
-        return result
+        return report(
+            *(
+                (value is not None and value < 0.0, f"`{name}` must be at least 0, but is {value}.")
+                for name, value in not_negative.items()
+            ),
+            (
+                not all(0.0 <= beta < 1.0 for beta in self.betas),
+                f"`betas` must be at least 0 and less than 1, but are {self.betas}.",
+            ),
+            (self.eps <= 0.0, f"`eps` must be greater than 0, but is {self.eps}."),
+            (
+                not 0.0 < self.layer_decay <= 1.0,
+                f"`layer_decay` must be greater than 0 and at most 1, but is {self.layer_decay}.",
+            ),
+        )
 
 
 def create_data2vec_adamw(resolver: DependencyResolver, config: Data2VecAdamWConfig) -> Optimizer:
@@ -103,13 +105,11 @@ def build_adamw(model: nn.Module, config: Data2VecAdamWConfig) -> AdamW:
         weight_decay=config.weight_decay,
         **options,
     )
-
     if config.fairseq_eps:
         # The count lives in the groups so that it is saved and restored with them.
         for group in optimizer.param_groups:
             group["fairseq_eps"] = config.eps
             group["num_updates"] = 0
-
         optimizer.register_step_pre_hook(_uncorrect_eps)
     # What is frozen at first must begin with the bias correction of its own first update.
     if count_frozen_updates(model) == 0:
@@ -187,12 +187,12 @@ def _uncorrect_eps(optimizer: Optimizer, args: object, kwargs: object) -> None:
 
 
 def forget_update(optimizer: Optimizer) -> None:
-    """Called for a step that is left out: fairseq's count of updates, which was raised at its beginning, goes back by one."""
+    """Take back fairseq's count of updates by one: for a step that is left out, at whose beginning it was raised."""
     for group in optimizer.param_groups:
         if "num_updates" in group and _has_gradients(group):
             group["num_updates"] -= 1
 
 
 def _has_gradients(group: dict[str, Any]) -> bool:
-    """Whether an update concerns the group: what is frozen for a while has none."""
+    """Tell whether an update concerns the group: what is frozen for a while has no gradients."""
     return any(parameter.grad is not None for parameter in group["params"])

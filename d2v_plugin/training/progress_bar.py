@@ -1,4 +1,4 @@
-"""The progress bar of a run shows its loss, scores and samples per second, beside fairseq2's count and time left."""
+"""Progress bar of a run: its loss, scores and samples per second, beside fairseq2's count and time left."""
 
 from __future__ import annotations
 
@@ -18,13 +18,11 @@ SCORE_PRIORITY = 200
 
 
 @final
-class HeadlineRecorder(MetricRecorder):
+class ProgressBarRecorder(MetricRecorder):
     """Writes the latest metrics into the description of the progress bar."""
 
     def __init__(self, progress: Progress, descriptors: MetricDescriptorRegistry) -> None:
-        """
-        :param progress: where fairseq2 shows its tasks.
-        """
+        """:param progress: where fairseq2 shows its tasks."""
         self._progress = progress
         self._descriptors = descriptors
         self._training: dict[str, str] = {}
@@ -32,13 +30,11 @@ class HeadlineRecorder(MetricRecorder):
 
     @override
     def record_metric_values(self, category: str, values: Mapping[str, object], step_nr: int | None = None) -> None:
-        found = {name: self._descriptors.maybe_get(name) for name in values}
+        shown = {name: (d, values[name]) for name in values if (d := self._descriptors.maybe_get(name)) is not None}
         if category == "train":
-            shown = ("loss", "samples_per_second")
-            self._training = {name: _format(found[name], values[name]) for name in shown if found.get(name) is not None}
+            self._training = {name: _format(*shown[name]) for name in ("loss", "samples_per_second") if name in shown}
         else:
-            scores = {name: d for name, d in found.items() if d is not None and d.priority == SCORE_PRIORITY}
-            self._scores |= {name: _format(descriptor, values[name]) for name, descriptor in scores.items()}
+            self._scores |= {name: _format(*pair) for name, pair in shown.items() if pair[0].priority == SCORE_PRIORITY}
 
         for task in self._progress.tasks:
             # During validation other bars come and go.
@@ -61,22 +57,20 @@ class HeadlineRecorder(MetricRecorder):
         pass
 
 
-def _format(descriptor: MetricDescriptor | None, value: object) -> str:
+def _format(descriptor: MetricDescriptor, value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    assert descriptor is not None
 
     return descriptor.formatter(value)
 
 
-def register_headline(container: DependencyContainer) -> None:
+def register_progress_bar(container: DependencyContainer) -> None:
     """Register the recorder; without a progress bar (``--no-rich``) there is none."""
 
     def maybe_create(resolver: DependencyResolver) -> MetricRecorder | None:
         progress = find_progress_bars(resolver.resolve(ProgressReporter))
-        if not isinstance(progress, Progress):
-            return None
+        descriptors = resolver.resolve(MetricDescriptorRegistry)
 
-        return HeadlineRecorder(progress, resolver.resolve(MetricDescriptorRegistry))
+        return ProgressBarRecorder(progress, descriptors) if isinstance(progress, Progress) else None
 
     container.collection.register(MetricRecorder, maybe_create)

@@ -9,9 +9,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from threading import Thread
 from typing import Final, final
 
@@ -21,12 +20,16 @@ from fairseq2.logging import log
 from fairseq2.task import Task as Runnable
 from fairseq2.task import TaskStopException
 from fairseq2.trainer import Trainer
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
-from d2v_plugin.core.fairseq2_private import count_unpublished, restore_unpublished, save_checkpoint, set_rates
-from d2v_plugin.training.checkpoints import VerifiedCheckpointManager
+from d2v_plugin.core.fairseq2_private import save_checkpoint
+from d2v_plugin.core.text import print_unwrapped
+from d2v_plugin.data.reader import WrappedReader
+from d2v_plugin.training.checkpoints.manager import VerifiedCheckpointManager
 from d2v_plugin.training.host_group import HostGroup
+from d2v_plugin.training.observers import Observer
+from d2v_plugin.weights.run_folder import step_folder
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -36,7 +39,7 @@ ECHO_SECONDS: Final = 1.0
 
 @final
 class StopRequest:
-    """Whether this rank was asked to stop, by a signal or by :meth:`make`."""
+    """Request to stop this rank, made by a signal or by :meth:`make`."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -58,7 +61,7 @@ class StopRequest:
         """Turn signals into requests; a second one ends the process at once, whatever it is doing.
 
         Python runs signal handlers between instructions of the main thread, which may be waiting for another rank for a long
-        time. So a thread of its own listens, to numbers that the interpreter writes in the very moment.
+        time. So a thread of its own listens on the wake-up descriptor, to which the interpreter writes the number at once.
         """
         listening, speaking = socket.socketpair()
         speaking.setblocking(False)
@@ -95,56 +98,29 @@ def _ignore(number: int, frame: object) -> None:
 
 
 @final
-class StoppableReader(DataReader[Batch]):
-    """The training batches. fairseq2's trainer asks for them between two updates, once and on all ranks alike."""
-
-    def __init__(self, reader: DataReader[Batch]) -> None:
-        self._reader = reader
-        self.between_updates: Callable[[], None] = lambda: None
-
-    @override
-    def __iter__(self) -> Self:
-        return self
-
-    @override
-    def __next__(self) -> list[Batch]:
-        self.between_updates()
-
-        return next(self._reader)
-
-    @override
-    def reset(self) -> None:
-        self._reader.reset()
-
-    @override
-    def state_dict(self) -> dict[str, object]:
-        return self._reader.state_dict()
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        self._reader.load_state_dict(state_dict)
-
-    @property
-    @override
-    def num_accumulate(self) -> int:
-        return self._reader.num_accumulate
-
-
-@final
-class StoppableTask(Runnable):
-    """Runs a trainer up to its last update, or to the one after which the ranks agreed to stop."""
+class TrainTask(Runnable):
+    """Trains up to the last update, or up to the one after which the ranks agreed to stop."""
 
     def __init__(
-        self, trainer: Trainer, reader: StoppableReader, checkpoints: VerifiedCheckpointManager, gangs: Gangs, hosts: HostGroup
+        self,
+        create_trainer: Callable[[DataReader[Batch]], Trainer],
+        reader: DataReader[Batch],
+        checkpoints: VerifiedCheckpointManager,
+        observers: Sequence[Observer],
+        gangs: Gangs,
+        hosts: HostGroup,
     ) -> None:
-        """:param reader: the one the trainer was given."""
-        self._trainer = trainer
+        """
+        :param create_trainer: makes the trainer that reads its batches from what it is given.
+        :param observers: are told of the end.
+        """
+        self._trainer = create_trainer(_WatchedReader(reader, self._between_updates))
         self._checkpoints = checkpoints
+        self._observers = observers
         self._gangs = gangs
         self._hosts = hosts
         self._request = StopRequest()
-        reader.between_updates = self._between_updates
-        checkpoints.count_unpublished = partial(count_unpublished, trainer)
+        checkpoints.follow(self._trainer)
 
     @override
     def run(self) -> None:
@@ -154,15 +130,11 @@ class StoppableTask(Runnable):
         with self._request.made_by_signals():
             self._trainer.run()
             self._checkpoints.raise_if_failed(self.step_nr)
+        for observer in self._observers:
+            observer.at_end(self.step_nr)
 
     def _between_updates(self) -> None:
-        if self._checkpoints.must_set_rates:
-            self._checkpoints.must_set_rates = False
-            set_rates(self._trainer)
-        if (unpublished := self._checkpoints.unpublished) is not None:
-            self._checkpoints.unpublished = None
-            restore_unpublished(self._trainer, *unpublished)
-
+        self._checkpoints.finish_loading()
         if not self._hosts.any_before(self._request.reason is not None):
             return
 
@@ -171,8 +143,8 @@ class StoppableTask(Runnable):
         self._save_once(step_nr)
         if self._gangs.root.rank == 0:
             asked = ", ".join(f"{reason} at rank {rank}" for rank, reason in enumerate(reasons) if reason is not None)
-            saved = f"saved as {self._checkpoints.directory / f'step_{step_nr}'}" if step_nr else "nothing to save"
-            print(f"Stopped after update {step_nr:,} ({asked}): {saved}. The same command again goes on from there.", flush=True)
+            saved = f"saved as {step_folder(self._checkpoints.directory, step_nr)}" if step_nr else "nothing to save"
+            print_unwrapped(f"Stopped after update {step_nr:,} ({asked}): {saved}. The same command again goes on from there.")
         self._gangs.close()
 
         raise TaskStopException()
@@ -197,3 +169,18 @@ class StoppableTask(Runnable):
     @override
     def step_nr(self) -> int:
         return self._trainer.step_nr
+
+
+@final
+class _WatchedReader(WrappedReader[Batch]):
+    """Training batches. fairseq2's trainer asks for them between two updates, once and on all ranks alike; nothing else of it
+    tells that."""
+
+    def __init__(self, reader: DataReader[Batch], between_updates: Callable[[], None]) -> None:
+        super().__init__(reader)
+        self._between_updates = between_updates
+
+    @override
+    def __next__(self) -> list[Batch]:
+        self._between_updates()
+        return super().__next__()

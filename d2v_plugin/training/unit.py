@@ -25,7 +25,7 @@ class CriterionUnit(TrainUnit[Batch]):
     def __init__(self, model: nn.Module, criterion: Criterion[Any], guard: UpdateGuard, *, seed: int) -> None:
         """
         :param model: the data-parallel wrapper: gradients are synchronised by calling it, not what it wraps.
-        :param guard: is shown every update.
+        :param guard: is shown every update, and tells the observers.
         :param seed: the run's seed, the same on all ranks.
         """
         self._model = model
@@ -52,7 +52,7 @@ class CriterionUnit(TrainUnit[Batch]):
     @override
     def set_step_nr(self, step_nr: int) -> None:
         self._step = StepInfo(number=step_nr, seed=self._step.seed)
-        self._guard.begin(step_nr)
+        self._guard.before_update(step_nr)
         self._num_updates += 1
         if self._interval_start is None:
             self._interval_start = time.perf_counter()
@@ -75,7 +75,7 @@ class CriterionUnit(TrainUnit[Batch]):
         metric_bag.get("num_examples", Sum).update(batch.num_examples)
         metric_bag.get("total_num_examples", Sum).update(batch.num_examples)
 
-        return self._guard.take_loss(batch, output), output.num_targets
+        return self._guard.after_forward(batch, output), output.num_targets
 
     @override
     def process_metric_values(self, values: MutableMapping[str, object]) -> None:
@@ -87,7 +87,8 @@ class CriterionUnit(TrainUnit[Batch]):
             for name in ("loss", "grad_norm", *self._metric_names):  # means of nothing
                 del values[name]
         self._num_updates, self._num_skipped = 0, self._guard.num_skipped
-        self._guard.add_values(values)
+        for observer in self._guard.observers:
+            observer.add_metrics(values)
 
         # Validation happens between publishing and the next step, so intervals contain training only.
         num_examples = values["num_examples"]

@@ -1,17 +1,33 @@
-"""What the recipes that work on a checkpoint share."""
+"""Common parts of the recipes that work on a checkpoint."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from argparse import Namespace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
-from d2v_plugin.weights.sources import find_step
+from fairseq2.recipe.base import RecipeContext
+from fairseq2.recipe.config import DatasetSection
+from fairseq2.task import Task as Runnable
+from fairseq2.utils.validation import Validatable, ValidationResult
+from typing_extensions import override
+
+from d2v_plugin.core.registry import create
+from d2v_plugin.core.validation import report
+from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.tasks.base import Task, TaskSection
+from d2v_plugin.verbs.defaults import use_settings_of_run
+from d2v_plugin.verbs.extensions import ExtensibleRecipe
+from d2v_plugin.weights.run_folder import RunFolder, find_step
+
+BASELINE_SEED: Final = 1
+"""The seed of a random model's weights, in every run of an arch."""
 
 
 @dataclass(kw_only=True)
 class CheckpointSection:
-    """What is evaluated."""
+    """Selects a checkpoint, and the weights in it."""
 
     path: str | None = None
     """The output directory of a run, its ``checkpoints`` or one of its ``step_N``; for probes also a directory written by
@@ -23,16 +39,88 @@ class CheckpointSection:
     weights: Literal["student", "teacher"] = "student"
     """Which weights are probed; fine-tuned models have no teacher."""
 
+    def choose(self) -> str | Path:
+        """Choose the last or the best checkpoint of a run, ``step_N``; a path that is not one of a run stays as it is.
 
-def choose_checkpoint(path: str, *, best: bool) -> str | Path:
-    """What a path means: of a run, its last or its best checkpoint, ``step_N``; anything else as it is.
+        :raises CheckpointError: there is none.
+        """
+        assert self.path is not None
+        step = find_step(self.path, best=self.best)
 
-    :raises CheckpointError: there is none.
+        return self.path if step is None else step
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig(Validatable):
+    """The first sections of every recipe that works on a checkpoint. Those that a checkpoint's run had, too, are known: a YAML or
+    the command line names what shall differ."""
+
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    """Which model."""
+
+    task: TaskSection | None = None
+    """How samples are read and prepared; the run's by default."""
+
+    dataset: DatasetSection | None = None
+    """What is read; the run's by default."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        path, has_data = self.checkpoint.path, self.task is not None and self.dataset is not None
+
+        return report(
+            (path is None, "`checkpoint.path` must be set: the output directory of a run, for example."),
+            (
+                path is not None and not has_data,
+                f"`task` and `dataset` must be set, because nothing in {path} says what to read.",
+            ),
+        )
+
+
+class CheckpointRecipe(ExtensibleRecipe):
+    """A recipe that works on a checkpoint, whose run says what the recipe and the command line do not."""
+
+    @override
+    def resolve_arguments(self, args: Namespace) -> Namespace:
+        """
+        :raises CheckpointError: there is no such checkpoint.
+        :raises RecipeError: as for the base class.
+        """
+        return use_settings_of_run(args, sections=[section.name for section in fields(self.config_kls)])  # type: ignore[arg-type]
+
+
+def open_task(context: RecipeContext, section: TaskSection | None, labels: LabelSet | None = None) -> Task[Any, Any]:
+    """Open the dataset of a valid recipe by its task, which reports bad samples in the output directory.
+
+    :param labels: those of a fine-tuned checkpoint; None = those of the dataset.
     """
-    step = find_step(path, best=best)
+    assert section is not None
+    report = RunFolder(context.output_dir).bad_samples
 
-    return path if step is None else step
+    return create(context.resolver, Task, section).open(context.get_dataset(), report=report, labels=labels)
 
 
-# The baseline's weights are those of this seed in every run of an arch.
-BASELINE_SEED = 1
+class RecipeTask(Runnable):
+    """A task of a recipe, by itself or around another one that does the work."""
+
+    inner: Runnable | None = None
+    """Counts the steps, and knows how to stop; None = the task itself does, by the attributes below."""
+
+    stop_requested = False
+    num_steps = 0
+
+    @override
+    def request_stop(self) -> None:
+        self.stop_requested = True
+        if self.inner is not None:
+            self.inner.request_stop()
+
+    @override
+    def close(self) -> None:
+        if self.inner is not None:
+            self.inner.close()
+
+    @property
+    @override
+    def step_nr(self) -> int:
+        return self.num_steps if self.inner is None else self.inner.step_nr

@@ -1,7 +1,4 @@
-"""Puts what a checkpoint comes from below what the user asks for.
-
-A recipe that works on a checkpoint needs no YAML then: the run's own task, dataset and criterion are the defaults.
-"""
+"""Settings of the run that wrote a checkpoint, as the defaults of a recipe that works on it and so needs no YAML."""
 
 from __future__ import annotations
 
@@ -12,12 +9,12 @@ from typing import Any
 from fairseq2.utils.config import StandardConfigMerger
 
 from d2v_plugin.core.fairseq2_private import swap_default_resolver
-from d2v_plugin.evaluation.provenance import SECTIONS, find_origin
+from d2v_plugin.evaluation.provenance import find_provenance
 from d2v_plugin.verbs.inheritance import read_whole, resolve_bases
 from d2v_plugin.weights.sources import Source, find_source
 
 
-def recall_origin(args: Namespace, *, sections: Sequence[str] = SECTIONS) -> Namespace:
+def use_settings_of_run(args: Namespace, *, sections: Sequence[str]) -> Namespace:
     """Read ``checkpoint.path`` of the recipe and the command line, and make the run's sections the first of all overrides.
 
     Of a converted checkpoint only the modality is known: its task and the family of its dataset are the first overrides.
@@ -35,19 +32,23 @@ def recall_origin(args: Namespace, *, sections: Sequence[str] = SECTIONS) -> Nam
     overrides: list[Mapping[str, Any]] = [*own, *(args.config_overrides or [])]
     path = _find_path(overrides)
     if path is not None:
-        origin = find_origin(path)
-        if origin is None:
-            # Nothing can be registered in the recipe's own container once it has been asked for something.
-            with swap_default_resolver(None):  # type: ignore[arg-type]
-                overrides.insert(0, _default_sections(find_source(path)))
-        else:
-            overrides.insert(0, {"_set_": {name: origin.sections[name] for name in sections}})
+        overrides.insert(0, _known_settings(path, sections))
 
     return Namespace(**vars(args) | {"config_file": None, "config_overrides": overrides})
 
 
-def _default_sections(source: Source) -> dict[str, Any]:
-    """How data for a model is read, as far as the model says; nothing for a model of several modalities."""
+def _known_settings(path: str, sections: Sequence[str]) -> dict[str, Any]:
+    provenance = find_provenance(path)
+    if provenance is not None:
+        return {"_set_": {name: section for name, section in provenance.sections.items() if name in sections}}
+
+    # Nothing can be registered in the recipe's own container once it has been asked for something.
+    with swap_default_resolver(None):  # type: ignore[arg-type]
+        return _sections_of_model(find_source(path))
+
+
+def _sections_of_model(source: Source) -> dict[str, Any]:
+    """Say how data for a model is read, as far as the model says; nothing for a model of several modalities."""
     if len(source.config.frontends) != 1:
         return {}
     (modality,) = (modality.value for modality in source.config.frontends)
@@ -57,7 +58,7 @@ def _default_sections(source: Source) -> dict[str, Any]:
     return {"task": {"name": f"{modality}_pretraining", "config": config}, "dataset": {"family": f"{modality}_manifest"}}
 
 
-def _find_path(overrides: list[Mapping[str, Any]]) -> str | None:
+def _find_path(overrides: Sequence[Mapping[str, Any]]) -> str | None:
     merged: object = {}
     for override in overrides:
         merged = StandardConfigMerger().merge(merged, override)

@@ -1,11 +1,13 @@
-"""Files of the user's own that register more: ``--extension FILE.py``."""
+"""Extension files, in which users register more: ``--extension FILE.py``."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fairseq2.recipe.base import Recipe
@@ -13,6 +15,7 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import DependencyContainer
 from typing_extensions import override
 
+from d2v_plugin.verbs.inheritance import resolve_bases
 from d2v_plugin.verbs.registration import is_registered, register_everything
 
 FUNCTION = "setup_fairseq2_extension"
@@ -42,6 +45,13 @@ class ExtensibleRecipe(Recipe):
     def register(self, container: DependencyContainer) -> None:
         register_all(container, self._extensions)
 
+    def resolve_arguments(self, args: Namespace) -> Namespace:
+        """Turn the parsed command line into one that fairseq2 understands: what a recipe inherits becomes overrides.
+
+        :raises RecipeError: as for :func:`d2v_plugin.verbs.inheritance.resolve_bases`.
+        """
+        return resolve_bases(args)
+
 
 def load_extension(path: Path) -> Extension:
     """Run an extension file.
@@ -59,27 +69,27 @@ def load_extension(path: Path) -> Extension:
         raise RecipeError(f"--extension {path}: the name of the file must end in `.py`.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    try:
+    with _errors_in(path):
         spec.loader.exec_module(module)
-    except Exception as ex:
-        raise _extension_error(path, ex) from None
 
     function = getattr(module, FUNCTION, None)
     if not callable(function):
         raise RecipeError(f"--extension {path}: the file must define a function `{FUNCTION}(container)`.")
 
     def extension(container: DependencyContainer) -> None:
-        try:
+        with _errors_in(path):
             function(container)
-        except Exception as ex:
-            raise _extension_error(path, ex) from None
 
     return extension
 
 
-def _extension_error(path: Path, ex: Exception) -> RecipeError:
-    frames = [frame for frame in traceback.extract_tb(ex.__traceback__) if Path(frame.filename) == path]
-    line = ex.lineno if isinstance(ex, SyntaxError) else frames[-1].lineno if frames else None
-    where = "" if line is None else f", line {line}"
-
-    return RecipeError(f"--extension {path}{where}: {type(ex).__name__}: {ex}")
+@contextmanager
+def _errors_in(path: Path) -> Iterator[None]:
+    """Name the file and the line in whatever goes wrong there."""
+    try:
+        yield
+    except Exception as ex:
+        frames = [frame for frame in traceback.extract_tb(ex.__traceback__) if Path(frame.filename) == path]
+        line = ex.lineno if isinstance(ex, SyntaxError) else frames[-1].lineno if frames else None
+        where = "" if line is None else f", line {line}"
+        raise RecipeError(f"--extension {path}{where}: {type(ex).__name__}: {ex}") from None

@@ -1,4 +1,4 @@
-"""Recipes that inherit from others: ``base: ../demo/digits.yaml`` at the top level of a YAML.
+"""Inheritance of recipes: ``base: ../demo/digits.yaml`` at the top level of a YAML.
 
 What such a file contains is merged into its base as fairseq2 merges overrides: mappings key by key, the rest replaced. Within
 a mapping ``_del_: [key, …]`` drops keys of the base first, and ``_set_: {key: …}`` replaces whole values, which is how a recipe
@@ -33,16 +33,15 @@ def resolve_bases(args: Namespace) -> Namespace:
     """
     if args.config_file is None:
         return args
-
     root, heirs = read_chain(args.config_file)
 
     return Namespace(**vars(args) | {"config_file": root, "config_overrides": [*heirs, *(args.config_overrides or [])]})
 
 
 def read_whole(path: Path) -> list[Mapping[str, Any]] | None:
-    """A recipe file as overrides: its last base, then what the others change; None if the last base cannot be read."""
+    """Read a recipe file as overrides: its last base, then what the others change; None if the last base cannot be read."""
     root, heirs = read_chain(path)
-    content = _read(root, is_base=False)
+    content = _read(root)
 
     return None if content is None else [_replace_dir(content, root), *heirs]
 
@@ -55,8 +54,8 @@ def read_chain(path: Path) -> tuple[Path, list[Mapping[str, Any]]]:
     """
     heirs: list[Mapping[str, Any]] = []
     seen = [path.resolve()]
-
-    while (content := _read(path, is_base=len(seen) > 1)) is not None and BASE in content:
+    content = _read(path)
+    while content is not None and BASE in content:
         base = content.pop(BASE)
         if not isinstance(base, str):
             raise RecipeError(f"{path}: `{BASE}` must be the path of a recipe file, but is `{base}`.")
@@ -68,12 +67,13 @@ def read_chain(path: Path) -> tuple[Path, list[Mapping[str, Any]]]:
             raise RecipeError(f"{path}: `{BASE}` is {base}, which inherits from {path} itself.")
         seen.append(base_path.resolve())
         path = base_path
+        content = _read(path, is_base=True)
 
     return path, heirs
 
 
-def _read(path: Path, *, is_base: bool) -> dict[str, Any] | None:
-    """The mapping in a YAML file; None if it has none."""
+def _read(path: Path, *, is_base: bool = False) -> dict[str, Any] | None:
+    """Read the mapping in a YAML file; None if it has none."""
     try:
         content = YAML(typ="safe", pure=True).load(path)
     except (OSError, YAMLError) as ex:
@@ -85,7 +85,7 @@ def _read(path: Path, *, is_base: bool) -> dict[str, Any] | None:
 
 
 def _replace_dir(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """``${dir}`` -> the folder of the file, as fairseq2 does for the file it is given."""
+    """Put the folder of the file in the place of ``${dir}``, as fairseq2 does for the file it is given."""
     processor = StandardConfigProcessor([ReplacePathDirective(path.parent.resolve())])
 
     return processor.process(content)  # type: ignore[return-value]

@@ -33,16 +33,15 @@ from d2v_plugin.data.dataset import (
     TextManifest,
 )
 from d2v_plugin.data.sentences import Sentences, SentencesConfig
-from d2v_plugin.masking.base import (
+from d2v_plugin.masking.base import MaskSampler, MaskSection
+from d2v_plugin.masking.random_blocks import (
     BlockMaskConfig,
     BlockMaskSampler,
     InverseBlockMaskSampler,
-    MaskSampler,
-    MaskSection,
     RandomMaskConfig,
     RandomMaskSampler,
 )
-from d2v_plugin.masking.published import BeitBlockMaskConfig, BeitBlockMaskSampler, SpanMaskConfig, SpanMaskSampler
+from d2v_plugin.masking.spans_and_beit import BeitBlockMaskConfig, BeitBlockMaskSampler, SpanMaskConfig, SpanMaskSampler
 from d2v_plugin.models.families import FAMILIES, register_models
 from d2v_plugin.probing.attentive import AttentiveProbe, AttentiveProbeConfig
 from d2v_plugin.probing.base import register_probe
@@ -58,7 +57,7 @@ from d2v_plugin.tasks.speech_recognition import SpeechRecognitionConfig, SpeechR
 from d2v_plugin.tasks.text import TextPretrainingConfig, TextPretrainingTask
 from d2v_plugin.tasks.text_classification import TextClassificationConfig, TextClassificationTask
 from d2v_plugin.training.optimizer import DATA2VEC_ADAMW, Data2VecAdamWConfig, create_data2vec_adamw
-from d2v_plugin.training.progress_bar import register_headline
+from d2v_plugin.training.progress_bar import register_progress_bar
 
 METRICS = [
     MetricDescriptor("regression_loss", "Regression Loss", 91, format_as_float),
@@ -87,7 +86,7 @@ METRICS = [
 
 
 def is_registered(container: DependencyContainer) -> bool:
-    """Whether fairseq2 found this package's entry point; in a mere checkout, not installed, there is none."""
+    """Tell whether fairseq2 found this package's entry point; in a mere checkout, not installed, there is none."""
     return any(key in FAMILIES for key in container.iter_keys(ModelFamily))
 
 
@@ -99,7 +98,7 @@ def register_everything(container: DependencyContainer) -> None:
     register_probes(container)
 
     register(container, Optimizer, DATA2VEC_ADAMW, create_data2vec_adamw, Data2VecAdamWConfig, with_resolver=True)
-    register_headline(container)
+    register_progress_bar(container)
     for descriptor in METRICS:
         container.collection.register_instance(MetricDescriptor, descriptor)
 
@@ -145,17 +144,13 @@ def register_criteria(container: DependencyContainer) -> None:
 
 
 def _create_data2vec2(resolver: DependencyResolver, config: Data2Vec2Config) -> Data2Vec2Criterion:
-    samplers = {}
-    for modality in Modality:
-        own = config.modalities.get(modality.value)
-        masking = config.masking if own is None or own.masking is None else own.masking
-        samplers[modality] = create(resolver, MaskSampler, masking)
-
-    return Data2Vec2Criterion(config, samplers)
+    return Data2Vec2Criterion(
+        config, {modality: create(resolver, MaskSampler, config.of(modality).masking) for modality in Modality}
+    )
 
 
 def _with_sampler(criterion: Callable[[Any, MaskSampler], Criterion[Any]]) -> Callable[[DependencyResolver, Any], Criterion[Any]]:
-    """A factory that also builds the mask sampler that the configuration names."""
+    """Make a factory that also builds the mask sampler that the configuration names."""
 
     def create_criterion(resolver: DependencyResolver, config: Any) -> Criterion[Any]:
         masking: MaskSection = config.masking

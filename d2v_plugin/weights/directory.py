@@ -13,15 +13,13 @@ from fairseq2.utils.structured import StandardValueConverter, StructureError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.core.storage import FileRecord, Record, describe_file, write_record
+from d2v_plugin.core.errors import CheckpointError, causes
+from d2v_plugin.core.storage import FileRecord, Record, describe_file, put_in_place, write_record
 from d2v_plugin.models.families import FAMILIES, AnyConfig, family_of
 from d2v_plugin.weights.state import State
 
 FORMAT: Final = "d2v_plugin"
 FORMAT_VERSION: Final = 1
-
-"""The configurations of the model families."""
 
 CONFIG_FILE: Final = "config.json"
 STUDENT_FILE: Final = "model.safetensors"
@@ -31,7 +29,7 @@ HEAD_FILE: Final = "head.safetensors"
 
 @dataclass(kw_only=True)
 class ModelDirectory:
-    """What such a directory holds."""
+    """Contents of such a directory."""
 
     config: AnyConfig
     """The model."""
@@ -67,9 +65,7 @@ def write_directory(out: Path, content: ModelDirectory, *, force: bool = False) 
         new = Path(aside, "new")
         new.mkdir()
         _write_files(new, content)
-        if replaced:
-            out.rename(Path(aside, "old"))
-        new.rename(out)
+        put_in_place(new, out)
 
     return sorted(out.iterdir())
 
@@ -99,7 +95,7 @@ def _write_files(folder: Path, content: ModelDirectory) -> None:
 
 
 def is_model_directory(folder: Path) -> bool:
-    """Whether a ``config.json`` says so."""
+    """Tell by ``config.json`` whether a directory is one of ours."""
     try:
         return bool(_read_json(folder / CONFIG_FILE).get("format") == FORMAT)
     except CheckpointError:
@@ -107,7 +103,8 @@ def is_model_directory(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> AnyConfig:
-    """
+    """Read the configuration of a model.
+
     :raises CheckpointError: ``config.json`` cannot be read, or describes something else.
     """
     path = folder / CONFIG_FILE
@@ -122,23 +119,19 @@ def read_config(folder: Path) -> AnyConfig:
 
 
 def structure_config(family: str, content: object, path: Path) -> AnyConfig:
-    """
+    """Make a configuration of its fields.
+
     :param family: one of :data:`FAMILIES`.
-    :param content: the fields of its configuration as plain data.
+    :param content: the fields as plain data.
     :param path: where they stand, for the message.
     :raises CheckpointError: unknown keys, or values of the wrong type.
     """
     try:
         config = StandardValueConverter().structure(content, FAMILIES[family].config_kls)
     except (StructureError, ValueError) as ex:
-        causes: list[str] = []
-        cause: BaseException | None = ex
-        while cause is not None:
-            causes.append(str(cause))
-            cause = cause.__cause__
-        raise CheckpointError(f"{path}: the configuration of the model is not valid. {' '.join(causes)}") from ex
+        reasons = " ".join(str(cause) for cause in causes(ex))
+        raise CheckpointError(f"{path}: the configuration of the model is not valid. {reasons}") from ex
     assert isinstance(config, AnyConfig)
-
     return config
 
 

@@ -16,8 +16,8 @@ from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.base import EncoderModel, drop_criterion
 from d2v_plugin.models.families import AnyConfig, AnyModel
 from d2v_plugin.weights.positions import resize_positions
-from d2v_plugin.weights.sources import Source, Weights, find_source
-from d2v_plugin.weights.state import State, build_skeleton, compare
+from d2v_plugin.weights.sources import Weights, find_source
+from d2v_plugin.weights.state import State, build_skeleton, compare, fill_skeleton
 
 # What a new run may set differently than the checkpoint's: none of it changes what evaluation computes from given weights,
 # except for the treatment of padding, the resolution, and the final norm of vision models, which are meant to be chosen.
@@ -43,7 +43,6 @@ _FREE_SETTINGS: Final = {
     "prenet_layer_drop",
 }
 
-
 # What predicts; in data2vec 1.0 that is a head, and for images the final norm, which fine-tuning on the mean has not.
 _DECODERS: Final = r"(modality_encoders\.\w+\.decoder|shared_decoder|final_proj|encoder\.regression_head|encoder\.norm)\."
 
@@ -68,15 +67,10 @@ def load(
     _check_weights(weights)
     source = find_source(path_or_name)
     state = source.read(weights)
-    model = _build_skeleton(source, state)
+    model = build_skeleton(source.config, num_tensors=len(state), path=source.path)
     compare(model.state_dict(), state).raise_if_any(f"{source.path} does not hold the weights of its own configuration:")
 
-    model.to_empty(device=device or "cpu")
-    model.to(dtype or torch.float32)
-    model.load_state_dict(state)
-    model.requires_grad_(False)
-
-    return model.eval()
+    return fill_skeleton(model, state, device=device or "cpu", dtype=dtype or torch.float32)
 
 
 def load_weights(model: EncoderModel, path_or_name: str | Path, *, weights: Weights = "student") -> None:
@@ -118,13 +112,6 @@ def _check_weights(weights: str) -> None:
         raise ValueError(f"`weights` must be 'student' or 'teacher', but is {weights!r}.")
 
 
-def _build_skeleton(source: Source, state: Mapping[str, Tensor]) -> AnyModel:
-    try:
-        return build_skeleton(source.config, num_tensors=len(state))
-    except CheckpointError as ex:
-        raise CheckpointError(f"{source.path}: {ex}") from ex
-
-
 def _match_decoders(own: State, state: State) -> None:
     """Drop the decoders that only one side has from the other."""
     for these, others, what in ((own, state, "is not in the checkpoint and stays as initialised"), (state, own, "is left out")):
@@ -135,23 +122,20 @@ def _match_decoders(own: State, state: State) -> None:
 
 
 def _decoder_prefixes(state: Mapping[str, Tensor]) -> set[str]:
-    found = (re.match(_DECODERS, key) for key in state)
-
-    return {match[0] for match in found if match is not None}
+    return {found[0] for key in state if (found := re.match(_DECODERS, key)) is not None}
 
 
 def _differing_settings(checkpoint: AnyConfig, model: AnyConfig) -> Iterator[str]:
-    """What both configurations have, shapes may not show, and the weights depend on."""
-    if type(checkpoint) is not type(model):
-        return  # the weights differ in any case
-    converter = StandardValueConverter()
-    yield from _differences(converter.unstructure(checkpoint), converter.unstructure(model), "")
+    """Settings that both have and the weights depend on, although shapes may not show it."""
+    if type(checkpoint) is type(model):  # otherwise the weights differ in any case
+        converter = StandardValueConverter()
+        yield from _compare_settings(converter.unstructure(checkpoint), converter.unstructure(model), "")
 
 
-def _differences(checkpoint: Any, model: Any, name: str) -> Iterator[str]:
+def _compare_settings(checkpoint: Any, model: Any, name: str) -> Iterator[str]:
     if isinstance(checkpoint, dict) and isinstance(model, dict):
         for key in checkpoint:
             if key not in _FREE_SETTINGS:
-                yield from _differences(checkpoint[key], model[key], f"{name}.{key}" if name else key)
+                yield from _compare_settings(checkpoint[key], model[key], f"{name}.{key}" if name else key)
     elif not isinstance(checkpoint, dict) and not isinstance(model, dict) and checkpoint != model:
         yield f"`{name}` is {checkpoint} in the checkpoint, but {model} in the model"

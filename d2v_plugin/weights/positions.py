@@ -52,12 +52,11 @@ def _resize(grid: Tensor, side: int) -> Tensor:
 
 
 def _width(table: Tensor) -> int:
-    """How many offsets a side a table of relative positions has."""
+    """The number of offsets a side of a table of relative positions."""
     return _side(len(table) - _NUM_CLS_ROWS)
 
 
 def _side(size: int) -> int:
     """The side of a square of this size; 0 if there is none."""
     side = math.isqrt(max(0, size))
-
     return side if side * side == size else 0

@@ -1,15 +1,14 @@
-"""Where weights can come from: a converted directory, one of our runs, a registered name."""
+"""Sources of weights: a converted directory, one of our runs, a registered name."""
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from fairseq2.assets import AssetCard, AssetDownloadManager, AssetStore
+from fairseq2.assets import AssetDownloadManager, AssetStore
 from fairseq2.device import CPU
 from fairseq2.gang import create_fake_gangs
 from fairseq2.model_checkpoint import CorruptModelCheckpointError, ModelCheckpointLoader, ModelCheckpointLoadOptions
@@ -18,9 +17,9 @@ from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from fairseq2.utils.yaml import YamlError, YamlLoader
 from typing_extensions import override
 
-from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.errors import CheckpointError, root_cause
 from d2v_plugin.core.fairseq2_private import current_resolver, register_library
-from d2v_plugin.core.storage import check_if_recorded
+from d2v_plugin.core.storage import check_directory, has_record
 from d2v_plugin.models.base import drop_criterion
 from d2v_plugin.models.families import FAMILIES, AnyConfig, register_models
 from d2v_plugin.weights.directory import (
@@ -32,11 +31,14 @@ from d2v_plugin.weights.directory import (
     read_weights,
     structure_config,
 )
+from d2v_plugin.weights.run_folder import MODEL_FILE, find_step, named_step
 from d2v_plugin.weights.state import TEACHER_PREFIX, State
 from d2v_plugin.weights.torch_file import explain_unreadable
 
+_FAMILIES: Final = " or ".join(f"`{family}`" for family in FAMILIES)
+
 Weights = Literal["student", "teacher"]
-"""Which weights to take; the teacher's replace the student's where the teacher has them."""
+"""The weights to take; the teacher's replace the student's where the teacher has them."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class DirectorySource(Source):
-    """What ``tools/convert_checkpoint.py`` wrote."""
+    """A directory that ``tools/convert_checkpoint.py`` wrote."""
 
     @override
     def read(self, weights: Weights = "student") -> State:
@@ -68,14 +70,18 @@ class DirectorySource(Source):
             if not (self.path / TEACHER_FILE).exists():
                 raise CheckpointError(f"{self.path} has no teacher (`{TEACHER_FILE}`).")
             state |= read_weights(self.path / TEACHER_FILE)
-        check_if_recorded(self.path, "*.safetensors")
+        if has_record(self.path):
+            check_directory(self.path)
 
         return state
 
 
 @dataclass(frozen=True)
 class NativeSource(Source):
-    """What fairseq2 can load: the ``model`` folder of a checkpoint, sharded or not, or a single file."""
+    """Weights as fairseq2 writes them: the ``model`` folder of a checkpoint, sharded or not, or a single file."""
+
+    is_checked: bool = False
+    """Whether its files have been compared with their record."""
 
     @override
     def read(self, weights: Weights = "student") -> State:
@@ -94,7 +100,8 @@ class NativeSource(Source):
 
         :raises CheckpointError: it cannot be read, or is damaged.
         """
-        check_if_recorded(self.path.parent, "model/*")
+        if not self.is_checked and has_record(self.path.parent):
+            check_directory(self.path.parent, "model/*")
         # Whole tensors, whatever the number of processes now and when it was written.
         options = ModelCheckpointLoadOptions(gangs=create_fake_gangs(CPU), mmap=True, restrict=True)
         try:
@@ -130,58 +137,11 @@ def _find_in_directory(path: Path) -> Source:
     if is_model_directory(path):
         return DirectorySource(path, read_config(path))
 
-    step_dir = find_step(path)
-    if step_dir is None:
-        raise CheckpointError(f"{path} is neither a converted checkpoint ({CONFIG_FILE}) nor a run (checkpoints/model.yaml).")
+    step = find_step(path)
+    if step is None:
+        raise CheckpointError(f"{path} is neither a converted checkpoint ({CONFIG_FILE}) nor a run (checkpoints/{MODEL_FILE}).")
 
-    return NativeSource(step_dir / "model", _read_run_config(step_dir.parent / "model.yaml"))
-
-
-def find_step(path: str | Path, *, best: bool = False) -> Path | None:
-    """The directory ``step_N`` that a path means.
-
-    :param path: the output directory of a run, its ``checkpoints`` (both mean the last complete checkpoint), or a ``step_N``.
-    :param best: of several checkpoints take the one with the best score instead of the last one.
-    :returns: None if the path is none of these.
-    :raises CheckpointError: there is no complete checkpoint, or no score.
-    """
-    path = Path(path)
-    # From the most to the least specific: OUT/checkpoints/step_N/model, …/step_N, OUT/checkpoints, OUT.
-    step_dir = path.parent if path.name == "model" and (path / "pp_00").is_dir() else path
-    if _step_nr(step_dir) is not None:
-        return step_dir
-    checkpoints = path if (path / "model.yaml").is_file() else path / "checkpoints"
-    if not (checkpoints / "model.yaml").is_file():
-        return None
-
-    # fairseq2 writes a checkpoint aside, as `step_N.tmp`: a directory without the ending is complete.
-    steps = {_step_nr(path): path for path in checkpoints.iterdir() if (path / "model").is_dir()}
-    by_number = sorted((number, path) for number, path in steps.items() if number is not None)
-    if not by_number:
-        raise CheckpointError(f"{checkpoints} holds no complete checkpoint yet.")
-    if not best:
-        return by_number[-1][1]
-
-    scores = [(_read_score(checkpoints, number), number, path) for number, path in by_number]
-    known = [(score, number, path) for score, number, path in scores if score is not None]
-    if not known:
-        raise CheckpointError(f"{checkpoints} has no scores; a run writes them if `regime.score_metric` is set.")
-
-    return max(known, key=lambda entry: entry[:2])[2]
-
-
-def _read_score(checkpoints: Path, step_nr: int) -> float | None:
-    """What fairseq2 noted for a checkpoint: the higher, the better, whatever the metric."""
-    try:
-        return float((checkpoints / "scores" / f"step_{step_nr}.txt").read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _step_nr(path: Path) -> int | None:
-    found = re.fullmatch(r"step_(\d+)", path.name)
-
-    return None if found is None else int(found[1])
+    return NativeSource(step / "model", _read_run_config(step.parent / MODEL_FILE), is_checked=named_step(path) is None)
 
 
 def _read_run_config(path: Path) -> AnyConfig:
@@ -192,7 +152,7 @@ def _read_run_config(path: Path) -> AnyConfig:
     content: Any = documents[0] if documents else None
     family: Any = content.get("model_family") if isinstance(content, dict) else None
     if family not in FAMILIES:
-        raise CheckpointError(f"{path} describes a model of the family `{family}`, not {_list_families()}.")
+        raise CheckpointError(f"{path} describes a model of the family `{family}`, not {_FAMILIES}.")
 
     return structure_config(family, content.get("model_config"), path)
 
@@ -205,27 +165,16 @@ def _find_by_name(name: str) -> Source:
     field = card.maybe_get_field("model_family")
     family = None if field is None else field.as_(str)
     if family not in FAMILIES:
-        raise CheckpointError(f"`{name}` is not a model of the family {_list_families()}.")
+        raise CheckpointError(f"`{name}` is not a model of the family {_FAMILIES}.")
 
-    path = _fetch(resolver, card)
+    uri = card.field("checkpoint").as_uri()
+    path = uri.to_path() if uri.scheme == "file" else resolver.resolve(AssetDownloadManager).download_model(uri)
     if path.is_dir() and is_model_directory(path):
         return DirectorySource(path, read_config(path))
     config = resolver.resolve(ModelFamily, key=family).get_model_config(card)
     assert isinstance(config, AnyConfig)
 
     return NativeSource(path, config)
-
-
-def _list_families() -> str:
-    return " or ".join(f"`{family}`" for family in FAMILIES)
-
-
-def _fetch(resolver: DependencyResolver, card: AssetCard) -> Path:
-    uri = card.field("checkpoint").as_uri()
-    if uri.scheme == "file":
-        return uri.to_path()
-
-    return resolver.resolve(AssetDownloadManager).download_model(uri)
 
 
 def library() -> DependencyResolver:
@@ -246,11 +195,5 @@ def _own_library() -> DependencyContainer:
 
 def _explain_corrupt(path: Path, ex: CorruptModelCheckpointError) -> str:
     """fairseq2's message names the file; the reason is in what caused it."""
-    cause: BaseException = ex
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
     file = getattr(ex.__cause__, "file", None)
-    if isinstance(file, Path):
-        return f"{file}: {explain_unreadable(file, cause)}"
-
-    return f"{path}: {ex}"
+    return f"{file}: {explain_unreadable(file, root_cause(ex))}" if isinstance(file, Path) else f"{path}: {ex}"

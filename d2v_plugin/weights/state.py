@@ -1,10 +1,11 @@
-"""Weights at rest: what a configuration expects, what a file holds, and how the two differ."""
+"""Weights at rest: those that a configuration expects, those that a file holds, and the differences."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -23,7 +24,7 @@ _MAX_LINES_PER_KIND: Final = 4
 
 @dataclass
 class Mismatch:
-    """How weights differ from what was expected, as groups of keys."""
+    """Differences between weights and what was expected."""
 
     missing: list[str] = field(default_factory=list)
     """Keys that should be there."""
@@ -38,9 +39,7 @@ class Mismatch:
     """Differences that shapes do not show, such as the number of heads."""
 
     def raise_if_any(self, headline: str) -> None:
-        """
-        :raises CheckpointError: with at most 20 lines, whatever the number of keys.
-        """
+        """:raises CheckpointError: there are differences; at most 20 lines, whatever the number of keys."""
         lines = [
             *_describe("missing", _group(self.missing)),
             *_describe("unexpected", _group(self.unexpected)),
@@ -67,22 +66,39 @@ def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Mism
     return mismatch
 
 
-def build_skeleton(config: AnyConfig, *, num_tensors: int) -> AnyModel:
-    """The model of a configuration on the meta device: names and shapes without memory.
+def build_skeleton(config: AnyConfig, *, num_tensors: int, path: Path | None = None) -> AnyModel:
+    """Build the model of a configuration on the meta device: names and shapes without memory.
 
     :param num_tensors: how many tensors come with the configuration. A configuration from outside is believed only as far:
         every layer has at least one.
+    :param path: where the configuration is from, for messages.
     :raises CheckpointError: the configuration makes no model, or one with more layers than there are tensors.
     """
+    where = "" if path is None else f"{path}: "
     try:
-        if (num_layers := config.count_layers()) > num_tensors:
-            raise CheckpointError(f"The configuration describes {num_layers} layers, but there are only {num_tensors} tensors.")
-        with torch.device("meta"):
-            return create_model(config)
-    except CheckpointError:
-        raise
+        num_layers = config.count_layers()
+        if num_layers <= num_tensors:
+            with torch.device("meta"):
+                return create_model(config)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as ex:
-        raise CheckpointError(f"The configuration is not valid: {ex}") from ex
+        raise CheckpointError(f"{where}The configuration is not valid: {ex}") from ex
+
+    raise CheckpointError(f"{where}The configuration describes {num_layers} layers, but there are only {num_tensors} tensors.")
+
+
+def fill_skeleton(
+    model: AnyModel, state: Mapping[str, Tensor], *, device: torch.device | str, dtype: torch.dtype | None = None
+) -> AnyModel:
+    """Give a skeleton its weights, for use: in evaluation mode and without gradients.
+
+    :param dtype: None = the model's own.
+    """
+    model.to_empty(device=device)
+    model.to(dtype=dtype)
+    model.load_state_dict(state)
+    model.requires_grad_(False)
+
+    return model.eval()
 
 
 def _group(keys: Iterable[str] | Mapping[str, str]) -> list[str]:
@@ -94,22 +110,14 @@ def _group(keys: Iterable[str] | Mapping[str, str]) -> list[str]:
 
     lines = []
     for name, members in groups.items():
-        note = f": {keys[members[0]]}" if isinstance(keys, Mapping) else ""
-        if len(members) == 1:
-            lines.append(members[0] + note)
-        elif note:
-            lines.append(f"{name}.* ({len(members)} keys), such as {members[0]}{note}")
-        else:
-            lines.append(f"{name}.* ({len(members)} keys)")
+        first = members[0] + (f": {keys[members[0]]}" if isinstance(keys, Mapping) else "")
+        several = f"{name}.* ({len(members)} keys)" + (f", such as {first}" if isinstance(keys, Mapping) else "")
+        lines.append(first if len(members) == 1 else several)
 
     return lines
 
 
 def _describe(kind: str, lines: list[str]) -> list[str]:
-    if not lines:
-        return []
-    shown = lines if len(lines) <= _MAX_LINES_PER_KIND else [*lines[: _MAX_LINES_PER_KIND - 1], ""]
-    if len(shown) < len(lines) or shown[-1] == "":
-        shown[-1] = f"… and {len(lines) - _MAX_LINES_PER_KIND + 1} more"
-
-    return [f"  {kind}:", *(f"    {line}" for line in shown)]
+    if len(lines) > _MAX_LINES_PER_KIND:
+        lines = [*lines[: _MAX_LINES_PER_KIND - 1], f"… and {len(lines) - _MAX_LINES_PER_KIND + 1} more"]
+    return [f"  {kind}:", *(f"    {line}" for line in lines)] if lines else []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -42,17 +44,24 @@ def read_torch_file(path: Path) -> object:
     :returns: plain data and tensors on the CPU, mapped from the file where its format allows it.
     :raises CheckpointError: the file cannot be read, is damaged, is no checkpoint, or would run code.
     """
-    try:
+    inert = torch.serialization.safe_globals([(InertObject, name) for name in INERT_CLASSES])
+    with explained(path), inert:
         is_zip = zipfile.is_zipfile(path)
         if is_zip:
             _check_sums(path)
-        with torch.serialization.safe_globals([(InertObject, name) for name in INERT_CLASSES]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Raise what the bytes of a file provoke as a :class:`CheckpointError` that names the file."""
+    try:
+        yield
     except OSError as ex:
         raise CheckpointError(f"{path}: {ex.strerror or ex}.") from ex
     except CheckpointError:
         raise
-    except Exception as ex:  # whatever the bytes of a file can provoke
+    except Exception as ex:
         raise CheckpointError(f"{path}: {explain_unreadable(path, ex)}") from ex
 
 

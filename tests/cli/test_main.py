@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from d2v_plugin.cli import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,6 +82,14 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "manifest folder": ("dataset.config_overrides.path={tmp}/nowhere", ("{tmp}/nowhere", "`dataset.config_overrides.path`")),
     "checkpoint": ("model.path={tmp}/nowhere.pt", ("`model.path`", "{tmp}/nowhere.pt")),
 }
+
+
+def start(*words: object, program: Sequence[str] = (sys.executable,), stdout: int = subprocess.PIPE) -> Any:
+    """Run a command in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*program, *map(str, words)]
+
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment, timeout=120)
 
 
 def assert_one_line(outcome: Any, *parts: str) -> None:
@@ -209,7 +222,7 @@ def test_list_shows_what_a_recipe_may_name(command: Any, monkeypatch: pytest.Mon
 
 def test_every_recipe_starts_with_its_command(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    # Those of tools/sweep.py and tools/study.py name recipes instead of being one.
+    # Those of tools/experiments/sweep.py and tools/experiments/study.py name recipes instead of being one.
     recipes = sorted(path for path in Path("recipes").rglob("*.yaml") if path.parent.name not in ("sweeps", "study"))
 
     assert recipes
@@ -229,13 +242,42 @@ def test_a_dumped_configuration_is_complete_and_can_be_used(command: Any, tiny_r
     assert command("recipe", "train", "--config-file", again, "--dump-config").out == dumped.out
 
 
+@pytest.mark.parametrize("verb", ["train", "evaluate", "extract", "inspect"])
+def test_every_verb_starts_in_a_process_of_its_own(verb: str) -> None:
+    """Modules of fairseq2 must be imported in a certain order, which other tests of this process may have done already."""
+    outcome = start("-m", "d2v_plugin", "recipe", verb, "--help")
+
+    assert outcome.returncode == 0, outcome.stderr
+    assert f"  fairseq2 recipe {verb} " in outcome.stdout
+
+
 def test_the_installed_command_and_the_module_understand_the_same_words() -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     script = Path(sys.executable).with_name("fairseq2")
-    outcomes = [
-        subprocess.run([*program, "recipe", "list"], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
-        for program in ([str(script)], [sys.executable, "-m", "d2v_plugin"])
-    ]
+    outcomes = [start(script, "recipe", "list", program=()), start("-m", "d2v_plugin", "recipe", "list")]
 
     assert outcomes[0].returncode == 0, outcomes[0].stderr
     assert outcomes[0].stdout == outcomes[1].stdout
+
+
+@pytest.mark.parametrize("words", ["recipe list", "--help", "recipe train --config-file recipes/demo/digits.yaml --dump-config"])
+def test_a_reader_that_leaves_ends_the_command_quietly(words: str) -> None:
+    """As `head` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        outcome = start("-m", "d2v_plugin", *words.split(), stdout=writer)
+    finally:
+        os.close(writer)
+
+    assert outcome.returncode == 128 + signal.SIGPIPE
+    assert not re.search("Traceback|BrokenPipe|Broken pipe|error", outcome.stderr, re.I), outcome.stderr
+
+
+def test_a_broken_pipe_of_something_else_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setitem(main.VERBS, "list", fail)
+
+    with pytest.raises(BrokenPipeError):
+        main.main(["recipe", "list"])

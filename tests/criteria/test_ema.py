@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.criteria.ema import EmaConfig, decay_at, update_average
 
 SCHEDULES = json.loads((Path(__file__).parents[1] / "golden" / "misc.json").read_text())["schedules"]
@@ -50,6 +51,6 @@ def test_decay_of_one_freezes_the_teacher() -> None:
 
 def test_impossible_decays_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`end` must be in \[0, 1\], but is 1.5"):
-        EmaConfig(end=1.5)
+        ensure_valid(EmaConfig(end=1.5))
     with pytest.raises(ValueError, match="`anneal_steps` must be at least 1"):
-        EmaConfig(anneal_steps=0)
+        ensure_valid(EmaConfig(anneal_steps=0))

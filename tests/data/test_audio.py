@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from d2v_plugin.data.audio import AudioConfig, Recording, Waveform, measure, pad_and_stack, read_recording
+from d2v_plugin.data.audio import AudioReadingConfig, Recording, Waveform, measure, read_recording
 from d2v_plugin.data.bad_samples import SampleError
+from d2v_plugin.data.batches import pad
 from d2v_plugin.data.files import Location
 
 TIME = np.arange(20_000) / 16_000
 SOUND = (0.4 * np.sin(2 * np.pi * 440 * TIME) + 0.1 * np.sin(2 * np.pi * 97 * TIME) + 0.05).astype(np.float32)
-RAW = AudioConfig(normalize=False)
+RAW = AudioReadingConfig(normalize=False)
 
 FORMATS = {
     "wav": {},
@@ -51,10 +52,10 @@ def test_all_formats_are_read_from_files_and_from_archives(tmp_path: Path, kind:
 def test_a_crop_by_seeking_equals_the_crop_of_the_whole(tmp_path: Path, kind: str) -> None:
     recording = write(tmp_path, name=f"x.{kind}")
     known = Recording(recording.location, recording.size, statistics=measure(read_recording(recording, RAW)))
-    expected = read_recording(recording, AudioConfig(), 1234, 5000)
+    expected = read_recording(recording, AudioReadingConfig(), 1234, 5000)
 
     assert len(expected) == 5000
-    np.testing.assert_allclose(read_recording(known, AudioConfig(), 1234, 5000), expected, atol=1e-5)
+    np.testing.assert_allclose(read_recording(known, AudioReadingConfig(), 1234, 5000), expected, atol=1e-5)
 
 
 def test_the_whole_utterance_is_normalized_not_the_crop(tmp_path: Path) -> None:
@@ -62,8 +63,8 @@ def test_the_whole_utterance_is_normalized_not_the_crop(tmp_path: Path) -> None:
     recording = write(tmp_path, sound, name="x.float.wav")
     expected = (sound - sound.mean()) / np.sqrt(sound.var() + 1e-5)
 
-    np.testing.assert_allclose(read_recording(recording, AudioConfig()), expected, atol=1e-4)
-    np.testing.assert_allclose(read_recording(recording, AudioConfig(), 25_000, 9000), expected[25_000:34_000], atol=1e-4)
+    np.testing.assert_allclose(read_recording(recording, AudioReadingConfig()), expected, atol=1e-4)
+    np.testing.assert_allclose(read_recording(recording, AudioReadingConfig(), 25_000, 9000), expected[25_000:34_000], atol=1e-4)
 
 
 def test_stereo_is_mixed_down(tmp_path: Path) -> None:
@@ -78,7 +79,9 @@ def test_a_segment_is_normalized_and_cropped_by_itself(tmp_path: Path) -> None:
     part = SOUND[3000:7000]
 
     np.testing.assert_allclose(
-        read_recording(segment, AudioConfig(), 100, 50), ((part - part.mean()) / np.sqrt(part.var() + 1e-5))[100:150], atol=1e-4
+        read_recording(segment, AudioReadingConfig(), 100, 50),
+        ((part - part.mean()) / np.sqrt(part.var() + 1e-5))[100:150],
+        atol=1e-4,
     )
 
 
@@ -96,7 +99,7 @@ def test_other_rates_are_resampled_when_their_rate_is_known(tmp_path: Path, rate
 def test_an_unexpected_rate_is_refused_clearly(tmp_path: Path) -> None:
     recording = write(tmp_path, rate=8000)
     with pytest.raises(SampleError, match="8000 samples per second, but 16000 were expected"):
-        read_recording(recording, AudioConfig())
+        read_recording(recording, AudioReadingConfig())
 
 
 def test_a_recording_that_is_not_what_the_manifest_says_is_refused(tmp_path: Path) -> None:
@@ -141,16 +144,16 @@ def test_a_crop_can_be_written_to_a_given_place(tmp_path: Path, name: str) -> No
     known = Recording(recording.location, recording.size, statistics=measure(read_recording(recording, RAW)))
     places = np.full((3, 500), 7, dtype=np.float32)
     for given in (recording, known):
-        result = read_recording(given, AudioConfig(), 100, 500, places[1])
-        np.testing.assert_array_equal(places[1], read_recording(given, AudioConfig(), 100, 500))
+        result = read_recording(given, AudioReadingConfig(), 100, 500, places[1])
+        np.testing.assert_array_equal(places[1], read_recording(given, AudioReadingConfig(), 100, 500))
         assert result is not None and (places[[0, 2]] == 7).all()
 
 
 def test_padding_marks_exactly_what_was_added() -> None:
-    inputs, padding_mask, min_length = pad_and_stack([SOUND[:3], SOUND[:5]])
+    inputs, padding_mask, min_length = pad([SOUND[:3], SOUND[:5]], np.float32)
 
     assert padding_mask is not None
     assert padding_mask.tolist() == [[False] * 3 + [True] * 2, [False] * 5]
     assert inputs[0, 3:].tolist() == [0, 0]
     assert min_length == 3
-    assert pad_and_stack([SOUND[:3], SOUND[:3]])[1:] == (None, None)
+    assert pad([SOUND[:3], SOUND[:3]], np.float32)[1:] == (None, None)

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional
 
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.files import Location
-from d2v_plugin.data.image import ColorJitterConfig, ImageConfig, augment, choose_crop, decode, fit, normalize
+from d2v_plugin.data.image import ColorJitterConfig, ImageReadingConfig, augment, choose_crop, decode, fit, normalize
 from d2v_plugin.data.random import Purpose, draw_uniform
 
 AUGMENTATION = json.loads((Path(__file__).parents[1] / "golden" / "augmentation.json").read_text())
@@ -91,7 +91,7 @@ def test_byte_ranges_of_an_archive_are_images(tmp_path: Path) -> None:
 
 
 def test_augmentation_depends_on_seed_epoch_and_sample_alone() -> None:
-    config = ImageConfig(size=16, color_jitter=ColorJitterConfig(brightness=0.4, contrast=0.4, saturation=0.4))
+    config = ImageReadingConfig(size=16, color_jitter=ColorJitterConfig(brightness=0.4, contrast=0.4, saturation=0.4))
     image = torch.from_numpy(COLORS.transpose(2, 0, 1).copy())
     first = augment(image, config, 1, 2, 3)
     augment(image, config, 5, 5, 5)
@@ -102,7 +102,7 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone() -> None:
 
 
 def test_crops_have_the_areas_shapes_and_places_asked_for() -> None:
-    config = ImageConfig()
+    config = ImageReadingConfig()
     crops = np.array([choose_crop(300, 200, config, draw_uniform(0, 0, Purpose.AUGMENTATION, i, 27)) for i in range(3000)])
     left, top, width, height = crops.T
     area, ratio = width * height / 60000, width / height
@@ -116,7 +116,7 @@ def test_crops_have_the_areas_shapes_and_places_asked_for() -> None:
 def test_crops_match_torchvision_in_distribution() -> None:
     from torchvision.transforms import RandomResizedCrop
 
-    config, image = ImageConfig(), torch.empty(3, 200, 300)
+    config, image = ImageReadingConfig(), torch.empty(3, 200, 300)
     torch.manual_seed(0)
     theirs = np.array([RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)])[:, [1, 0, 3, 2]]
     ours = np.array([choose_crop(300, 200, config, draw_uniform(0, 0, Purpose.AUGMENTATION, i, 27)) for i in range(3000)])
@@ -127,7 +127,7 @@ def test_crops_match_torchvision_in_distribution() -> None:
 
 @pytest.mark.parametrize("layout", ["decoded", "planes"])
 def test_pixels_are_those_of_torchvisions_resized_crop(layout: str) -> None:
-    config = ImageConfig(size=12, flip=0.0)
+    config = ImageReadingConfig(size=12, flip=0.0)
     image = torch.from_numpy(COLORS.transpose(2, 0, 1) if layout == "decoded" else COLORS.transpose(2, 0, 1).copy())
     for sample in range(20):
         draws = draw_uniform(0, 0, Purpose.AUGMENTATION, sample, 27).tolist()
@@ -139,7 +139,7 @@ def test_pixels_are_those_of_torchvisions_resized_crop(layout: str) -> None:
 @pytest.mark.parametrize("name", AUGMENTATION["crops"])
 def test_crops_are_distributed_as_the_originals(name: str) -> None:
     expected = AUGMENTATION["crops"][name]
-    (width, height), config = expected["size"], ImageConfig(crop_scale=expected["scale"])
+    (width, height), config = expected["size"], ImageReadingConfig(crop_scale=expected["scale"])
     draws = [draw_uniform(0, 0, Purpose.AUGMENTATION, i, 27).tolist() for i in range(6000)]
     left, top, w, h = np.array([choose_crop(width, height, config, each) for each in draws], dtype=np.float64).T
 
@@ -158,7 +158,7 @@ def test_jitters_are_distributed_as_the_originals(monkeypatch: pytest.MonkeyPatc
     for index, name in enumerate(names):
         change = partial(lambda image, factor, index: (calls.append((index, factor)), image)[1], index=index)
         monkeypatch.setattr(functional, f"adjust_{name}_image", change)
-    config, image = ImageConfig(size=1, color_jitter=ColorJitterConfig(**dict.fromkeys(names, 0.4))), torch.zeros(3, 1, 1)
+    config, image = ImageReadingConfig(size=1, color_jitter=ColorJitterConfig(**dict.fromkeys(names, 0.4))), torch.zeros(3, 1, 1)
     for i in range(6000):
         augment(image.to(torch.uint8), config, 0, 0, i)
 
@@ -173,7 +173,7 @@ def test_jitters_are_distributed_as_the_originals(monkeypatch: pytest.MonkeyPatc
 
 def test_half_of_the_images_are_flipped() -> None:
     image = torch.arange(2, dtype=torch.uint8).expand(3, 2, 2)
-    config = ImageConfig(size=2, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    config = ImageReadingConfig(size=2, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
 
     assert np.mean([bool(augment(image, config, 0, 0, i)[0, 0, 0]) for i in range(4000)]) == pytest.approx(0.5, abs=0.03)
 
@@ -181,7 +181,7 @@ def test_half_of_the_images_are_flipped() -> None:
 def test_colors_change_before_the_crop_so_that_contrast_is_about_the_mean_of_the_whole_picture() -> None:
     image = torch.zeros(3, 40, 40, dtype=torch.uint8)
     image[:, :, 20:] = 200
-    config = ImageConfig(size=8, crop_scale=(0.05, 0.05), color_jitter=ColorJitterConfig(contrast=0.4))
+    config = ImageReadingConfig(size=8, crop_scale=(0.05, 0.05), color_jitter=ColorJitterConfig(contrast=0.4))
     crops = [augment(image, config, 0, 0, i) for i in range(50)]
 
     # Within a crop of one colour, which is its own mean, nothing would change.
@@ -192,15 +192,15 @@ def test_colors_change_before_the_crop_so_that_contrast_is_about_the_mean_of_the
 def test_flipping_can_be_switched_off() -> None:
     image = torch.from_numpy(COLORS.transpose(2, 0, 1).copy())
     whole = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.5, 1.5), "size": 20}
-    kept = [augment(image, ImageConfig(flip=0.0, **whole), 0, 0, i) for i in range(20)]
-    flipped = [augment(image, ImageConfig(flip=0.5, **whole), 0, 0, i) for i in range(20)]
+    kept = [augment(image, ImageReadingConfig(flip=0.0, **whole), 0, 0, i) for i in range(20)]
+    flipped = [augment(image, ImageReadingConfig(flip=0.5, **whole), 0, 0, i) for i in range(20)]
 
     assert all(torch.equal(kept[0], other) for other in kept)
     assert 3 < sum(torch.equal(kept[0].flip(-1), other) for other in flipped) < 17
 
 
 def test_normalization_is_exact() -> None:
-    config = ImageConfig()
+    config = ImageReadingConfig()
     images = [torch.randint(256, (3, 4, 4), dtype=torch.uint8) for _ in range(2)]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
 
@@ -209,7 +209,7 @@ def test_normalization_is_exact() -> None:
 
 def test_evaluation_resizes_the_shorter_side_and_crops_the_centre() -> None:
     image = torch.from_numpy(COLORS.transpose(2, 0, 1).copy())
-    square = fit(image, ImageConfig(size=20, eval_resize=1.0))
+    square = fit(image, ImageReadingConfig(size=20, eval_resize=1.0))
 
     assert torch.equal(square, image[:, :, 5:25])
-    assert fit(image, ImageConfig(size=14)).shape == (3, 14, 14)
+    assert fit(image, ImageReadingConfig(size=14)).shape == (3, 14, 14)

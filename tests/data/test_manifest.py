@@ -9,7 +9,7 @@ from fairseq2.recipe.error import RecipeError, SplitNotKnownError
 
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig
 from d2v_plugin.data.files import Location
-from d2v_plugin.data.manifest import ManifestError
+from d2v_plugin.data.problems import ManifestError
 
 
 def write(folder: Path, text: str | bytes, split: str = "train") -> ManifestConfig:

@@ -19,7 +19,7 @@ def read_updates(
         for share in shares:
             order = SampleOrder(num_rows, seed=3)
             for micro in range(share.num_accumulate):
-                batch = order.read(*share.find_units(update * share.num_accumulate + micro))
+                batch = order.read(*share.find_items(update * share.num_accumulate + micro))
                 pairs += zip(batch.epochs.tolist(), batch.rows.tolist(), strict=True)
         found.append(pairs)
 
@@ -51,6 +51,19 @@ def test_a_batch_may_be_longer_than_an_epoch() -> None:
 def test_the_order_never_changes_between_releases() -> None:
     # Checkpoints hold a position in it.
     assert draw_permutation(1, 2, Purpose.ORDER, 8).tolist() == [4, 2, 0, 6, 1, 5, 7, 3]
+
+
+def test_every_purpose_has_a_stream_of_its_own_which_never_changes() -> None:
+    streams = {name: int(purpose) for name, purpose in Purpose.__members__.items()}
+
+    assert len(set(streams.values())) == len(streams)
+    # Runs that resume draw from the same streams; a new purpose takes a new number.
+    assert list(streams.items())[:9] == [
+        ("ORDER", 0), ("AUGMENTATION", 1), ("CROP", 2), ("SPLIT", 3), ("TIES", 4),
+        ("MODALITY", 5), ("RAND_AUGMENT", 6), ("ERASING", 7), ("MIXING", 8),
+    ]  # fmt: skip
+    draws = [tuple(draw_words(1, 2, purpose, 3, 4).tolist()) for purpose in Purpose]
+    assert len(set(draws)) == len(draws)
 
 
 def test_a_draw_is_numpys_philox_whatever_was_drawn_before() -> None:
@@ -85,12 +98,12 @@ def test_length_batches_are_full_and_shuffled_anew_in_every_epoch() -> None:
     rows = np.arange(1000, 1200)
     order = LengthOrder(rows, lengths, max_num_elements=300, seed=1)
     epochs = [
-        [order.read(i, i + 1).rows.tolist() for i in range(e * order.num_units, (e + 1) * order.num_units)] for e in range(2)
+        [order.read(i, i + 1).rows.tolist() for i in range(e * order.num_items, (e + 1) * order.num_items)] for e in range(2)
     ]
 
     for batches in epochs:
         assert sorted(row for batch in batches for row in batch) == rows.tolist()
         assert all(len(batch) * lengths[np.array(batch) - 1000].max() <= 300 for batch in batches)
-    assert order.num_units < 1.2 * lengths.sum() / 300 + 5
+    assert order.num_items < 1.2 * lengths.sum() / 300 + 5
     assert epochs[0] != epochs[1]
     assert sorted(map(sorted, epochs[0])) != sorted(map(sorted, epochs[1]))

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.data import rand_augment as module
 from d2v_plugin.data.rand_augment import OPERATIONS, Operation, RandAugmentConfig, rand_augment
 
@@ -119,4 +120,4 @@ def test_half_of_the_drawn_operations_are_applied() -> None:
 @pytest.mark.parametrize("settings", [{"num_operations": -1}, {"magnitude": 11.0}, {"probability": 2.0}])
 def test_impossible_settings_are_named(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
-        RandAugmentConfig(**settings)  # type: ignore[arg-type]
+        ensure_valid(RandAugmentConfig(**settings))  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import pytest
 from fairseq2.recipe.error import RecipeError, SplitNotKnownError
 
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.data.manifest import ManifestError
+from d2v_plugin.data.problems import ManifestError
 from d2v_plugin.data.sentences import Sentences, SentencesConfig, join
 from d2v_plugin.data.tables import TableLayout
 

@@ -46,7 +46,7 @@ def test_a_picture_is_resized_cropped_and_normalised(tmp_path: Path) -> None:
 def test_a_text_is_split_as_the_dataset_was(tmp_path: Path) -> None:
     """The text of a row gives the row's tokens."""
     dataset = TextManifest.open(ManifestConfig(path=BOOKS))
-    rows = TextPretrainingTask(TextPretrainingConfig()).open_rows(dataset, "valid")
+    rows = TextPretrainingTask(TextPretrainingConfig()).open(dataset, report=None).open_rows("valid")
     (expected,) = (batch.inputs for batch in rows.read(3, 4, 1))
     tokenizer = open_tokenizer(BOOKS)
     lines: list[list[int]] = [[]]

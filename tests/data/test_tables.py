@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from fairseq2.recipe.error import RecipeError
 
-from d2v_plugin.data.manifest import ManifestError, Problems
+from d2v_plugin.core.validation import ensure_valid
+from d2v_plugin.data.problems import ManifestError, Problems
 from d2v_plugin.data.tables import GLUE, Table, TableLayout, check_labels, read_tables
 
 # The first line of each file of GLUE, as it is published, and a row of each kind it has.
@@ -218,4 +219,4 @@ def test_files_without_rows_are_refused(tmp_path: Path, files: dict[str, list[st
 def test_impossible_layouts_are_refused() -> None:
     for settings in ({"texts": []}, {"numbers": True, "classes": ["a"]}, {"classes": ["a", "a"]}, {"divisor": 0.0}):
         with pytest.raises(ValueError, match=r"texts|classes|divisor"):
-            TableLayout(**settings)  # type: ignore[arg-type]
+            ensure_valid(TableLayout(**settings))  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.dataset import ManifestConfig, TextManifest
-from d2v_plugin.data.manifest import ManifestError
+from d2v_plugin.data.problems import ManifestError
 from d2v_plugin.data.text import BreakMode, TokenStream, Vocabulary, cut_blocks, pad_tokens
 
 VOCABULARY = Vocabulary(1000)

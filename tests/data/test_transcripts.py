@@ -7,8 +7,8 @@ from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.data.dataset import AudioManifest, ManifestConfig
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.data.manifest import ManifestError
 from d2v_plugin.data.preparation.transcripts import train_pieces
+from d2v_plugin.data.problems import ManifestError
 from d2v_plugin.data.transcripts import (
     BLANK,
     Characters,

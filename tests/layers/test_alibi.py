@@ -21,7 +21,7 @@ def test_slopes_are_those_of_the_original(num_heads: str) -> None:
 @pytest.mark.parametrize("metric", ["manhattan", "euclidean"])
 def test_image_biases_are_those_of_the_original(metric: str) -> None:
     distances = token_distances(torch.arange(9).unsqueeze(0), 3, metric)
-    (bias,) = attention_biases(distances, torch.ones(1, 1, 1, 1, 1), num_layers=1, num_heads=2, num_extra_tokens=0)
+    (bias,) = attention_biases(distances, torch.ones(1, 1, 1, 1, 1), num_heads=2, num_extra_tokens=0)
 
     assert torch.allclose(bias[0], torch.tensor(MISC[f"alibi_2d_{metric}_side3_heads2"]), atol=1e-7)
 
@@ -31,12 +31,11 @@ def test_biases_follow_the_positions_of_the_kept_tokens() -> None:
     (full,) = attention_biases(
         token_distances(torch.arange(8).unsqueeze(0), None, "manhattan"),
         torch.full((1, 1, 4, 1, 1), 0.5),
-        num_layers=1,
         num_heads=4,
         num_extra_tokens=0,
     )
     (bias,) = attention_biases(
-        token_distances(kept, None, "manhattan"), torch.full((1, 1, 4, 1, 1), 0.5), num_layers=1, num_heads=4, num_extra_tokens=0
+        token_distances(kept, None, "manhattan"), torch.full((1, 1, 4, 1, 1), 0.5), num_heads=4, num_extra_tokens=0
     )
 
     for row in range(2):
@@ -46,7 +45,7 @@ def test_biases_follow_the_positions_of_the_kept_tokens() -> None:
 def test_extra_tokens_are_near_everything_and_negative_scales_act_as_zero() -> None:
     distances = token_distances(torch.arange(3).unsqueeze(0), None, "manhattan")
     scale = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1, 1)
-    first, second = attention_biases(distances, scale, num_layers=2, num_heads=2, num_extra_tokens=1)
+    first, second = attention_biases(distances, scale, num_heads=2, num_extra_tokens=1)
 
     assert first.shape == (1, 2, 4, 4)
     assert not first[..., 0].any() and not first[..., 0, :].any() and first[..., 1, 3].abs().min() > 0
@@ -56,7 +55,7 @@ def test_extra_tokens_are_near_everything_and_negative_scales_act_as_zero() -> N
 def test_scale_is_learned() -> None:
     scale = torch.ones(1, 1, 2, 1, 1, requires_grad=True)
     distances = token_distances(torch.arange(4).unsqueeze(0), None, "manhattan")
-    (bias,) = attention_biases(distances, scale, num_layers=1, num_heads=2, num_extra_tokens=0)
+    (bias,) = attention_biases(distances, scale, num_heads=2, num_extra_tokens=0)
     bias.sum().backward()
 
     assert scale.grad is not None

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v_plugin.layers import feed_forward
+from d2v_plugin.layers.convolution import norm_gelu
+from d2v_plugin.layers.dropout import Dropout
 from d2v_plugin.layers.feed_forward import FeedForward, norm_feed_forward, norm_two_layers
-from d2v_plugin.layers.norm_gelu import norm_gelu
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ def test_feed_forward_layers_are_those_of_pytorch(affine: bool, precision: str) 
     grads = [torch.randn(3, 4, 12), torch.randn(3, 4, 12)]
 
     with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext():
-        ours, theirs = norm_two_layers(x, *layers), compute_plainly(x, *layers)
+        ours, theirs = norm_two_layers(x, *layers, Dropout(0.0)), compute_plainly(x, *layers)
 
     tolerance = 2e-2 if precision == "bf16" else 1e-5
     for a, b, grad in zip(ours, theirs, grads, strict=True):
@@ -67,7 +68,7 @@ def test_feed_forward_layers_keep_one_wide_tensor() -> None:
 
     layers, x = build_layers(), torch.randn(300, 12, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = norm_two_layers(x, *layers)
+        outputs = norm_two_layers(x, *layers, Dropout(0.0))
 
     assert len(outputs) == 2
     assert sum(size for size in kept.values() if size > 1000) == 300 * (12 + 20)

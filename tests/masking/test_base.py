@@ -22,15 +22,14 @@ from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 
 from d2v_plugin.core.random import Stream, gaussian, row_keys, uniform
 from d2v_plugin.core.registry import create
-from d2v_plugin.masking.base import (
+from d2v_plugin.masking.base import MaskSampler, MaskSection
+from d2v_plugin.masking.drawing import split_mask
+from d2v_plugin.masking.random_blocks import (
     BlockMaskConfig,
     BlockMaskSampler,
     InverseBlockMaskSampler,
-    MaskSampler,
-    MaskSection,
     RandomMaskConfig,
     RandomMaskSampler,
-    split_mask,
 )
 from d2v_plugin.verbs.registration import register_criteria
 
@@ -253,18 +252,18 @@ def test_keys_and_numbers_stay_the_same_in_later_versions() -> None:
 
 
 def test_hashing_in_32_bits_wraps_around_like_exact_arithmetic() -> None:
-    from d2v_plugin.core.random import _mix, finalise
+    from d2v_plugin.core.random import finalize, mix
 
     words = torch.randint(-(2**31), 2**31, (10_000,), generator=torch.Generator().manual_seed(1))
     words[:4] = torch.tensor([0, -1, 2**31 - 1, -(2**31)])
 
-    # `finalise` is `_mix` but for the first line, a permutation that undoes itself in two applications.
+    # `finalize` is `mix` but for the first line, a permutation that undoes itself in two applications.
     unmixed = [word ^ word >> 16 for word in (words & 0xFFFF_FFFF).tolist()]
 
-    ours = finalise(words.to(torch.int32)).long() & 0xFFFF_FFFF
+    ours = finalize(words.to(torch.int32)).long() & 0xFFFF_FFFF
 
-    assert ours.tolist() == [_mix(word) for word in unmixed]
-    assert _mix(torch.tensor(unmixed)).tolist() == ours.tolist()
+    assert ours.tolist() == [mix(word) for word in unmixed]
+    assert mix(torch.tensor(unmixed)).tolist() == ours.tolist()
 
 
 def test_numbers_of_a_row_do_not_depend_on_the_other_rows() -> None:

@@ -20,7 +20,7 @@ from d2v_plugin.criteria.baselines.wav2vec2 import Wav2Vec2Config, Wav2Vec2Crite
 from d2v_plugin.criteria.supervised.classification import ClassificationConfig, Head
 from d2v_plugin.criteria.supervised.tagging import AudioTaggingConfig, AudioTaggingCriterion
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.masking.base import RandomMaskConfig, RandomMaskSampler
+from d2v_plugin.masking.random_blocks import RandomMaskConfig, RandomMaskSampler
 from d2v_plugin.models.data2vec1.archs import ARCHS as ARCHS_OF_1
 from d2v_plugin.models.data2vec1.factory import create_model as create_model_of_1
 from d2v_plugin.models.data2vec2.archs import ARCHS

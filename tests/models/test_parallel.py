@@ -13,7 +13,7 @@ from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import StepInfo
 from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Config, Data2Vec2Criterion
 from d2v_plugin.criteria.targets import TargetConfig
-from d2v_plugin.masking.base import BlockMaskConfig, BlockMaskSampler
+from d2v_plugin.masking.random_blocks import BlockMaskConfig, BlockMaskSampler
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.models.data2vec2.model import Data2VecModel

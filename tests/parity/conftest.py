@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +18,18 @@ from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Config, Data2Vec2Criterion
 from d2v_plugin.criteria.ema import EmaConfig
 from d2v_plugin.criteria.targets import TargetConfig
-from d2v_plugin.masking.base import RandomMaskConfig, RandomMaskSampler, split_mask
+from d2v_plugin.masking.drawing import split_mask
+from d2v_plugin.masking.random_blocks import RandomMaskConfig, RandomMaskSampler
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.models.data2vec2.frontends.base import select_tokens
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.weights.convert.fairseq_config import convert_config
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+if str(Path(__file__).parent) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).parent))
+
+from originals import GOLDEN, read_ema, strip_prefix
+
 SCOPES = {Modality.AUDIO: "context", Modality.IMAGE: "all", Modality.TEXT: "blocks"}
 
 
@@ -67,10 +73,7 @@ class Golden:
             ),
             loss_scale=original["loss_scale"],
             cls_weight=original["cls_loss"] * num_samples * original["clone_batch"],
-            ema=ema
-            or EmaConfig(
-                start=original["ema_decay"], end=original["ema_end_decay"], anneal_steps=original["ema_anneal_end_step"]
-            ),
+            ema=ema or read_ema(original),
         )
         unused = RandomMaskSampler(RandomMaskConfig())
         criterion = Data2Vec2Criterion(config, dict.fromkeys(Modality, unused))
@@ -93,10 +96,6 @@ class Golden:
         ids = torch.arange(io["source"].size(0))
 
         return Batch(self.modality, io["source"], ids, io.get("padding_mask")), mask, select_tokens(io["noise_full"], masked)
-
-
-def strip_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 @pytest.fixture(params=list(Modality), ids=lambda modality: modality.value)

@@ -16,10 +16,10 @@ from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, StepInfo
 from d2v_plugin.criteria.data2vec1.criterion import Data2Vec1Config, Data2Vec1Criterion
 from d2v_plugin.criteria.targets import TargetConfig
-from d2v_plugin.masking.base import RandomMaskConfig, RandomMaskSampler
+from d2v_plugin.masking.random_blocks import RandomMaskConfig, RandomMaskSampler
 from d2v_plugin.models.data2vec1.base import TeacherScope
 from d2v_plugin.models.data2vec1.factory import create_model
-from d2v_plugin.weights.convert.fairseq_data2vec1 import convert_config_v1, convert_state_dict_v1, convert_teacher_v1
+from d2v_plugin.weights.convert.fairseq_data2vec1 import convert_config, convert_state_dict, convert_teacher
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEP = StepInfo(number=1, seed=1)
@@ -77,8 +77,8 @@ def load_weights(folder: Path, prefix: str) -> dict[str, Tensor]:
 def build_data2vec1(
     settings: dict[str, Any], student: dict[str, Tensor], teacher: dict[str, Tensor], scope: TeacherScope
 ) -> tuple[Any, Data2Vec1Criterion]:
-    state = convert_state_dict_v1(settings, student)
-    config = convert_config_v1(settings, state)
+    state = convert_state_dict(settings, student)
+    config = convert_config(settings, state)
     config.original_padding = True
     model = create_model(config)
     model.load_state_dict(state)
@@ -105,7 +105,7 @@ def build_data2vec1(
 def test_data2vec1(name: str) -> None:
     folder = GOLDEN / f"d2v1_{name}_tiny"
     settings = json.loads((folder / "config.json").read_text())["model"]
-    teacher = convert_teacher_v1(settings, load_weights(folder, "ema/"))
+    teacher = convert_teacher(settings, load_weights(folder, "ema/"))
     model, criterion = build_data2vec1(settings, load_weights(folder, "model/"), teacher, "encoder")
     io = load_file(folder / "io_pretrain.safetensors")
     mask = io["mask"].flatten(1).bool()

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 import torch
+from originals import STEP, assert_close, assert_gradients, read_ema, strip_prefix, train
 from torch import Tensor
 
-from d2v_plugin.core.contracts import LossOutput, StepInfo
-from d2v_plugin.criteria.ema import EmaConfig, decay_at
-from d2v_plugin.training.optimizer import Data2VecAdamWConfig, build_adamw
-
-STEP = StepInfo(number=1, seed=1)
-
-
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    """max |a - b| / max(1, max |b|), the measure that golden/README.md proposes."""
-    assert actual.shape == expected.shape
-    error = (actual.double() - expected.double()).abs().max() / max(1.0, float(expected.abs().max()))
-    assert error <= tolerance, f"error {float(error):.2e}"
+from d2v_plugin.core.contracts import LossOutput
+from d2v_plugin.criteria.ema import decay_at
 
 
 def test_features_of_every_layer(golden: Any) -> None:
@@ -50,7 +40,7 @@ def test_local_features_and_taps(golden: Any) -> None:
 
     with torch.no_grad():
         local = model.frontend().extract_local(io[f"{case}/source"], io.get(f"{case}/padding_mask"))
-        tokens = model.frontend().contextualise(local)
+        tokens = model.frontend().contextualize(local)
         taps = [tap for _, tap in model.encode(tokens)]
 
     assert_close(local.x, io[f"{case}/local_features"])
@@ -87,11 +77,7 @@ def test_losses_and_every_gradient(golden: Any) -> None:
 
     (output.loss / output.num_targets).backward()
 
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    expected = {key.removeprefix("grad/"): value for key, value in io.items() if key.startswith("grad/")}
-    assert gradients.keys() == expected.keys()
-    for name, gradient in gradients.items():
-        assert_close(gradient, expected[name])
+    assert_gradients(model, io)
 
 
 def test_padded_batch_with_the_original_treatment(audio_golden: Any) -> None:
@@ -108,12 +94,12 @@ def test_targets_and_predictions(golden: Any) -> None:
     frontend = model.frontend()
 
     with torch.no_grad():
-        local = frontend.extract_local(batch.inputs, batch.padding_mask)
+        local = model.extract_local(batch.inputs, batch.padding_mask)
         taps = [tap for _, tap in criterion.teacher(model, batch, local)]
-        targets = criterion._make_targets(model, batch, local)
-        kept, masked = criterion._draw_masks(model, frontend, batch, local, STEP, mask)
-        x = model.encode_views(frontend, local, kept, masked)
-        predictions = model.decode(frontend.decoder, x[:, frontend.num_extra_tokens :], kept, masked, noise, None)
+        targets = criterion.compute_targets(model, batch, local)
+        views = criterion.draw_views(model, batch, local, STEP, mask)
+        x = model.encode_views(local, views)
+        (predictions,) = criterion.predict(model, frontend, x[:, frontend.num_extra_tokens :], views, noise)
 
     for i, tap in enumerate(taps):
         assert_close(tap, io[f"teacher_tap.{i}"])
@@ -129,7 +115,7 @@ def test_ema_step(golden: Any) -> None:
     assert decay_at(criterion.config.ema, schedule["step"]) == pytest.approx(schedule["decay"], rel=1e-9)
     criterion.after_step(model, schedule["step"])
 
-    expected = {k.removeprefix("ema_after/"): v for k, v in golden.load("io_ema").items() if k.startswith("ema_after/")}
+    expected = strip_prefix(golden.load("io_ema"), "ema_after/")
     state = criterion.teacher.state_dict()
     for name, value in golden.name_teacher(expected).items():
         assert_close(state[name], value, 1e-6)
@@ -138,42 +124,15 @@ def test_ema_step(golden: Any) -> None:
 def test_student_and_teacher_after_four_updates(golden: Any) -> None:
     """fairseq's trainer, its Adam and its schedules: rate, loss and gradient norm of each update, then all weights."""
     io, trace = golden.load("io_pretrain"), golden.config["trainer"]
-    overrides = trace["overrides"]
-    ema = EmaConfig(
-        start=overrides["model.ema_decay"],
-        end=overrides["model.ema_end_decay"],
-        anneal_steps=overrides["model.ema_anneal_end_step"],
-    )
     model = golden.build_model().train()
-    criterion = golden.attach_criterion(model, io["source"].size(0), ema=ema)
+    criterion = golden.attach_criterion(model, io["source"].size(0), ema=read_ema(trace["overrides"], "model."))
     batch, mask, noise = golden.make_batch(io)
-    group = trace["param_groups"][0]
-    optimizer = build_adamw(
-        model,
-        Data2VecAdamWConfig(
-            betas=tuple(group["betas"]), eps=group["eps"], weight_decay=group["weight_decay"], decay_all=True, fairseq_eps=True
-        ),
-    )
-    parameters = [p for p in model.parameters() if p.requires_grad]
 
-    for i, update in enumerate(trace["log"], start=1):
-        output = criterion(model, batch, STEP, mask=mask, noise=noise)
-        (output.loss / output.num_targets).backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, trace["clip_norm"] or math.inf)
-        assert output.loss.item() / output.num_targets == pytest.approx(update["loss"], rel=1e-4)
-        assert float(norm) == pytest.approx(update["gnorm"], rel=1e-4)
-        for param_group in optimizer.param_groups:
-            param_group["lr"] = update["lr"]
-        optimizer.step()
-        optimizer.zero_grad()
-        if i < len(trace["log"]):  # the original's teacher lags one update behind at the end
-            criterion.after_step(model, i)
+    train(trace, model, criterion, lambda: criterion(model, batch, STEP, mask=mask, noise=noise))
 
     expected = golden.load("trainer")
-    student = {k.removeprefix("student_final/"): v for k, v in expected.items() if k.startswith("student_final/")}
-    teacher = {k.removeprefix("teacher_final/"): v for k, v in expected.items() if k.startswith("teacher_final/")}
-    check_weights(model.state_dict(), student)
-    check_weights(criterion.teacher.state_dict(), golden.name_teacher(teacher))
+    check_weights(model.state_dict(), strip_prefix(expected, "student_final/"))
+    check_weights(criterion.teacher.state_dict(), golden.name_teacher(strip_prefix(expected, "teacher_final/")))
 
 
 def check_weights(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -262,7 +262,7 @@ def test_an_interrupted_validation_leaves_nothing_to_the_next() -> None:
 
 def test_a_split_without_labels_is_refused() -> None:
     reader = make_reader()
-    reader._readers[1].batches[0].labels = None  # type: ignore[attr-defined]
+    reader._readers["test"].batches[0].labels = None  # type: ignore[attr-defined]
 
     with pytest.raises(ValueError, match="need labels"):
         run_unit(ProbeUnit(PatchModel(), PROBES, create_fake_gangs(CPU)), reader)

@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2] / "recipes"
-# Those of tools/sweep.py and tools/study.py name recipes instead of being one.
+# Those of tools/experiments/sweep.py and tools/experiments/study.py name recipes instead of being one.
 RECIPES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.yaml") if path.parent.name not in ("sweeps", "study"))
 
 # config/v2 of the original: views, mask ratio, adjust, block size, EMA (start, end, steps), K, rate, warm-up, updates.

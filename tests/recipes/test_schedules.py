@@ -19,7 +19,7 @@ from d2v_plugin.criteria.baselines.mae import MaeConfig, MaeCriterion
 from d2v_plugin.criteria.ema import EmaConfig, decay_at
 from d2v_plugin.criteria.supervised.classification import ClassificationConfig, ClassificationCriterion
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.masking.base import RandomMaskConfig, RandomMaskSampler
+from d2v_plugin.masking.random_blocks import RandomMaskConfig, RandomMaskSampler
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.families import create_model
 from d2v_plugin.training.optimizer import Data2VecAdamWConfig, group_parameters

@@ -82,8 +82,8 @@ class FaultyCriterion(Data2Vec2Criterion):
             file.write(json.dumps(record) + "\n")
 
     @override
-    def _make_targets(self, model: Data2VecModel, batch: Batch, local: LocalFeatures) -> Tensor:
-        targets = super()._make_targets(model, batch, local)
+    def compute_targets(self, model: Data2VecModel, batch: Batch, local: LocalFeatures) -> Tensor:
+        targets = super().compute_targets(model, batch, local)
 
         return torch.ones_like(targets) if self._targets_are_constant else targets
 

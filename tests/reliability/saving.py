@@ -11,7 +11,8 @@ from fairseq2.device import CPU
 from fairseq2.gang import create_fake_gangs
 from fairseq2.utils.threading import _StandardThreadPool as ThreadPool
 
-from d2v_plugin.training.checkpoints import Resume, VerifiedCheckpointManager
+from d2v_plugin.training.checkpoints.manager import VerifiedCheckpointManager
+from d2v_plugin.training.checkpoints.resume import Resume
 from d2v_plugin.training.host_group import HostGroup
 
 KINDS = ("trainer", "model", "optimizer", "data_reader")

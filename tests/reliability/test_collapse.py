@@ -13,7 +13,7 @@ import torch
 
 from d2v_plugin.core.contracts import Observation
 from d2v_plugin.models.statistics import Signs, describe
-from d2v_plugin.training.health.collapse import CollapseWatch, sample
+from d2v_plugin.training.health.collapse import CollapseObserver, sample
 
 FAULTS = Path(__file__).with_name("faults.py")
 
@@ -65,8 +65,16 @@ def test_a_collapse_is_named(command: Any, tiny_recipe: Path, tmp_path: Path, se
     assert "What may help: " in text and "`optimizer.config.lr`" in text
 
 
+def test_an_interval_that_is_none_is_one_line(command: Any, tiny_recipe: Path, tmp_path: Path) -> None:
+    setting = "guard.collapse_every_n_steps=0"
+    outcome = command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out", "--config", setting)
+
+    assert outcome.status == 2 and "Traceback" not in outcome.err
+    assert "`guard`" in outcome.err and "`collapse_every_n_steps` must be positive or null, but is 0." in outcome.err
+
+
 def test_it_speaks_once_in_100_looks(caplog: pytest.LogCaptureFixture) -> None:
-    watch, dead = CollapseWatch(10), Observation(local=torch.ones(4, 6, 8))
+    watch, dead = CollapseObserver(10), Observation(local=torch.ones(4, 6, 8))
     said = []
     for step in range(10, 2100, 10):
         assert watch.is_due(step) and not watch.is_due(step + 1)
@@ -79,7 +87,7 @@ def test_it_speaks_once_in_100_looks(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_student_that_has_not_begun_to_predict_has_not_collapsed(caplog: pytest.LogCaptureFixture) -> None:
-    watch = CollapseWatch(1)
+    watch = CollapseObserver(1)
 
     def look(deviation: float) -> int:
         caplog.clear()
@@ -133,7 +141,7 @@ def test_few_tokens_of_all_places_are_taken() -> None:
 def test_a_look_costs_less_than_a_percent_of_100_small_updates() -> None:
     """Those of a base model on a GPU take 28 ms."""
     observation = Observation(torch.randn(16, 196, 768), torch.randn(16, 196, 768), torch.randn(64, 157, 768))
-    watch = CollapseWatch(1)
+    watch = CollapseObserver(1)
     seconds = []
     for step in range(5):
         start = time.process_time()

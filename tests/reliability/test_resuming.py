@@ -11,7 +11,7 @@ import torch
 from processes import Ranks
 from states import differences, load_states, read_metrics
 
-from d2v_plugin.training.checkpoints import manager as managers
+from d2v_plugin.training.checkpoints import state_files
 from d2v_plugin.training.checkpoints.state_files import write_state
 
 SETTINGS = ["regime.num_steps=6", "regime.checkpoint_every_n_steps=2", "lr_scheduler.config.num_warmup_steps=2"]
@@ -57,7 +57,7 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return write_state(state, path)
 
-    monkeypatch.setattr(managers, "write_state", write)
+    monkeypatch.setattr(state_files, "write_state", write)
 
 
 def test_a_full_disk_does_not_stop_training(command: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

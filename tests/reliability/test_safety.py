@@ -21,12 +21,12 @@ from processes import Ranks
 from d2v_plugin.cli.redaction import HIDDEN, SecretFilter, hide_in
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.data import headers
-from d2v_plugin.data.audio import AudioConfig, Recording, read_recording
+from d2v_plugin.data.audio import AudioReadingConfig, Recording, read_recording
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.dataset import ImageManifest, ManifestConfig
 from d2v_plugin.data.files import Location, read_bytes
 from d2v_plugin.data.image import decode
-from d2v_plugin.data.manifest import ManifestError
+from d2v_plugin.data.problems import ManifestError
 from d2v_plugin.weights.directory import read_weights
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def test_the_search_for_dangers_finds_them(line: str) -> None:
 
 
 def test_nothing_in_this_package_executes_what_it_reads() -> None:
-    files = [path for folder in ("d2v_plugin", "tools") for path in (ROOT / folder).rglob("*.py")]
+    files = [path for folder in ("d2v_plugin", "manifests", "tools") for path in (ROOT / folder).rglob("*.py")]
     dangers = {path.name: found for path in files if (found := list(find_dangers(ast.parse(path.read_text()))))}
 
     # Files of the user's own are run on request: `--extension FILE.py` goes through Python's import system.
@@ -165,7 +165,7 @@ def test_a_recording_that_claims_four_gigabytes_is_a_bad_sample(tmp_path: Path) 
     path.write_bytes(data)
 
     with pytest.raises(SampleError, match=r"68,719,476,735 samples in 1 channel\(s\); at most 268,435,456"):
-        read_recording(Recording(Location(str(path)), frames), AudioConfig())
+        read_recording(Recording(Location(str(path)), frames), AudioReadingConfig())
 
     wav = tmp_path / "bomb.wav"
     soundfile.write(wav, np.zeros(1000, dtype=np.int16), 16_000)
@@ -173,7 +173,7 @@ def test_a_recording_that_claims_four_gigabytes_is_a_bad_sample(tmp_path: Path) 
     data[4:8] = data[40:44] = (0xFFFFFFF0).to_bytes(4, "little")
     wav.write_bytes(data)
     with pytest.raises(SampleError, match=r"samples"):
-        read_recording(Recording(Location(str(wav)), 0x7FFFFFF8), AudioConfig())
+        read_recording(Recording(Location(str(wav)), 0x7FFFFFF8), AudioReadingConfig())
 
 
 def test_a_byte_range_is_not_believed_beyond_its_file(tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ import pytest
 from processes import Ranks, wait_for
 from states import differences, load_states, read_metrics
 
-from d2v_plugin.training.checkpoints import VerifiedCheckpointManager
-from d2v_plugin.training.checkpoints.manager import Saving
+from d2v_plugin.training.checkpoints.manager import Saving, VerifiedCheckpointManager
 from d2v_plugin.training.stopping import ECHO_SECONDS
 from d2v_plugin.training.unit import CriterionUnit
 

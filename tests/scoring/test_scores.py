@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 
 import jiwer
@@ -22,7 +21,6 @@ from d2v_plugin.scoring.scores import (
     pearson,
     pearson_and_spearman,
     spearman,
-    top_k_accuracy,
     word_error_rate,
 )
 
@@ -72,21 +70,6 @@ def test_correlations_are_those_of_scipy(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_top_k_accuracy_is_that_of_scikit_learn(seed: int) -> None:
-    draw = np.random.default_rng(seed)
-    scores, right = draw.normal(size=(30, 7)), draw.integers(0, 7, 30)
-
-    for k in (1, 3, 7, 9):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", metrics._ranking.UndefinedMetricWarning)
-            expected = metrics.top_k_accuracy_score(right, scores, k=k, labels=range(7))
-        assert top_k_accuracy(scores, right, k) == pytest.approx(expected)
-    assert top_k_accuracy(scores, right, 1) == accuracy(scores.argmax(1), right)
-    assert top_k_accuracy(np.zeros((2, 3)), [0, 1], 1) == 0.5
-    assert top_k_accuracy(np.full((2, 3), np.nan), [1, 2], 1) == 0.0
-
-
-@pytest.mark.parametrize("seed", SEEDS)
 def test_mean_average_precision_is_that_of_scikit_learn(seed: int) -> None:
     draw = np.random.default_rng(seed)
     tags = draw.random((25, 4)) < [0.5, 0.1, 0.9, 0.3]
@@ -128,7 +111,7 @@ def test_a_score_of_nothing_is_nan_and_of_unpaired_samples_an_error() -> None:
         assert math.isnan(score([], []))
         with pytest.raises(ValueError, match="each needs its own"):
             score(["1"], ["1", "2"])
-    assert math.isnan(mean_average_precision([], [])) and math.isnan(top_k_accuracy([], [], 1))
+    assert math.isnan(mean_average_precision([], []))
 
 
 def test_values_that_are_not_finite_do_not_look_like_a_result() -> None:

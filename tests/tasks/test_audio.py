@@ -12,7 +12,7 @@ from fairseq2.gang import Gangs, create_fake_gangs
 from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.core.batch import Batch
-from d2v_plugin.data.audio import AudioConfig
+from d2v_plugin.data.audio import AudioReadingConfig
 from d2v_plugin.data.dataset import AudioManifest, ManifestConfig
 from d2v_plugin.tasks.audio import AudioPretrainingConfig, AudioPretrainingTask
 
@@ -35,18 +35,18 @@ def open_reader(
     max_num_elements: int = 60_000,
     min_sample_size: int = 5000,
     max_sample_size: int = 9000,
-    audio: AudioConfig | None = None,
+    audio: AudioReadingConfig | None = None,
 ) -> DataReader[Batch]:
     config = AudioPretrainingConfig(
         batches_per_update=batches_per_update,
         max_num_elements=max_num_elements,
         min_sample_size=min_sample_size,
         max_sample_size=max_sample_size,
-        audio=audio or AudioConfig(),
+        audio=audio or AudioReadingConfig(),
     )
     dataset = AudioManifest.open(ManifestConfig(path=path))
 
-    return AudioPretrainingTask(config).create_train_reader(dataset, make_gangs(rank, size), 1)
+    return AudioPretrainingTask(config).open(dataset, report=None).create_train_reader(make_gangs(rank, size), 1)
 
 
 def write_recordings(folder: Path, sizes: list[int], rate: int = 16_000) -> None:
@@ -108,10 +108,10 @@ def test_a_labelled_split_is_padded_and_read_once_by_all_ranks_together() -> Non
     dataset = AudioManifest.open(ManifestConfig(path=WORDS))
     sizes = dataset.split("valid").integers("size")
     labels = dataset.read_labels("valid")
-    task = AudioPretrainingTask(AudioPretrainingConfig(max_num_elements=100_000))
+    task = AudioPretrainingTask(AudioPretrainingConfig(max_num_elements=100_000)).open(dataset, report=None)
     seen: list[int] = []
     for rank in range(2):
-        pipeline = task.create_labelled_reader(dataset, make_gangs(rank, 2), "valid")._reader._pipeline  # type: ignore[attr-defined]
+        pipeline = task.create_labelled_reader(make_gangs(rank, 2), "valid")._reader._pipeline  # type: ignore[attr-defined]
         assert isinstance(pipeline, DataPipeline)
         for batch in pipeline:
             seen += batch.ids.tolist()
@@ -132,7 +132,7 @@ def test_other_rates_need_resampling_switched_on(tmp_path: Path) -> None:
 
     with pytest.raises(RecipeError, match="2 recordings of 8000 samples per second, but the model takes 16000"):
         open_reader(tmp_path)
-    batch = next(open_reader(tmp_path, batches_per_update=1, max_sample_size=20_000, audio=AudioConfig(resample=True)))[0]
+    batch = next(open_reader(tmp_path, batches_per_update=1, max_sample_size=20_000, audio=AudioReadingConfig(resample=True)))[0]
     assert batch.inputs.shape == (2, 16_000)
 
 

@@ -14,11 +14,11 @@ from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.data import reader as reading
 from d2v_plugin.data.bad_samples import BadSampleConfig
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig
-from d2v_plugin.data.image import ImageConfig
+from d2v_plugin.data.image import ImageReadingConfig
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
 
 DIGITS = Path(__file__).parents[2] / "manifests" / "digits"
-IMAGE = ImageConfig(size=16, flip=0.0, eval_resize=1.0)
+IMAGE = ImageReadingConfig(size=16, flip=0.0, eval_resize=1.0)
 
 
 def make_gangs(rank: int = 0, size: int = 1) -> Gangs:
@@ -42,10 +42,9 @@ def open_reader(
     config = ImagePretrainingConfig(
         batch_size=batch_size, max_batch_size=max_batch_size, image=IMAGE, bad_samples=bad_samples or BadSampleConfig()
     )
-    task = ImagePretrainingTask(config)
-    task.bad_samples_report = report
+    task = ImagePretrainingTask(config).open(ImageManifest.open(ManifestConfig(path=path)), report=report)
 
-    return task.create_train_reader(ImageManifest.open(ManifestConfig(path=path)), make_gangs(rank, size), seed)
+    return task.create_train_reader(make_gangs(rank, size), seed)
 
 
 def take(reader: DataReader[Batch], updates: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -134,9 +133,9 @@ def test_a_checkpoint_of_other_data_or_another_seed_is_refused() -> None:
 
 def test_a_labelled_split_is_read_once_in_order_without_augmentation() -> None:
     dataset = ImageManifest.open(ManifestConfig(path=DIGITS))
-    task = ImagePretrainingTask(ImagePretrainingConfig(batch_size=100, image=IMAGE))
-    batches = [batch for batches in task.create_labelled_reader(dataset, make_gangs(), "valid") for batch in batches]
-    reader = task.create_labelled_reader(dataset, make_gangs(), "valid")
+    task = ImagePretrainingTask(ImagePretrainingConfig(batch_size=100, image=IMAGE)).open(dataset, report=None)
+    batches = [batch for batches in task.create_labelled_reader(make_gangs(), "valid") for batch in batches]
+    reader = task.create_labelled_reader(make_gangs(), "valid")
     next(reader)
     reader.reset()
     again = [batch for batches in reader for batch in batches]
@@ -149,11 +148,11 @@ def test_a_labelled_split_is_read_once_in_order_without_augmentation() -> None:
 
 def test_ranks_share_a_labelled_split_and_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = ImageManifest.open(ManifestConfig(path=DIGITS))
-    task = ImagePretrainingTask(ImagePretrainingConfig(batch_size=300, image=IMAGE))
+    task = ImagePretrainingTask(ImagePretrainingConfig(batch_size=300, image=IMAGE)).open(dataset, report=None)
     seen: list[int] = []
     for rank in range(3):
         # The fake gang does not know how many batches the other ranks have: read the pipeline alone.
-        reader = task.create_labelled_reader(dataset, make_gangs(rank, 3), "valid")
+        reader = task.create_labelled_reader(make_gangs(rank, 3), "valid")
         pipeline = reader._reader._pipeline  # type: ignore[attr-defined]
         assert isinstance(pipeline, DataPipeline)
         seen += [row for batch in pipeline for row in batch.ids.tolist()]
@@ -220,7 +219,7 @@ def test_a_dataset_of_another_family_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text(".\na.wav\t10\n")
     audio = AudioManifest.open(ManifestConfig(path=tmp_path))
     with pytest.raises(DatasetTypeNotValidError):
-        ImagePretrainingTask(ImagePretrainingConfig()).create_train_reader(audio, make_gangs(), 1)
+        ImagePretrainingTask(ImagePretrainingConfig()).open(audio, report=None)
 
 
 def test_a_reader_can_be_dropped_while_it_reads() -> None:

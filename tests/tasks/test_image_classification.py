@@ -12,10 +12,10 @@ from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.dataset import ImageManifest, ManifestConfig
-from d2v_plugin.data.image import ImageConfig
+from d2v_plugin.data.image import ImageReadingConfig
 from d2v_plugin.data.image_mixing import MixingConfig
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.data.manifest import ManifestError
+from d2v_plugin.data.problems import ManifestError
 from d2v_plugin.tasks.image_classification import (
     ImageClassificationConfig,
     ImageClassificationTask,
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def make_task(**settings: Any) -> ImageClassificationTask:
     config = ImageClassificationConfig(
         batch_size=8,
-        image=ImageConfig(size=16, eval_resize=1.0),
+        image=ImageReadingConfig(size=16, eval_resize=1.0),
         mixing=MixingConfig(mixup=0.7, cutmix=1.0),
         erasing=0.5,
     )
@@ -52,7 +52,7 @@ def make_gangs(rank: int, size: int) -> Gangs:
 
 
 def read_update(task: ImageClassificationTask, rank: int = 0, size: int = 1) -> list[Batch]:
-    reader = task.create_train_reader(open_digits(), make_gangs(rank, size), seed=3)
+    reader = task.open(open_digits(), report=None).create_train_reader(make_gangs(rank, size), seed=3)
     next(reader)
 
     return next(reader)
@@ -78,7 +78,7 @@ def test_without_mixing_labels_are_classes() -> None:
 
 def test_an_odd_number_of_images_cannot_be_mixed_in_pairs() -> None:
     with pytest.raises(RecipeError, match="has 5: choose `batch_size`"):
-        make_task(batch_size=5).create_train_reader(open_digits(), create_fake_gangs(CPU), 1)
+        make_task(batch_size=5).open(open_digits(), report=None).create_train_reader(create_fake_gangs(CPU), 1)
 
 
 def test_a_sample_whose_neighbour_could_not_be_read_is_not_mixed() -> None:
@@ -89,10 +89,9 @@ def test_a_sample_whose_neighbour_could_not_be_read_is_not_mixed() -> None:
 
 
 def test_labels_are_indexed_as_the_trained_model_knows_them() -> None:
-    task = make_task()
-    task.labels = LabelSet(tuple("9876543210"))
+    task = make_task().open(open_digits(), report=None, labels=LabelSet(tuple("9876543210")))
 
-    reader = task.create_labelled_reader(open_digits(), create_fake_gangs(CPU), "valid")
+    reader = task.create_labelled_reader(create_fake_gangs(CPU), "valid")
 
     (batch,) = next(reader)
     assert batch.labels is not None
@@ -100,8 +99,7 @@ def test_labels_are_indexed_as_the_trained_model_knows_them() -> None:
 
 
 def test_labels_that_the_model_does_not_know_are_listed_with_file_and_line() -> None:
-    task = make_task()
-    task.labels = LabelSet(tuple("012345678"))
+    task = make_task().open(open_digits(), report=None, labels=LabelSet(tuple("012345678")))
 
     with pytest.raises(ManifestError, match=r"valid.tsv:\d+: the label `9` is none of the 9 known"):
-        task.create_labelled_reader(open_digits(), create_fake_gangs(CPU), "valid")
+        task.create_labelled_reader(create_fake_gangs(CPU), "valid")

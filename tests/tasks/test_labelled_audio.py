@@ -15,12 +15,12 @@ from fairseq2.recipe.error import RecipeError
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.dataset import AudioManifest, ManifestConfig
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.data.manifest import ManifestError
+from d2v_plugin.data.problems import ManifestError
 from d2v_plugin.data.transcripts import BLANK, join_symbols
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.model import Data2VecModel
+from d2v_plugin.tasks.audio import LabelledAudioTask
 from d2v_plugin.tasks.audio_classification import AudioClassificationConfig, AudioClassificationTask
-from d2v_plugin.tasks.labelled_audio import LabelledAudioTask
 from d2v_plugin.tasks.speech_recognition import SpeechRecognitionConfig, SpeechRecognitionTask
 
 WORDS = Path(__file__).parents[2] / "manifests" / "words"
@@ -39,7 +39,8 @@ def open_words() -> AudioManifest:
 
 def read_all(task: LabelledAudioTask, dataset: AudioManifest, split: str, rank: int = 0, size: int = 1) -> list[Batch]:
     # Not through the reader itself, which would wait for the other ranks.
-    return list(task.create_labelled_reader(dataset, make_gangs(rank, size), split)._reader._pipeline)  # type: ignore[attr-defined]
+    reader = task.open(dataset, report=None).create_labelled_reader(make_gangs(rank, size), split)
+    return list(reader._reader._pipeline)  # type: ignore[attr-defined]
 
 
 def write_recordings(folder: Path, columns: str, rows: list[tuple[object, ...]]) -> AudioManifest:
@@ -56,10 +57,11 @@ def write_recordings(folder: Path, columns: str, rows: list[tuple[object, ...]])
 
 def test_training_batches_are_whole_recordings_with_their_transcripts() -> None:
     dataset = open_words()
-    task = SpeechRecognitionTask(SpeechRecognitionConfig(batches_per_update=2, max_num_elements=100_000))
-    task.labels = task.read_labels(dataset)
+    config = SpeechRecognitionConfig(batches_per_update=2, max_num_elements=100_000)
+    task = SpeechRecognitionTask(config).open(dataset, report=None)
+    assert task.labels is not None
     manifest = dataset.split("train")
-    reader = task.create_train_reader(dataset, make_gangs(), 1)
+    reader = task.create_train_reader(make_gangs(), 1)
 
     for batch in (batch for _ in range(4) for batch in next(reader)):
         assert batch.inputs.numel() <= 100_000
@@ -87,16 +89,16 @@ def test_recordings_too_long_are_left_out_of_recognition_and_cropped_for_classif
     recognition = SpeechRecognitionTask(SpeechRecognitionConfig(**common))  # type: ignore[arg-type]
     classification = AudioClassificationTask(AudioClassificationConfig(**common))  # type: ignore[arg-type]
 
-    reader = recognition.create_train_reader(dataset, make_gangs(), 1)
+    reader = recognition.open(dataset, report=None).create_train_reader(make_gangs(), 1)
     assert {tuple(next(reader)[0].ids.tolist()) for _ in range(3)} == {(0,)}
-    reader = classification.create_train_reader(dataset, make_gangs(), 1)
+    reader = classification.open(dataset, report=None).create_train_reader(make_gangs(), 1)
     first, second = next(reader)[0], next(reader)[0]
     assert first.inputs.shape == second.inputs.shape == (2, 10_000)
     rows = [batch.ids.tolist().index(1) for batch in (first, second)]
     assert not torch.equal(first.inputs[rows[0]], second.inputs[rows[1]]), "crops should move from epoch to epoch"
     with pytest.raises(RecipeError, match=r"All recordings .* are longer than"):
         recognition.config.max_sample_size = 100
-        recognition.create_train_reader(dataset, make_gangs(), 1)
+        recognition.open(dataset, report=None).create_train_reader(make_gangs(), 1)
 
 
 def test_recordings_too_short_for_their_transcripts_are_all_named(tmp_path: Path) -> None:
@@ -105,8 +107,7 @@ def test_recordings_too_short_for_their_transcripts_are_all_named(tmp_path: Path
     dataset = write_recordings(
         tmp_path, "label", [(1680, "four"), (1680, "fourt"), (1680, "feet"), (1999, "feet"), (2000, "feet"), (399, "x")]
     )
-    task = SpeechRecognitionTask(SpeechRecognitionConfig())
-    task.create_labelled_reader(dataset, make_gangs(), "train")
+    task = SpeechRecognitionTask(SpeechRecognitionConfig()).open(dataset, report=None)
     model = Data2VecModel(ARCHS["audio_tiny"]())
 
     with pytest.raises(ManifestError) as caught:
@@ -116,15 +117,18 @@ def test_recordings_too_short_for_their_transcripts_are_all_named(tmp_path: Path
     assert re.findall(r"train\.tsv:(\d+):", message) == ["4", "5", "6", "8"]
     assert "the recording is too short for its transcript: 1,680 samples give 5 frames, but 6 are needed" in message
     assert "399 samples give 0 frames, but 2 are needed" in message
+    task.check_model(model, splits=[])
+    with pytest.raises(ManifestError):
+        task.check_model(model, splits=["train"])
 
 
 def test_a_checkpoints_vocabulary_is_kept_and_other_symbols_are_reported(tmp_path: Path) -> None:
     dataset = write_recordings(tmp_path, "label", [(8000, "bad"), (8000, "dab"), (8000, "cab")])
-    task = SpeechRecognitionTask(SpeechRecognitionConfig())
-    task.labels = LabelSet([BLANK, "|", "d", "a", "b"])
+    labels = LabelSet([BLANK, "|", "d", "a", "b"])
+    task = SpeechRecognitionTask(SpeechRecognitionConfig()).open(dataset, report=None, labels=labels)
 
     with pytest.raises(ManifestError, match=r"1 bad line.*\n.*train\.tsv:5: .*outside the vocabulary \(4 symbols\): c"):
-        task.create_labelled_reader(dataset, make_gangs(), "train")
+        task.create_labelled_reader(make_gangs(), "train")
 
 
 def test_training_checks_all_splits_at_once_and_evaluation_its_own(tmp_path: Path) -> None:
@@ -132,14 +136,14 @@ def test_training_checks_all_splits_at_once_and_evaluation_its_own(tmp_path: Pat
     (tmp_path / "test.tsv").write_text(".\n0.wav\t8000\tdab\n1.wav\t8000\tabe\n")
     (tmp_path / "clean.tsv").write_text(".\n0.wav\t8000\tbad\n")
     dataset = AudioManifest.open(ManifestConfig(path=tmp_path))
-    task = SpeechRecognitionTask(SpeechRecognitionConfig())
-    task.labels = LabelSet([BLANK, "|", "d", "a", "b"])
+    labels = LabelSet([BLANK, "|", "d", "a", "b"])
+    task = SpeechRecognitionTask(SpeechRecognitionConfig()).open(dataset, report=None, labels=labels)
 
     with pytest.raises(ManifestError, match="2 bad line"):
-        task.create_train_reader(dataset, make_gangs(), 1)
+        task.create_train_reader(make_gangs(), 1)
     with pytest.raises(ManifestError, match="1 bad line"):
-        task.create_labelled_reader(dataset, make_gangs(), "test")
-    task.create_labelled_reader(dataset, make_gangs(), "clean")
+        task.create_labelled_reader(make_gangs(), "test")
+    task.create_labelled_reader(make_gangs(), "clean")
 
 
 def test_a_split_without_transcripts_is_refused_where_they_are_needed(tmp_path: Path) -> None:
@@ -148,15 +152,16 @@ def test_a_split_without_transcripts_is_refused_where_they_are_needed(tmp_path: 
     task = SpeechRecognitionTask(SpeechRecognitionConfig())
 
     with pytest.raises(RecipeError, match=r"test\.tsv has no transcripts"):
-        task.create_labelled_reader(AudioManifest.open(ManifestConfig(path=tmp_path)), make_gangs(), "test")
+        task.open(AudioManifest.open(ManifestConfig(path=tmp_path)), report=None).create_labelled_reader(make_gangs(), "test")
 
 
 def test_classes_are_read_as_numbers_of_the_declared_ones() -> None:
     dataset = open_words()
     task = AudioClassificationTask(AudioClassificationConfig(max_num_elements=100_000))
-    assert task.read_labels(dataset).names == ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    labels = task.open(dataset, report=None).labels
+    assert labels is not None and labels.names == ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     (batch, *_) = read_all(task, dataset, "valid")
-    expected = [task.read_labels(dataset).indices[str(dataset.split("valid").text("label", row))] for row in batch.ids.tolist()]
+    expected = [labels.indices[str(dataset.split("valid").text("label", row))] for row in batch.ids.tolist()]
 
     assert batch.labels is not None and batch.labels.tolist() == expected
 
@@ -164,7 +169,8 @@ def test_classes_are_read_as_numbers_of_the_declared_ones() -> None:
 def test_a_recording_may_have_any_number_of_tags(tmp_path: Path) -> None:
     dataset = write_recordings(tmp_path, "tags", [(8000, "speech;music"), (8000, ""), (8000, "rain, distant")])
     task = AudioClassificationTask(AudioClassificationConfig(tags=True))
-    assert task.read_labels(dataset).names == ["music", "rain, distant", "speech"]
+    labels = task.open(dataset, report=None).labels
+    assert labels is not None and labels.names == ["music", "rain, distant", "speech"]
     (batch,) = read_all(task, dataset, "train")
 
     assert batch.labels is not None
@@ -180,7 +186,7 @@ def test_labels_and_tags_outside_the_set_are_all_named(tmp_path: Path) -> None:
         (AudioClassificationTask(AudioClassificationConfig(tags=True)), ["4", "5"]),
         (AudioClassificationTask(AudioClassificationConfig()), ["5"]),
     ):
-        task.labels = LabelSet(["cat", "dog"])
+        opened = task.open(dataset, report=None, labels=LabelSet(["cat", "dog"]))
         with pytest.raises(ManifestError) as caught:
-            task.create_labelled_reader(dataset, make_gangs(), "train")
+            opened.create_labelled_reader(make_gangs(), "train")
         assert re.findall(r"train\.tsv:(\d+):", str(caught.value)) == lines

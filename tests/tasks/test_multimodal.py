@@ -9,6 +9,7 @@ import pytest
 from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.data.dataset import MultimodalConfig, MultimodalManifests
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
 from d2v_plugin.tasks.multimodal import MultimodalPretrainingConfig, MultimodalPretrainingTask, MultimodalReader
@@ -76,4 +77,4 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(RecipeError, match="written with the modalities"):
         make_reader([1, 1, 1]).load_state_dict({"update": 1, "audio": {}})
     with pytest.raises(ValueError, match="`weights` must hold a positive number for each of the 0 tasks"):
-        MultimodalPretrainingConfig(weights=[1.0])
+        ensure_valid(MultimodalPretrainingConfig(weights=[1.0]))

@@ -7,7 +7,6 @@ import pytest
 import torch
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs, create_fake_gangs
-from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.dataset import ManifestConfig, TextManifest
@@ -31,7 +30,7 @@ def open_dataset() -> TextManifest:
 def open_reader(rank: int = 0, size: int = 1, break_mode: BreakMode = "none") -> DataReader[Batch]:
     config = TextPretrainingConfig(batch_size=8, tokens_per_sample=128, break_mode=break_mode)
 
-    return TextPretrainingTask(config).create_train_reader(open_dataset(), make_gangs(rank, size), 1)
+    return TextPretrainingTask(config).open(open_dataset(), report=None).create_train_reader(make_gangs(rank, size), 1)
 
 
 def test_an_epoch_is_the_whole_text() -> None:
@@ -71,8 +70,8 @@ def test_ranks_share_the_updates_of_one_process_and_resume_on_any_number(mode: B
 def test_labelled_samples_are_single_entries_with_their_label() -> None:
     dataset = open_dataset()
     tokenizer = Tokenizer(BOOKS / "sentencepiece.model")
-    task = TextPretrainingTask(TextPretrainingConfig(batch_size=64, tokens_per_sample=64))
-    batches = [batch for batches in task.create_labelled_reader(dataset, make_gangs(), "valid") for batch in batches]
+    task = TextPretrainingTask(TextPretrainingConfig(batch_size=64, tokens_per_sample=64)).open(dataset, report=None)
+    batches = [batch for batches in task.create_labelled_reader(make_gangs(), "valid") for batch in batches]
     labels = [batch.labels for batch in batches if batch.labels is not None]
 
     assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(300))
@@ -93,8 +92,8 @@ def test_damaged_samples_are_dropped_and_change_no_others(tmp_path: Path) -> Non
     (tmp_path / "empty.bin").touch()
     (tmp_path / "train.tsv").write_text(".\n" + "\n".join(rows) + "\n")
     task = TextPretrainingTask(TextPretrainingConfig(batch_size=20, tokens_per_sample=8))
-    task.bad_samples_report = tmp_path / "bad_samples.tsv"
-    reader = task.create_labelled_reader(TextManifest.open(ManifestConfig(path=tmp_path)), make_gangs(), "train")
+    dataset = TextManifest.open(ManifestConfig(path=tmp_path))
+    reader = task.open(dataset, report=tmp_path / "bad_samples.tsv").create_labelled_reader(make_gangs(), "train")
     batches = [batch for batches in reader for batch in batches]
     ids, samples = torch.cat([batch.ids for batch in batches]), torch.cat([batch.inputs for batch in batches])
     found = dict(zip(ids.tolist(), samples[:, 1:].tolist(), strict=True))
@@ -106,5 +105,6 @@ def test_damaged_samples_are_dropped_and_change_no_others(tmp_path: Path) -> Non
 
 
 def test_a_sample_must_have_room_for_text() -> None:
-    with pytest.raises(RecipeError, match="`tokens_per_sample` must be at least 2"):
-        TextPretrainingTask(TextPretrainingConfig(tokens_per_sample=1))
+    task = TextPretrainingTask(TextPretrainingConfig(tokens_per_sample=1))
+    with pytest.raises(ValueError, match="`tokens_per_sample` must be at least 2"):
+        task.open(open_dataset(), report=None)

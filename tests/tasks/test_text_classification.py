@@ -38,7 +38,9 @@ def create_task(**settings: object) -> TextClassificationTask:
 
 
 def read_all(task: TextClassificationTask, dataset: Sentences, split: str) -> list[Batch]:
-    return [batch for batches in task.create_labelled_reader(dataset, GANGS, split) for batch in batches]
+    reader = task.open(dataset, report=None).create_labelled_reader(GANGS, split)
+
+    return [batch for batches in reader for batch in batches]
 
 
 def test_a_labelled_split_is_read_once_with_its_labels(pairs: Sentences) -> None:
@@ -54,7 +56,7 @@ def test_a_labelled_split_is_read_once_with_its_labels(pairs: Sentences) -> None
 
 
 def test_training_batches_hold_samples_of_similar_length(pairs: Sentences) -> None:
-    reader = create_task(batch_size=8, max_batch_size=4).create_train_reader(pairs, GANGS, seed=1)
+    reader = create_task(batch_size=8, max_batch_size=4).open(pairs, report=None).create_train_reader(GANGS, seed=1)
 
     padded, count = 0, 0
     for _ in range(20):
@@ -94,13 +96,12 @@ def test_splits_without_labels_give_batches_without_them(tmp_path: Path) -> None
 
     assert batch.labels is None and batch.num_examples == 1
     with pytest.raises(RecipeError, match="The split `test` has no labels"):
-        create_task(split="test").create_train_reader(dataset, GANGS, seed=1)
+        create_task(split="test").open(dataset, report=None).create_train_reader(GANGS, seed=1)
 
 
 def test_what_does_not_suit_the_model_is_told(pairs: Sentences) -> None:
     model = Data2VecModel(text_tiny())
-    task = create_task()
-    task.create_labelled_reader(pairs, GANGS, "valid")
+    task = create_task().open(pairs, report=None)
     task.check_model(model)
 
     assert model.config.text is not None

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from torchvision.io import decode_png, read_file
 
+from tools.experiments import ablate, runner
+
 ROOT = Path(__file__).parents[2]
 ABLATIONS = ROOT / "recipes" / "ablations"
 
 # Folders whose rows differ in a number.
-NUMBERS = {"views", "mask_ratio", "cls_loss", "target_layers", "target_context", "loss"}
+NUMBERS = {"views", "mask_ratio", "cls_loss", "target_layers", "target_context", "target_window", "loss"}
 
 SHORT = ["regime.num_steps=1", "regime.publish_metrics_every_n_steps=1", "regime.checkpoint_every_n_steps=1"]
-
-
-@pytest.fixture
-def ablate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablate", ROOT / "tools" / "ablate.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ablate"] = module
-    spec.loader.exec_module(module)
-
-    return module
 
 
 @pytest.fixture
@@ -48,28 +37,30 @@ def rows(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fake_training(ablate: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+def fake_training(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """In place of training, writes what a run leaves behind; returns the list of runs to come."""
     runs: list[tuple[str, int]] = []
 
-    def train(row: Any, seed: int, folder: Path, args: argparse.Namespace) -> str | None:
-        runs.append((row.name, seed))
-        if row.path.stem == "c" and seed == 2:
+    def run_command(words: Sequence[str], log_path: Path) -> str | None:
+        folder, recipe = log_path.parent, Path(words[words.index("--config-file") + 1])
+        (seed,) = (int(word.removeprefix("common.seed=")) for word in words if word.startswith("common.seed="))
+        runs.append((f"{recipe.parent.name}/{recipe.stem}", seed))
+        if recipe.stem == "c" and seed == 2:
             return "it broke"
-        accuracy = 0.5 + 0.1 * seed + (0.05 if row.path.stem == "c" else 0.0)
+        accuracy = 0.5 + 0.1 * seed + (0.05 if recipe.stem == "c" else 0.0)
         accuracies = {"pre-trained": {"probe_linear": accuracy, "probe_knn": 0.5, "probe_knn_layer0": 0.4}}
         (folder / "summary.json").write_text(json.dumps({"accuracies": accuracies}))
         (folder / "metrics").mkdir()
         (folder / "metrics" / "train.jsonl").write_text('{"Wall Time": 1.0}\n{"Wall Time": 12.0}\n')
         return None
 
-    monkeypatch.setattr(ablate, "train", train)
+    monkeypatch.setattr(runner, "run_command", run_command)
 
     return runs
 
 
 def test_the_table_has_mean_and_deviation_over_seeds(
-    ablate: ModuleType, rows: Path, fake_training: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    rows: Path, fake_training: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status = ablate.main([str(rows), "--seeds", "1", "2", "--output", str(tmp_path / "out")])
 
@@ -79,7 +70,7 @@ def test_the_table_has_mean_and_deviation_over_seeds(
     assert "| 2 views (a) | 65.0 ± 7.1 | 50.0 ± 0.0 | 12 | 2 |" in table
     assert "| 3 views (c) | 65.0 | 50.0 | 12 | 1 (1 failed) |" in table
     assert "|  | linear | knn | seconds | seeds |" in table
-    assert "| **views** |" in table and "tools/ablate.py" in table and "cores, PyTorch" in table
+    assert "| **views** |" in table and "python -m tools.experiments.ablate" in table and "cores, PyTorch" in table
     content = json.loads((tmp_path / "out" / "table.json").read_text())
     first = content["rows"][0]
     assert first["name"] == "views/a" and first["mean"]["probe_linear"] == pytest.approx(0.65)
@@ -88,13 +79,13 @@ def test_the_table_has_mean_and_deviation_over_seeds(
     assert content["rows"][2]["std"]["probe_linear"] is None
 
 
-def test_rows_that_come_to_the_same_recipe_run_once(ablate: ModuleType, rows: Path, fake_training: list[Any]) -> None:
+def test_rows_that_come_to_the_same_recipe_run_once(rows: Path, fake_training: list[Any]) -> None:
     ablate.main([str(rows), "--seeds", "1", "2", "--output", str(rows.parent / "out")])
 
     assert fake_training == [("views/a", 1), ("views/c", 1), ("views/a", 2), ("views/c", 2)]
 
 
-def test_finished_runs_are_skipped(ablate: ModuleType, rows: Path, fake_training: list[Any]) -> None:
+def test_finished_runs_are_skipped(rows: Path, fake_training: list[Any]) -> None:
     words = [str(rows / "a.yaml"), str(rows / "c.yaml"), "--output", str(rows.parent / "out"), "--seeds"]
     ablate.main([*words, "1", "2"])
     fake_training.clear()
@@ -105,9 +96,7 @@ def test_finished_runs_are_skipped(ablate: ModuleType, rows: Path, fake_training
     assert fake_training == [("views/c", 2), ("views/a", 3), ("views/c", 3)]
 
 
-def test_runs_with_other_settings_are_not_mixed(
-    ablate: ModuleType, rows: Path, fake_training: list[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_with_other_settings_are_not_mixed(rows: Path, fake_training: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     words = [str(rows / "a.yaml"), "--seeds", "1", "--output", str(rows.parent / "out")]
     ablate.main(words)
 
@@ -118,21 +107,20 @@ def test_runs_with_other_settings_are_not_mixed(
         assert "seed_1 holds a run with other settings; delete it, or choose another --output." in capsys.readouterr().err
 
 
-def test_another_base_takes_the_place_of_the_rows(ablate: ModuleType, rows: Path) -> None:
+def test_another_base_takes_the_place_of_the_rows(rows: Path) -> None:
     other = rows.parent / "other.yaml"
     other.write_text("regime: {num_steps: 100}\ncommon: {seed: 4}\n")
-    row = ablate.Row(rows / "c.yaml")
+    row = ablate.Row(rows / "c.yaml", base=other)
 
-    settings = ablate.describe_settings(row, other, [])
-    path = ablate.write_heir(row, other, rows.parent)
+    path = row.prepare(rows.parent)
 
-    assert settings["recipe"] == {"regime": {"num_steps": 100}, "common": {"seed": 4}, "criterion": {"config": {"num_views": 3}}}
-    assert ablate.describe_settings(ablate.Row(path), None, [])["recipe"] == settings["recipe"]
+    assert row.recipe == {"regime": {"num_steps": 100}, "common": {"seed": 4}, "criterion": {"config": {"num_views": 3}}}
+    assert ablate.Row(path).recipe == row.recipe
     with pytest.raises(Exception, match="has no `base` that --base could take the place of"):
-        ablate.own_changes(ablate.Row(other))
+        ablate.Row(other, base=other).own_changes()
 
 
-def test_the_plot_is_a_picture_of_all_rows(ablate: ModuleType, rows: Path, fake_training: list[Any]) -> None:
+def test_the_plot_is_a_picture_of_all_rows(rows: Path, fake_training: list[Any]) -> None:
     ablate.main([str(rows), "--seeds", "1", "3", "--output", str(rows.parent / "out")])
 
     picture = decode_png(read_file(str(rows.parent / "out" / "plot.png")))
@@ -142,7 +130,7 @@ def test_the_plot_is_a_picture_of_all_rows(ablate: ModuleType, rows: Path, fake_
 
 
 def test_without_matplotlib_there_is_a_table_and_a_hint(
-    ablate: ModuleType, rows: Path, fake_training: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    rows: Path, fake_training: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -154,9 +142,7 @@ def test_without_matplotlib_there_is_a_table_and_a_hint(
 
 
 @pytest.mark.parametrize(("words", "message"), [(["nowhere"], "neither a recipe file nor a folder"), (["empty"], "neither")])
-def test_wrong_rows_are_refused(
-    ablate: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
-) -> None:
+def test_wrong_rows_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
     (tmp_path / "empty").mkdir()
 
     with pytest.raises(SystemExit):
@@ -166,7 +152,7 @@ def test_wrong_rows_are_refused(
 
 
 def test_a_row_really_trains_and_a_broken_one_tells_why(
-    ablate: ModuleType, tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     probes = "probing: {probes: [{name: knn}], train_split: probe, baselines: false}\n"
     (tmp_path / "good.yaml").write_text(f"# good\nbase: {tiny_recipe}\n{probes}")

@@ -1,18 +1,17 @@
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
+from tools.benchmark.__main__ import main
 
 
 def test_the_table_compares_loose_files_and_shards(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    runpy.run_path(str(TOOL))["main"](["data", "--inputs", "text", "--seconds", "0.1", "--repeats", "1"])
+    main(["data", "--inputs", "text", "--seconds", "0.1", "--repeats", "1"])
     _, _, *rows = capsys.readouterr().out.splitlines()
 
     assert [row.split(" | ")[:2] for row in rows] == [["| text", "files"], ["| text", "shards"]]

@@ -19,7 +19,7 @@ from fairseq2.gang import create_fake_gangs
 from PIL import Image
 
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig, TextManifest
-from d2v_plugin.data.image import ImageConfig, decode
+from d2v_plugin.data.image import ImageReadingConfig, decode
 from d2v_plugin.data.preparation.audio import prepare_audio
 from d2v_plugin.data.preparation.common import choose_split
 from d2v_plugin.data.preparation.image import prepare_images
@@ -77,8 +77,8 @@ def test_images_make_the_round_trip(photos: Path, tmp_path: Path, options: list[
     report = json.loads((out / "report.json").read_text())
     assert sorted(dropped["name"] for dropped in report["dropped"]) == ["cats/01.png", "dogs/04.png", "notes.txt"]
     assert "cats/01.png: The file is empty." in printed
-    task = ImagePretrainingTask(ImagePretrainingConfig(batch_size=4, image=ImageConfig(size=16)))
-    assert next(task.create_train_reader(dataset, GANGS, 1))[0].inputs.shape == (4, 3, 16, 16)
+    task = ImagePretrainingTask(ImagePretrainingConfig(batch_size=4, image=ImageReadingConfig(size=16)))
+    assert next(task.open(dataset, report=None).create_train_reader(GANGS, 1))[0].inputs.shape == (4, 3, 16, 16)
 
 
 def test_shards_are_ordinary_archives_of_the_size_asked_for(photos: Path, tmp_path: Path) -> None:
@@ -161,7 +161,8 @@ def test_audio_makes_the_round_trip(recordings: Path, tmp_path: Path, options: l
     split = AudioManifest.open(ManifestConfig(path=out)).split("train")
     config = AudioPretrainingConfig(min_sample_size=4000, batches_per_update=1)
     config.audio.resample = True
-    reader = AudioPretrainingTask(config).create_train_reader(AudioManifest.open(ManifestConfig(path=out)), GANGS, 1)
+    task = AudioPretrainingTask(config).open(AudioManifest.open(ManifestConfig(path=out)), report=None)
+    reader = task.create_train_reader(GANGS, 1)
     (batch,) = next(reader)
 
     assert len(batch.ids) == len(split) == (9 if "--segment-seconds" not in options else 28)
@@ -218,7 +219,7 @@ def test_text_makes_the_round_trip(books: Path, tmp_path: Path) -> None:
     assert dataset.vocabulary.size == tokenizer.vocabulary.size == 400
     assert sorted(documents) == sorted(TEXT.split("\n\n"))
     task = TextPretrainingTask(TextPretrainingConfig(batch_size=4, tokens_per_sample=64))
-    batch = next(task.create_train_reader(dataset, GANGS, 1))[0]
+    batch = next(task.open(dataset, report=None).create_train_reader(GANGS, 1))[0]
     assert batch.inputs.shape == (4, 64)
     assert (batch.inputs[:, 0] == 0).all()
 
@@ -231,7 +232,7 @@ def test_labelled_json_lines_make_one_row_per_document(tmp_path: Path) -> None:
     (tmp_path / "cats.jsonl").write_text("\n".join(lines))
     printed = run("text", tmp_path / "cats.jsonl", tmp_path / "out", "--valid-percent", 10, "--vocabulary-size", 400)
     dataset = TextManifest.open(ManifestConfig(path=tmp_path / "out"))
-    reader = TextPretrainingTask(TextPretrainingConfig()).create_labelled_reader(dataset, GANGS, "train")
+    reader = TextPretrainingTask(TextPretrainingConfig()).open(dataset, report=None).create_labelled_reader(GANGS, "train")
     tokenizer = Tokenizer(tmp_path / "out" / "sentencepiece.model")
     texts = {document["text"].replace("\n", " "): document["label"] for document in documents}
     count = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -11,15 +10,11 @@ from typing import Any
 
 import pytest
 
+from d2v_plugin.cli.main import main
+from tools.experiments import runner, study
+from tools.experiments.report import compare_costs, cost_of, format_interval, format_ratios, write_report
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import study  # noqa: E402
-from study_flops import count_update_gflops  # noqa: E402
-from study_report import compare_costs, cost_of, format_interval, format_ratios, write_report  # noqa: E402
-
-from d2v_plugin.cli.main import main  # noqa: E402
-
 FLOOR = 0.3
 
 
@@ -117,10 +112,10 @@ def test_the_study_names_recipes_that_exist() -> None:
 
 
 def test_flops_of_an_update_grow_with_the_batch(tiny_recipe: Path, tiny_recipe_text: str) -> None:
-    small = count_update_gflops(tiny_recipe)
+    small = study.count_update_gflops(tiny_recipe)
     tiny_recipe.write_text(tiny_recipe_text.replace("batch_size: 8", "batch_size: 16"))
 
-    assert small > 0 and count_update_gflops(tiny_recipe) == pytest.approx(2 * small, rel=1e-6)
+    assert small > 0 and study.count_update_gflops(tiny_recipe) == pytest.approx(2 * small, rel=1e-6)
 
 
 STUDY = """
@@ -179,7 +174,7 @@ def test_a_small_study_runs_and_repeating_it_runs_nothing(
         runs.append(str(log_path.parent))
         main(words)
 
-    monkeypatch.setattr(study, "run_command", run_here)
+    monkeypatch.setattr(runner, "run_command", run_here)
     monkeypatch.setattr(study, "ThreadPoolExecutor", OneByOne)
     words = [str(tmp_path / "study.yaml"), "--output", str(tmp_path / "out")]
     study.main(words)

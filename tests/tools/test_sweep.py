@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from tools.experiments import runner, sweep
+
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def sweep() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sweep", ROOT / "tools" / "sweep.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["sweep"] = module
-    spec.loader.exec_module(module)
-
-    return module
 
 
 @pytest.fixture
@@ -40,7 +28,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fake_training(sweep: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def fake_training(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """In place of training, writes what a run leaves behind; returns the list of runs to come."""
     runs: list[list[str]] = []
 
@@ -59,13 +47,13 @@ def fake_training(sweep: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[li
         (folder / "summary.json").write_text("{}")
         return None
 
-    monkeypatch.setattr(sweep, "run_command", run_command)
+    monkeypatch.setattr(runner, "run_command", run_command)
 
     return runs
 
 
 def test_the_median_over_seeds_of_the_best_setting_is_reported(
-    sweep: ModuleType, file: Path, fake_training: list[Any], capsys: pytest.CaptureFixture[str]
+    file: Path, fake_training: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     status = sweep.main([str(file), "--output", str(file.parent / "out")])
 
@@ -80,7 +68,7 @@ def test_the_median_over_seeds_of_the_best_setting_is_reported(
     assert rows[0]["settings"][0]["scores"] == pytest.approx({"1": 0.1, "2": 0.2, "3": 0.3})
 
 
-def test_finished_runs_are_skipped_and_others_continued(sweep: ModuleType, file: Path, fake_training: list[Any]) -> None:
+def test_finished_runs_are_skipped_and_others_continued(file: Path, fake_training: list[Any]) -> None:
     words = [str(file), "--output", str(file.parent / "out"), "--config", "init.path=x"]
     sweep.main(words)
     assert len(fake_training) == 12
@@ -92,9 +80,7 @@ def test_finished_runs_are_skipped_and_others_continued(sweep: ModuleType, file:
     assert [Path(run[5]).parts[-3:] for run in fake_training] == [("b", "lr=0.1", "seed_3"), ("b", "lr=0.2", "seed_3")]
 
 
-def test_runs_with_other_settings_are_not_mixed(
-    sweep: ModuleType, file: Path, fake_training: list[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_with_other_settings_are_not_mixed(file: Path, fake_training: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     sweep.main([str(file), "--output", str(file.parent / "out")])
 
     with pytest.raises(SystemExit):
@@ -112,9 +98,7 @@ def test_runs_with_other_settings_are_not_mixed(
         ("{", "cannot be read"),
     ],
 )
-def test_wrong_files_are_refused(
-    sweep: ModuleType, file: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
-) -> None:
+def test_wrong_files_are_refused(file: Path, capsys: pytest.CaptureFixture[str], content: str, message: str) -> None:
     file.write_text(content)
 
     with pytest.raises(SystemExit):
@@ -123,21 +107,21 @@ def test_wrong_files_are_refused(
     assert message in capsys.readouterr().err
 
 
-def test_the_papers_sweep_has_four_rates_and_five_seeds_for_eight_tasks(sweep: ModuleType) -> None:
+def test_the_papers_sweep_has_four_rates_and_five_seeds_for_eight_tasks() -> None:
     glue = sweep.read_sweep(ROOT / "recipes" / "text" / "sweeps" / "glue.yaml")
 
     assert len(glue.recipes) == 8 and len(list(glue.cells())) == 32 and len(glue.seeds) == 5
     for recipe in glue.recipes:
-        merged = sweep.merge_bases(recipe)
+        merged = runner.merge_recipe(recipe)
         assert merged["regime"]["score_metric"] == merged["criterion"]["config"]["scores"][0]
 
 
-def test_a_tiny_grid_really_trains(sweep: ModuleType, command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_tiny_grid_really_trains(command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def run_here(words: Sequence[str], log_path: Path) -> str | None:
         outcome = command(*words)
         return None if outcome.status == 0 else outcome.err
 
-    monkeypatch.setattr(sweep, "run_command", run_here)
+    monkeypatch.setattr(runner, "run_command", run_here)
     regime = "regime: {num_steps: 2, publish_metrics_every_n_steps: 2, validate_every_n_steps: 2, score_metric: accuracy}\n"
     demo = f"base: {ROOT / 'recipes' / 'demo' / 'finetune_books.yaml'}\n{regime}"
     (tmp_path / "pairs.yaml").write_text(demo + "lr_scheduler: {config: {num_warmup_steps: 0}}\n")

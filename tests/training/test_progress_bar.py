@@ -5,7 +5,7 @@ from fairseq2.metrics.formatters import format_as_float
 from fairseq2.metrics.recorders import MetricDescriptor, MetricDescriptorRegistry
 from rich.progress import Progress
 
-from d2v_plugin.training.progress_bar import SCORE_PRIORITY, HeadlineRecorder
+from d2v_plugin.training.progress_bar import SCORE_PRIORITY, ProgressBarRecorder
 
 DESCRIPTORS = MetricDescriptorRegistry(
     [
@@ -20,7 +20,7 @@ DESCRIPTORS = MetricDescriptorRegistry(
 def test_the_progress_bar_says_loss_score_and_rate() -> None:
     progress = Progress(disable=True)
     train, other = progress.add_task("train", total=10), progress.add_task("valid", total=3)
-    recorder = HeadlineRecorder(progress, DESCRIPTORS)
+    recorder = ProgressBarRecorder(progress, DESCRIPTORS)
     recorder.record_metric_values("train", {"loss": torch.tensor(0.421), "samples_per_second": 1234.5, "wall_time": 3.0}, 1)
     recorder.record_metric_values("valid/probe", {"probe_linear": 0.934, "wall_time": 3.0, "unknown": 1.0}, 1)
     descriptions = {task.id: task.description for task in progress.tasks}

@@ -1,3 +1,5 @@
+"""`fairseq2 recipe inspect` draws a checkpoint, and names what it cannot read."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -27,6 +29,19 @@ def test_a_run_can_be_looked_at(command: Callable[..., Any], trained: Path, tmp_
     metadata = list(tmp_path.joinpath("look", "tb").rglob("metadata.tsv"))
     assert len(metadata[0].read_text().splitlines()) == 20
     assert list(tmp_path.joinpath("look", "tb").rglob("sprite.png"))
+
+
+def test_samples_that_cannot_be_read_are_reported(command: Callable[..., Any], trained: Path, tmp_path: Path) -> None:
+    for row in range(4):
+        Image.new("RGB", (32, 32), (60 * row, 0, 0)).save(tmp_path / f"{row}.png")
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    (tmp_path / "valid.tsv").write_text(".\n" + "".join(f"{row}.png\n" for row in range(4)))
+    settings = (f"checkpoint.path={trained}", f"dataset.config_overrides.path={tmp_path}", "num_embedded=0")
+    outcome = command("recipe", "inspect", tmp_path / "look", "--config", *settings)
+
+    assert outcome.status == 0, outcome.err
+    (line,) = (tmp_path / "look" / "bad_samples.tsv").read_text().splitlines()
+    assert line.startswith(f"{tmp_path / 'valid.tsv'}\t4: {tmp_path / '2.png'}\t")
 
 
 def test_what_cannot_be_looked_at_is_said_in_one_line(command: Callable[..., Any], tmp_path: Path) -> None:

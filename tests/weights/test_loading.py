@@ -18,9 +18,10 @@ from torch import Tensor
 import d2v_plugin
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.storage import RECORD_FILE, Record, describe_file, write_record
 from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Config, Data2Vec2Criterion
 from d2v_plugin.criteria.targets import TargetConfig
-from d2v_plugin.masking.base import RandomMaskConfig, RandomMaskSampler
+from d2v_plugin.masking.random_blocks import RandomMaskConfig, RandomMaskSampler
 from d2v_plugin.models.data2vec2.archs import audio_tiny, image_tiny, text_tiny
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model
@@ -47,7 +48,7 @@ def build_training_model(config: Data2VecConfig, offset: float = 0.5) -> Data2Ve
 
 
 def write_checkpoint(checkpoints: Path, step: int, model: Data2VecModel, *, num_shards: int = 1, suffix: str = "") -> Path:
-    """As fairseq2 does, sharded as by FSDP2: ``torch.chunk`` of the first dimension, so that small tensors give fewer shards."""
+    """As a run does, sharded as by FSDP2: ``torch.chunk`` of the first dimension, so that small tensors give fewer shards."""
     sources.library().resolve(ModelMetadataDumper).dump(checkpoints, "data2vec", model.config)
     folder = checkpoints / f"step_{step}{suffix}" / "model" / "pp_00" / "tp_00"
     folder.mkdir(parents=True)
@@ -57,8 +58,18 @@ def write_checkpoint(checkpoints: Path, step: int, model: Data2VecModel, *, num_
             shard[key] = part.clone()
     for i, shard in enumerate(shards):
         torch.save(shard, folder / f"sdp_{i:02}.pt")
+    step_dir = folder.parents[2]
+    files = {str(path.relative_to(step_dir)): describe_file(path) for path in folder.iterdir()}
+    write_record(step_dir, Record(files, {}))
 
-    return folder.parents[2]
+    return step_dir
+
+
+def forget_record(step_dir: Path) -> Path:
+    """Leave a checkpoint as fairseq2 itself would write it."""
+    (step_dir / RECORD_FILE).unlink()
+
+    return step_dir
 
 
 @pytest.fixture
@@ -134,8 +145,10 @@ def test_a_lost_shard_is_noticed(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, 3, build_training_model(image_tiny()), num_shards=3)
     next(folder.rglob("sdp_02.pt")).unlink()
 
+    with pytest.raises(CheckpointError, match=r"step_3.*sdp_02\.pt is missing"):
+        d2v_plugin.load(folder)
     with pytest.raises(CheckpointError, match=r"(?s)step_3.*instead of"):
-        d2v_plugin.load(tmp_path)
+        d2v_plugin.load(forget_record(folder))
 
 
 def test_a_truncated_file_is_named(run: tuple[Path, Data2VecModel]) -> None:
@@ -143,14 +156,14 @@ def test_a_truncated_file_is_named(run: tuple[Path, Data2VecModel]) -> None:
     path.write_bytes(path.read_bytes()[:1000])
 
     with pytest.raises(CheckpointError, match=r"step_10/model/.*sdp_00\.pt: the checkpoint is truncated"):
-        d2v_plugin.load(run[0])
+        d2v_plugin.load(forget_record(run[0] / "checkpoints" / "step_10"))
 
 
 def test_a_checkpoint_with_code_is_refused(run: tuple[Path, Data2VecModel]) -> None:
     torch.save({"x": os.system}, next((run[0] / "checkpoints" / "step_10").rglob("*.pt")))
 
     with pytest.raises(CheckpointError, match=r"asks to run or create `(posix|nt)\.system`"):
-        d2v_plugin.load(run[0])
+        d2v_plugin.load(forget_record(run[0] / "checkpoints" / "step_10"))
 
 
 def test_weights_that_a_run_does_not_have_are_missed(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""What the objectives to compare data2vec with have in common: one modality, one view, and no convolutional decoder."""
+"""Base of the objectives to compare data2vec with: one modality, one view, and no convolutional decoder."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from fairseq2.recipe.error import RecipeError
@@ -11,15 +11,18 @@ from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
-from d2v_plugin.core.contracts import StepInfo
-from d2v_plugin.core.random import row_keys
-from d2v_plugin.criteria.base import Criterion
-from d2v_plugin.masking.base import MaskSampler, mark_positions, split_mask
-from d2v_plugin.models.data2vec2.frontends.base import Frontend
+from d2v_plugin.core.contracts import StepInfo, Views
+from d2v_plugin.core.validation import ensure_valid
+from d2v_plugin.criteria.base import MaskingCriterion
+from d2v_plugin.masking.base import MaskSampler
+from d2v_plugin.masking.drawing import draw_views
+from d2v_plugin.models.base import LocalFeatures
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
+ConfigT = TypeVar("ConfigT")
 
-class ComparisonCriterion(Criterion[Data2VecModel]):
+
+class ComparisonCriterion(MaskingCriterion[Data2VecModel], Generic[ConfigT]):
     """Trains frontend and encoder of a data2vec 2.0 model for another objective.
 
     The model's decoders stay as they are: they are frozen, because data parallelism waits for the gradient of every trainable
@@ -28,8 +31,13 @@ class ComparisonCriterion(Criterion[Data2VecModel]):
 
     modality: ClassVar[Modality]
 
-    def __init__(self, sampler: MaskSampler) -> None:
+    def __init__(self, config: ConfigT, sampler: MaskSampler) -> None:
+        """
+        :raises ValueError: the settings are impossible.
+        """
         super().__init__()
+        ensure_valid(config)
+        self.config = config
         self.sampler = sampler
 
     @override
@@ -56,39 +64,9 @@ class ComparisonCriterion(Criterion[Data2VecModel]):
             module.requires_grad_(False)
 
     @override
-    @torch.no_grad()
-    def masks_of(self, model: Data2VecModel, batch: Batch, step: StepInfo) -> Tensor:
-        frontend = model.frontend()
-        local = frontend.extract_local(batch.inputs, batch.padding_mask)
-        length = local.x.size(1)
-        _, masked = self.draw_masks(self.draw_keys(batch, step), frontend, batch, length, local.padding_mask, None)
+    def draw_views(
+        self, model: Data2VecModel, batch: Batch, local: LocalFeatures, step: StepInfo, mask: Tensor | None = None
+    ) -> Views:
+        length, output_length = local.x.size(1), model.output_length
 
-        return mark_positions(masked, length).unsqueeze(1)
-
-    def draw_keys(self, batch: Batch, step: StepInfo) -> Tensor:
-        """(N,) what all random numbers of a batch depend on."""
-        return row_keys(step.seed, step.number, batch.ids, num_views=1)
-
-    def draw_masks(
-        self, keys: Tensor, frontend: Frontend, batch: Batch, length: int, padding_mask: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Positions of the kept and of the masked tokens of every sample.
-
-        :param length: S
-        :param padding_mask: (N, S), at the resolution of the tokens.
-        :param mask: (N, S) a given mask, equally many in every row; None = draw one.
-        :returns: (N, S - K) and (N, K)
-        """
-        if mask is not None:
-            return split_mask(mask, int(mask[0].sum()))
-
-        min_length = None
-        if padding_mask is not None:
-            if batch.min_length is None:
-                raise ValueError("`batch.min_length` must be given with `batch.padding_mask`.")
-            min_length = frontend.output_length(batch.min_length)
-        side = round(length**0.5)
-        shape = (side, side) if batch.modality is Modality.IMAGE else (length,)
-        mask = self.sampler(keys, shape, padding_mask=padding_mask, min_length=min_length)
-
-        return split_mask(mask, self.sampler.num_masked(shape if min_length is None else min_length))
+        return draw_views(self.sampler, step, batch, length, local.padding_mask, output_length=output_length, mask=mask)

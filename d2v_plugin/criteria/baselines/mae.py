@@ -6,17 +6,19 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
-from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo
+from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views
+from d2v_plugin.core.validation import report
 from d2v_plugin.criteria.baselines.base import ComparisonCriterion
-from d2v_plugin.criteria.pixels import normalise_patches
-from d2v_plugin.masking.base import MaskSampler, MaskSection
+from d2v_plugin.criteria.targets import normalize_patches
+from d2v_plugin.masking.base import MaskSection
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.encoder import build_blocks
-from d2v_plugin.models.data2vec2.frontends.base import select_tokens
+from d2v_plugin.models.data2vec2.frontends.base import fill_in, select_tokens
 from d2v_plugin.models.data2vec2.frontends.image import SinusoidalPositions
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
@@ -31,11 +33,11 @@ class MaeMaskSection(MaskSection):
 
 
 @dataclass(kw_only=True)
-class MaeConfig:
+class MaeConfig(Validatable):
     """Settings of ``mae``; the defaults are those of the paper's ViT-B and ViT-L."""
 
     masking: MaeMaskSection = field(default_factory=MaeMaskSection)
-    """How the masks are drawn."""
+    """Selects the mask sampler."""
 
     decoder_dim: int = 512
     """Width of the decoder."""
@@ -46,19 +48,22 @@ class MaeConfig:
     decoder_num_heads: int = 16
     """Attention heads of the decoder; must divide ``decoder_dim``."""
 
-    def __post_init__(self) -> None:
-        for name in ("decoder_dim", "decoder_depth", "decoder_num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
-        if self.decoder_dim % self.decoder_num_heads:
-            raise ValueError(
-                f"`decoder_num_heads` must divide `decoder_dim` ({self.decoder_dim}), but is {self.decoder_num_heads}."
-            )
-        if self.decoder_dim % 4:
-            raise ValueError(f"`decoder_dim` must be a multiple of 4, for its 2-D positions, but is {self.decoder_dim}.")
+    @override
+    def validate(self) -> ValidationResult:
+        dim, num_heads = self.decoder_dim, self.decoder_num_heads
+        counts = {name: getattr(self, name) for name in ("decoder_dim", "decoder_depth", "decoder_num_heads")}
+
+        return report(
+            *((count < 1, f"`{name}` must be at least 1, but is {count}.") for name, count in counts.items()),
+            (
+                num_heads > 0 and dim % num_heads != 0,
+                f"`decoder_num_heads` must divide `decoder_dim` ({dim}), but is {num_heads}.",
+            ),
+            (dim % 4 != 0, f"`decoder_dim` must be a multiple of 4, for its 2-D positions, but is {dim}."),
+        )
 
 
-class MaeCriterion(ComparisonCriterion):
+class MaeCriterion(ComparisonCriterion[MaeConfig]):
     """The objective of MAE; owns its decoder.
 
     The same pixels behind data2vec's own decoder are ``reconstruction_weight: 1`` and ``regression_weight: 0`` of ``data2vec2``.
@@ -67,10 +72,6 @@ class MaeCriterion(ComparisonCriterion):
     modality = Modality.IMAGE
     metric_names = ("masked_fraction",)
     decoder: MaeDecoder
-
-    def __init__(self, config: MaeConfig, sampler: MaskSampler) -> None:
-        super().__init__(sampler)
-        self.config = config
 
     @override
     def build_head(self, model: Data2VecModel) -> None:
@@ -86,20 +87,18 @@ class MaeCriterion(ComparisonCriterion):
         """
         :param mask: (N, S), True = masked, equally many in every row; None = drawn from (seed, step, sample id).
         """
-        frontend = model.frontend(batch.modality)
-        local = frontend.extract_local(batch.inputs)
-        kept, masked = self.draw_masks(self.draw_keys(batch, step), frontend, batch, local.x.size(1), None, mask)
-        x = model.encode_views(frontend, local, kept, masked)
-        predictions = self.decoder(x, kept, masked)
+        local = model.extract_local(batch.inputs)
+        views = self.draw_views(model, batch, local, step, mask)
+        predictions = self.decoder(model.encode_views(local, views), views)
 
         assert model.config.image is not None
-        pixels = select_tokens(normalise_patches(batch.inputs, model.config.image.patch_size), masked)
+        pixels = select_tokens(normalize_patches(batch.inputs, model.config.image.patch_size), views.masked)
         # Mean over the pixels of a patch, sum over patches.
         loss = F.mse_loss(predictions.float(), pixels, reduction="sum") / pixels.size(-1)
 
-        metrics = {"masked_fraction": torch.tensor(masked.size(1) / local.x.size(1))}
+        metrics = {"masked_fraction": torch.tensor(views.masked.size(1) / local.x.size(1))}
 
-        return LossOutput(loss, masked.numel(), metrics, Observation(local.x.detach(), predictions=predictions.detach()))
+        return LossOutput(loss, views.masked.numel(), metrics, Observation(local.x.detach(), predictions=predictions.detach()))
 
 
 class MaeDecoder(nn.Module):
@@ -135,24 +134,20 @@ class MaeDecoder(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, kept: Tensor, masked: Tensor) -> Tensor:
+    def forward(self, x: Tensor, views: Views) -> Tensor:
         """
-        :param x: (N, X + S - K, D) the encoder's output, extra tokens first.
-        :param kept: (N, S - K)
-        :param masked: (N, K)
-        :returns: (N, K, P·P·C)
+        :param x: (N, X + K, D) the encoder's output, extra tokens first.
+        :returns: (N, S - K, P·P·C)
         """
         x = self.embed(x)
-        num_extra = x.size(1) - kept.size(1)
+        num_extra = x.size(1) - views.kept.size(1)
         extra, x = x[:, :num_extra], x[:, num_extra:]
-
-        # (N, S - K, D) and (N, K, D) -> (N, S, D)
-        order = torch.cat([kept, masked], dim=1).argsort(dim=1)
-        x = torch.cat([x, self.mask_token.expand(*masked.shape, -1)], dim=1)
-        x = select_tokens(x, order) + self.positions.positions
+        mask_tokens = self.mask_token.expand(*views.masked.shape, -1)
+        # In the precision of the tokens, also where autocast made the encoded patches less precise.
+        x = fill_in(views, x.to(mask_tokens.dtype), mask_tokens) + self.positions.positions
 
         x = torch.cat([extra, x], dim=1)
         for block in self.blocks:
             x, _ = block(x)
 
-        return self.proj(self.norm(select_tokens(x[:, num_extra:], masked)))  # type: ignore[no-any-return]
+        return self.proj(self.norm(select_tokens(x[:, num_extra:], views.masked)))  # type: ignore[no-any-return]

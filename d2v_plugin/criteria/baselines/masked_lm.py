@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
-from d2v_plugin.core.contracts import LossOutput, StepInfo
+from d2v_plugin.core.contracts import LossOutput, StepInfo, Views
+from d2v_plugin.core.validation import report
 from d2v_plugin.criteria.baselines.base import ComparisonCriterion
-from d2v_plugin.masking.base import MaskSampler, MaskSection
-from d2v_plugin.masking.published import corrupt_tokens
+from d2v_plugin.masking.base import MaskSection
+from d2v_plugin.masking.drawing import draw_views
+from d2v_plugin.masking.tokens import check_shares, corrupt_tokens
 from d2v_plugin.models.data2vec2.frontends.base import select_tokens
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.models.tokens import TokenEmbedding
@@ -29,11 +32,11 @@ class MaskedLMMaskSection(MaskSection):
 
 
 @dataclass(kw_only=True)
-class MaskedLMConfig:
+class MaskedLMConfig(Validatable):
     """Settings of ``masked_lm``; the defaults are those of BERT and RoBERTa."""
 
     masking: MaskedLMMaskSection = field(default_factory=MaskedLMMaskSection)
-    """How the predicted positions are drawn."""
+    """Selects the mask sampler, which draws the predicted positions."""
 
     random_tokens: float = 0.1
     """Share of the predicted positions that get a random token instead of ``<mask>``."""
@@ -47,24 +50,17 @@ class MaskedLMConfig:
     num_special_tokens: int = 4
     """Smaller ids are never put in as random tokens."""
 
-    def __post_init__(self) -> None:
-        if min(self.random_tokens, self.kept_tokens) < 0.0 or self.random_tokens + self.kept_tokens > 1.0:
-            raise ValueError(
-                "`random_tokens` and `kept_tokens` must be at least 0 and at most 1 together, but are "
-                f"{self.random_tokens} and {self.kept_tokens}."
-            )
+    @override
+    def validate(self) -> ValidationResult:
+        return report(check_shares(self.random_tokens, self.kept_tokens))
 
 
-class MaskedLMCriterion(ComparisonCriterion):
+class MaskedLMCriterion(ComparisonCriterion[MaskedLMConfig]):
     """The objective of BERT; owns the head."""
 
     modality = Modality.TEXT
     metric_names = ("accuracy", "masked_fraction")
     head: LMHead
-
-    def __init__(self, config: MaskedLMConfig, sampler: MaskSampler) -> None:
-        super().__init__(sampler)
-        self.config = config
 
     @override
     def build_head(self, model: Data2VecModel) -> None:
@@ -94,30 +90,28 @@ class MaskedLMCriterion(ComparisonCriterion):
         :param corrupted: (N, S) what the model sees; None = drawn likewise.
         """
         tokens = batch.inputs
-        keys = self.draw_keys(batch, step)
-        _, masked = self.draw_masks(keys, model.frontend(), batch, tokens.size(1), batch.padding_mask, mask)
+        views = draw_views(self.sampler, step, batch, tokens.size(1), batch.padding_mask, mask=mask)
         if corrupted is None:
-            corrupted = self._corrupt(tokens, masked, keys)
+            corrupted = self._corrupt(tokens, views)
 
-        x = select_tokens(model.extract_features(corrupted, batch.padding_mask).x, masked)
+        x = select_tokens(model.extract_features(corrupted, batch.padding_mask).x, views.masked)
         embedding = model.frontend().local_encoder
         assert isinstance(embedding, TokenEmbedding)
         # (N, K, V) -> (N·K, V)
         logits = self.head(x, embedding.embed_tokens.weight).flatten(0, 1).float()
-        targets = tokens.gather(1, masked).flatten()
+        targets = tokens.gather(1, views.masked).flatten()
         loss = F.cross_entropy(logits, targets, reduction="sum")
 
         metrics = {
             "accuracy": (logits.detach().argmax(dim=-1) == targets).float().mean(),
-            "masked_fraction": torch.tensor(masked.size(1) / tokens.size(1)),
+            "masked_fraction": torch.tensor(views.masked.size(1) / tokens.size(1)),
         }
 
-        return LossOutput(loss, masked.numel(), metrics)
+        return LossOutput(loss, views.masked.numel(), metrics)
 
-    def _corrupt(self, tokens: Tensor, masked: Tensor, keys: Tensor) -> Tensor:
+    def _corrupt(self, tokens: Tensor, views: Views) -> Tensor:
         """(N, S): ``<mask>``, a random or the original token at the predicted positions."""
-        config = self.config
-        mask = torch.zeros_like(tokens, dtype=torch.bool).scatter_(1, masked, True)
+        config, mask = self.config, views.mask
         vocab_size = self.head.bias.numel()
         # `<mask>` is no word; where it is not the last of the vocabulary, fairseq takes the chance.
         end = vocab_size - 1 if self.mask_idx == vocab_size - 1 else vocab_size
@@ -126,7 +120,7 @@ class MaskedLMCriterion(ComparisonCriterion):
             tokens.masked_fill(mask, self.mask_idx),
             tokens,
             mask,
-            keys,
+            views.keys,
             words=(config.num_special_tokens, end),
             random_share=config.random_tokens,
             kept_share=config.kept_tokens,

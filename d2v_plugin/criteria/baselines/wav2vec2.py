@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import IntEnum
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from fairseq2.models.wav2vec2.vector_quantizer import GumbelWav2Vec2VectorQuantizer
+from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
-from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo
-from d2v_plugin.core.random import uniform
+from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views
+from d2v_plugin.core.random import Stream, uniform
+from d2v_plugin.core.validation import report
 from d2v_plugin.criteria.baselines.base import ComparisonCriterion
-from d2v_plugin.masking.base import MaskSampler, MaskSection
+from d2v_plugin.masking.spans_and_beit import SpanMaskSection
 from d2v_plugin.models.base import LocalFeatures
 from d2v_plugin.models.data2vec2.frontends.base import select_tokens
 from d2v_plugin.models.data2vec2.model import Data2VecModel
-
-
-class ContrastiveStream(IntEnum):
-    """Sequences of random numbers beside those of :class:`d2v_plugin.core.random.Stream`."""
-
-    DISTRACTORS = 32
-    GUMBEL = 33
+from d2v_plugin.models.statistics import mean_valid
 
 
 @dataclass(kw_only=True)
-class SpanMaskSection(MaskSection):
-    """Selects the mask sampler; published are spans of 10 frames that would cover 65 % if they did not overlap."""
-
-    name: str = "span"
-
-
-@dataclass(kw_only=True)
-class Wav2Vec2Config:
+class Wav2Vec2Config(Validatable):
     """Settings of ``wav2vec2``; the defaults are those of the base model on Librispeech."""
 
     masking: SpanMaskSection = field(default_factory=SpanMaskSection)
-    """How the masks are drawn."""
+    """Selects the mask sampler; published are spans of 10 frames that would cover 65 % if they did not overlap."""
 
     num_codebooks: int = 2
     """G: groups of the quantiser."""
@@ -67,7 +55,7 @@ class Wav2Vec2Config:
     """Other masked frames of the same utterance that each target is told from, drawn with replacement."""
 
     logit_temperature: float = 0.1
-    """What cosine similarities are divided by."""
+    """Divisor of the cosine similarities."""
 
     diversity_weight: float = 0.1
     """Weight of the diversity loss. Its perplexity is that of one forward pass, as published: it depends on the batch."""
@@ -78,22 +66,25 @@ class Wav2Vec2Config:
     feature_dropout: float = 0.1
     """Dropout of the local features, on their ways to the encoder and to the quantiser."""
 
-    def __post_init__(self) -> None:
-        for name in ("num_codebooks", "num_entries", "num_distractors"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
-        if self.quantized_dim % self.num_codebooks:
-            raise ValueError(
-                f"`quantized_dim` must be a multiple of `num_codebooks` ({self.num_codebooks}), but is {self.quantized_dim}."
-            )
-        for name in ("max_temperature", "min_temperature", "logit_temperature"):
-            if getattr(self, name) <= 0.0:
-                raise ValueError(f"`{name}` must be greater than 0, but is {getattr(self, name)}.")
+    @override
+    def validate(self) -> ValidationResult:
+        dim, groups = self.quantized_dim, self.num_codebooks
+        counts = {name: getattr(self, name) for name in ("num_codebooks", "num_entries", "num_distractors")}
+        temperatures = {name: getattr(self, name) for name in ("max_temperature", "min_temperature", "logit_temperature")}
+
+        return report(
+            *((count < 1, f"`{name}` must be at least 1, but is {count}.") for name, count in counts.items()),
+            (
+                groups > 0 and dim % groups != 0,
+                f"`quantized_dim` must be a multiple of `num_codebooks` ({groups}), but is {dim}.",
+            ),
+            *((value <= 0.0, f"`{name}` must be greater than 0, but is {value}.") for name, value in temperatures.items()),
+        )
 
 
 @dataclass
 class Quantized:
-    """What the quantiser made of N·K frames."""
+    """Output of the quantiser for N·K frames."""
 
     x: Tensor
     """(N, K, Q) the chosen entries, those of the codebooks side by side."""
@@ -102,13 +93,13 @@ class Quantized:
     """(N, K, G) the number of the chosen entry of each codebook."""
 
     prob_perplexity: Tensor
-    """How many entries are likely over the frames, of at most G·V."""
+    """Number of entries that are likely over the frames, of at most G·V."""
 
     code_perplexity: Tensor
-    """How many entries are the most likely one, of at most G·V."""
+    """Number of entries that are the most likely one, of at most G·V."""
 
 
-class Wav2Vec2Criterion(ComparisonCriterion):
+class Wav2Vec2Criterion(ComparisonCriterion[Wav2Vec2Config]):
     """The objective of wav2vec 2.0; owns mask embedding, quantiser and projections.
 
     The quantiser is fairseq2's in parameters and initialisation. Its ``forward`` is not used: it counts its calls, which are
@@ -120,10 +111,6 @@ class Wav2Vec2Criterion(ComparisonCriterion):
         *("contrastive_loss", "diversity_loss", "features_penalty"),
         *("accuracy", "prob_perplexity", "code_perplexity", "temperature", "masked_fraction"),
     )
-
-    def __init__(self, config: Wav2Vec2Config, sampler: MaskSampler) -> None:
-        super().__init__(sampler)
-        self.config = config
 
     @override
     def build_head(self, model: Data2VecModel) -> None:
@@ -158,30 +145,30 @@ class Wav2Vec2Criterion(ComparisonCriterion):
         :param distractors: (N, K, L) from 0 to K - 1, which masked frames of the same utterance; None = drawn likewise.
         :param gumbel_noise: (N, K, G, V); None = drawn likewise.
         """
-        config, frontend, keys = self.config, model.frontend(), self.draw_keys(batch, step)
+        config, frontend = self.config, model.frontend()
 
         raw = frontend.encode_local(batch.inputs)
         local = frontend.project_local(raw, batch.padding_mask)
-        length, padding_mask = local.x.size(1), local.padding_mask
-        _, masked = self.draw_masks(keys, frontend, batch, length, padding_mask, mask)
+        views = self.draw_views(model, batch, local, step, mask)
+        masked = views.masked
         if distractors is None:
-            distractors = draw_distractors(keys, masked.size(1), config.num_distractors)
+            distractors = draw_distractors(views.keys, masked.size(1), config.num_distractors)
 
-        x = self._encode_masked(model, local, masked)
+        x = self._encode_masked(model, local, views)
         predictions = self.prediction_proj(select_tokens(x, masked))
 
         assert isinstance(frontend.project_features, nn.Sequential)
         features = self.dropout(frontend.project_features[:2](raw))  # normalised, not yet projected
-        quantized = self.quantize(select_tokens(features, masked), keys, step.number, gumbel_noise)
+        quantized = self.quantize(select_tokens(features, masked), views.keys, step.number, gumbel_noise)
         targets = self.target_proj(quantized.x)
 
         num_targets, num_entries = masked.numel(), config.num_codebooks * config.num_entries
-        logits = self._compare(predictions, targets, quantized.codes, distractors)
+        logits = self.compare(predictions, targets, quantized.codes, distractors)
         terms = {
             "contrastive_loss": F.cross_entropy(logits, logits.new_zeros(num_targets, dtype=torch.int64), reduction="sum"),
             # Statistics of the batch, not of a target: they count as often as there are targets, which the trainer divides by.
             "diversity_loss": (1 - quantized.prob_perplexity / num_entries) * num_targets * config.diversity_weight,
-            "features_penalty": _mean_square(raw, padding_mask) * masked.size(1) * config.feature_penalty,
+            "features_penalty": _mean_square(raw, local.padding_mask) * masked.size(1) * config.feature_penalty,
         }
 
         metrics = {name: term.detach() / num_targets for name, term in terms.items()}
@@ -189,10 +176,10 @@ class Wav2Vec2Criterion(ComparisonCriterion):
         metrics["prob_perplexity"] = quantized.prob_perplexity.detach()
         metrics["code_perplexity"] = quantized.code_perplexity
         metrics["temperature"] = torch.tensor(self.temperature_at(step.number))
-        metrics["masked_fraction"] = torch.tensor(masked.size(1) / length)
+        metrics["masked_fraction"] = torch.tensor(masked.size(1) / local.x.size(1))
 
         # Targets are codes, whose perplexity is a metric.
-        observation = Observation(local.x.detach(), predictions=predictions.detach(), padding_mask=padding_mask)
+        observation = Observation(local.x.detach(), predictions=predictions.detach(), padding_mask=local.padding_mask)
 
         return LossOutput(torch.stack(list(terms.values())).sum(), num_targets, metrics, observation)
 
@@ -229,17 +216,13 @@ class Wav2Vec2Criterion(ComparisonCriterion):
 
         return Quantized(quantized, hard.argmax(dim=-1), _perplexity(logits.softmax(dim=-1)), _perplexity(likeliest))
 
-    def _encode_masked(self, model: Data2VecModel, local: LocalFeatures, masked: Tensor) -> Tensor:
+    def _encode_masked(self, model: Data2VecModel, local: LocalFeatures, views: Views) -> Tensor:
         """The encoder's output at full length, (N, S, D)."""
-        x = self.dropout(local.x)
-        mask = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device).scatter_(1, masked, True)
-        x = torch.where(mask.unsqueeze(-1), self.mask_embedding.to(x.dtype), x)
-        frontend = model.frontend()
-        tokens = frontend.contextualise(LocalFeatures(x, local.padding_mask))
+        local = replace(local, x=self.dropout(local.x))
 
-        return list(model.encode(tokens))[-1][0][:, frontend.num_extra_tokens :]
+        return model.encode_whole(model.mask_local(local, views.mask, self.mask_embedding.to(local.x.dtype))).x
 
-    def _compare(self, predictions: Tensor, targets: Tensor, codes: Tensor, distractors: Tensor) -> Tensor:
+    def compare(self, predictions: Tensor, targets: Tensor, codes: Tensor, distractors: Tensor) -> Tensor:
         """Cosine similarities of each prediction with its target, which comes first, and its distractors, in fp32.
 
         All pairs are compared at once: a small matrix product instead of gathering L vectors for every frame.
@@ -266,7 +249,7 @@ def draw_distractors(keys: Tensor, num_frames: int, count: int) -> Tensor:
     """
     if num_frames < 2:
         raise ValueError(f"At least 2 frames must be masked to tell them apart, but {num_frames} is; leave out shorter inputs.")
-    draws = uniform(keys, num_frames * count, stream=ContrastiveStream.DISTRACTORS).view(-1, num_frames, count)
+    draws = uniform(keys, num_frames * count, stream=Stream.DISTRACTORS).view(-1, num_frames, count)
     others = (draws * (num_frames - 1)).long()
 
     return others + (others >= torch.arange(num_frames, device=keys.device).view(-1, 1)).long()
@@ -275,7 +258,7 @@ def draw_distractors(keys: Tensor, num_frames: int, count: int) -> Tensor:
 def draw_gumbel(keys: Tensor, count: int) -> Tensor:
     """Draw (N, count) numbers from the standard Gumbel distribution."""
     # `uniform` has 24 bits; half of the smallest step keeps both logarithms finite.
-    draws = uniform(keys, count, stream=ContrastiveStream.GUMBEL).clamp_(min=2.0**-25)
+    draws = uniform(keys, count, stream=Stream.GUMBEL).clamp_(min=2.0**-25)
 
     return draws.log_().neg_().log_().neg_()
 
@@ -294,9 +277,4 @@ def _perplexity(probabilities: Tensor) -> Tensor:
 
 def _mean_square(x: Tensor, padding_mask: Tensor | None) -> Tensor:
     """Mean over the valid frames and channels of each sample, summed over samples, in fp32."""
-    squares = x.float().square().mean(dim=-1)
-    if padding_mask is None:
-        return squares.mean(dim=1).sum()
-    valid = (~padding_mask).float()
-
-    return ((squares * valid).sum(dim=1) / valid.sum(dim=1)).sum()
+    return mean_valid(x.float().square().mean(dim=-1), padding_mask).sum()

@@ -1,7 +1,4 @@
-"""The teacher of data2vec 1.0: the part of the model that is averaged, and its pass over whole samples.
-
-It is a copy of the student under the student's names, in which the modules that it shares with the student are None.
-"""
+"""The teacher of data2vec 1.0: the part of the model that is averaged, and its pass over whole samples."""
 
 from __future__ import annotations
 
@@ -12,55 +9,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2v_plugin.models.base import find_part
+from d2v_plugin.core.batch import Batch
+from d2v_plugin.criteria.distillation import Teacher
+from d2v_plugin.models.base import LocalFeatures, find_part
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model, TeacherScope
 from d2v_plugin.models.data2vec1.blocks import BlockOutput
 
 
-def copy_teacher(model: Data2Vec1Model, scope: TeacherScope) -> Data2Vec1Model:
-    """The student without what only predicts and what it shares with its teacher; frozen, in evaluation mode."""
-    left_out = [find_part(model, name) for name in model.head_modules]
-    if scope != "all":
-        left_out += [find_part(model, name) for name in model.local_modules]
-    if scope == "layers":
-        encoder = model.context_encoder
-        left_out += [find_part(encoder, name) for name in encoder.position_modules]
+class Data2Vec1Teacher(Teacher[Data2Vec1Model]):
+    """A copy of the student without what only predicts and what it shares with its teacher."""
 
-    # Parts that the copy leaves out are masked for the copying, which may be large.
-    memo: dict[int, Any] = {id(part): None for part in left_out}
-    teacher = copy.deepcopy(model, memo)
-    teacher.requires_grad_(False)
-    teacher.eval()
+    def __init__(self, model: Data2Vec1Model, scope: TeacherScope) -> None:
+        super().__init__()
+        self.scope = scope
+        left_out = [find_part(model, name) for name in model.head_modules]
+        if scope != "all":
+            left_out += [find_part(model, name) for name in model.local_modules]
+        if scope == "layers":
+            encoder = model.context_encoder
+            left_out += [find_part(encoder, name) for name in encoder.position_modules]
 
-    return teacher
+        # Parts that the copy leaves out are masked for the copying, which may be large.
+        memo: dict[int, Any] = {id(part): None for part in left_out}
+        copied = copy.deepcopy(model, memo)
+        # Both have the same children, so that the copy's are the teacher's under the student's names; the copy itself, which
+        # knows how they work together, is none (hence the tuple).
+        self._modules, self._parameters = copied._modules, copied._parameters
+        self._copied = (copied,)
+        self.requires_grad_(False)
+        self.eval()
 
+    @torch.no_grad()
+    def forward(
+        self, model: Data2Vec1Model, batch: Batch, local: LocalFeatures, *, context: Tensor | None = None
+    ) -> Iterator[BlockOutput]:
+        """Encode whole samples.
 
-@torch.no_grad()
-def run_teacher(
-    teacher: Data2Vec1Model,
-    model: Data2Vec1Model,
-    scope: TeacherScope,
-    *,
-    inputs: Tensor,
-    local: Tensor,
-    padding_mask: Tensor | None,
-    context: Tensor | None = None,
-) -> Iterator[BlockOutput]:
-    """Encode whole samples.
+        :param model: the student.
+        :param local: the student's local features, used unless the teacher has its own.
+        :param context: (N or 1, X + S, X + S), True = may attend; None = everything.
+        :returns: the output of one block after the other, extra tokens included.
+        """
+        (copied,) = self._copied
+        x = copied.embed(batch.inputs) if self.scope == "all" else local.x.detach()
+        positions = model if self.scope == "layers" else copied
 
-    :param model: the student.
-    :param local: the student's local features, used unless the teacher has its own.
-    :param padding_mask: (N, S)
-    :param context: (N or 1, X + S, X + S), True = may attend; None = everything.
-    :returns: the output of one block after the other, extra tokens included.
-    """
-    local = teacher.embed(inputs) if scope == "all" else local.detach()
-    positions = model if scope == "layers" else teacher
-
-    yield from teacher.context_encoder.run(positions.context_encoder.prepare(local, padding_mask, context))
-
-
-def teacher_pairs(teacher: Data2Vec1Model, model: Data2Vec1Model) -> Iterator[tuple[Tensor, Tensor]]:
-    """The teacher's parameters and the student's of the same names."""
-    for name, average in teacher.named_parameters():
-        yield average, model.get_parameter(name)
+        yield from copied.context_encoder.run(positions.context_encoder.prepare(x, local.padding_mask, context))

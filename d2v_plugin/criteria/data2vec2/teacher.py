@@ -1,4 +1,4 @@
-"""The teacher: the part of the model that is averaged, and its pass over whole samples."""
+"""The teacher of data2vec 2.0: the part of the model that is averaged, and its pass over whole samples."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self, override
 
 from d2v_plugin.core.batch import Batch
-from d2v_plugin.criteria.ema import update_average
+from d2v_plugin.criteria.distillation import Teacher
 from d2v_plugin.models.base import BlockList, LocalFeatures
 from d2v_plugin.models.data2vec2.frontends.base import Frontend
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
 TeacherScope = Literal["blocks", "context", "all"]
-"""Which modules the teacher has of its own; it shares the others with the student.
+"""Modules that the teacher has of its own; it shares the others with the student.
 
 ``blocks``: the shared Transformer (text). ``context``: also what follows the local features, that is positions, extra
 tokens, ALiBi scales, norm and prenet (speech). ``all``: the local encoder too (images).
 """
 
 
-class Teacher(nn.Module):
-    """Copies of the student's modules under the same names, frozen and always in evaluation mode."""
+class Data2Vec2Teacher(Teacher[Data2VecModel]):
+    """Copies of the shared blocks and of frontends, or parts of them."""
 
     def __init__(self, model: Data2VecModel, scope: dict[str, TeacherScope]) -> None:
         """
@@ -38,11 +37,6 @@ class Teacher(nn.Module):
         )
         self.requires_grad_(False)
         self.eval()
-
-    @override
-    def train(self, mode: bool = True) -> Self:
-        """The teacher does not drop out; a call changes nothing."""
-        return super().train(False)
 
     @torch.no_grad()
     def forward(self, model: Data2VecModel, batch: Batch, local: LocalFeatures) -> Iterator[tuple[Tensor, Tensor]]:
@@ -58,27 +52,12 @@ class Teacher(nn.Module):
             frontend = self.modality_encoders[name]  # type: ignore[assignment]
             if frontend.local_encoder is not None:
                 local = frontend.extract_local(batch.inputs, batch.padding_mask)
-        tokens = frontend.contextualise(local)
+        tokens = frontend.contextualize(local)
 
         x = tokens.x
         for block, bias in zip(self.blocks, tokens.biases, strict=True):
             x, tap = block(x, bias)
             yield x[:, frontend.num_extra_tokens :], tap[:, frontend.num_extra_tokens :]
-
-    @torch.no_grad()
-    def follow(self, model: Data2VecModel, decay: float) -> None:
-        """One step of the moving average; constants are copied."""
-        pairs = list(self.pairs(model))
-        moving = [(average, current) for average, current in pairs if current.requires_grad]
-        update_average((average for average, _ in moving), (current for _, current in moving), decay)
-        for average, current in pairs:
-            if not current.requires_grad:
-                average.copy_(current)
-
-    def pairs(self, model: Data2VecModel) -> Iterator[tuple[Tensor, Tensor]]:
-        """The teacher's parameters and the student's of the same names."""
-        for name, average in self.named_parameters():
-            yield average, model.get_parameter(name)
 
 
 def _copy_frontend(frontend: Frontend, scope: TeacherScope) -> Frontend:

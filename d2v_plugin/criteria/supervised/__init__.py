@@ -1,1 +1,0 @@
-"""Objectives of fine-tuning: a head on the encoder, trained on labels."""

@@ -1,4 +1,4 @@
-"""What all objectives of fine-tuning have in common: labels, freezing, predictions and scores."""
+"""Base of all objectives of fine-tuning: labels, freezing, predictions and scores."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import StepInfo
+from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.criteria.base import Criterion, ModelT
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.models.base import Features
@@ -23,11 +24,11 @@ class SupervisedConfig:
     """Settings of all objectives of fine-tuning."""
 
     freeze_frontend: bool = False
-    """Whether what turns raw input into local features (convolutions, patch or token embedding) keeps its weights."""
+    """Keep the weights of what turns raw input into local features (convolutions, patch or token embedding)."""
 
     freeze_updates: int = 0
-    """For how many updates the head alone is trained, from the start. The encoder does not move at all then: it has no gradient,
-    so that neither weight decay nor the optimizer's averages see it."""
+    """Updates, from the start, that train the head alone. The encoder does not move at all then: it has no gradient, so that
+    neither weight decay nor the optimizer's averages see it."""
 
 
 class SupervisedCriterion(Criterion[ModelT], Generic[ModelT]):
@@ -37,7 +38,11 @@ class SupervisedCriterion(Criterion[ModelT], Generic[ModelT]):
     """Names of the scores; each has a ``MetricDescriptor`` in :mod:`d2v_plugin.training`. The first is the main one."""
 
     def __init__(self, config: SupervisedConfig) -> None:
+        """
+        :raises ValueError: the settings are not valid.
+        """
         super().__init__()
+        ensure_valid(config)
         self.supervised = config
         self.labels: LabelSet | None = None
 
@@ -70,11 +75,11 @@ class SupervisedCriterion(Criterion[ModelT], Generic[ModelT]):
             return self.extract(model, batch, step)
 
     def extract(self, model: ModelT, batch: Batch, step: StepInfo | None) -> Features:
-        """What :meth:`encode` runs, which takes care of freezing; objectives that mask features in training override it."""
+        """Encode a batch, whether it is frozen or not; objectives that mask features in training override this."""
         return model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality)
 
     def is_frozen(self, step: StepInfo | None) -> bool:
-        """Whether the head alone is trained in this update."""
+        """Tell whether the head alone is trained in this update."""
         return step is not None and step.number <= self.supervised.freeze_updates
 
     @abstractmethod

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, StepInfo
+from d2v_plugin.core.validation import report
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.models.base import EncoderModel, Features
 from d2v_plugin.models.pooling import pool_tokens
 from d2v_plugin.scoring import scores
-from d2v_plugin.scoring.predictions import Prediction, Value
+from d2v_plugin.scoring.predictions import Prediction, Value, build_predictions
 
 ScoreName = Literal[
     "accuracy", "top5_accuracy", "f1", "accuracy_and_f1", "matthews", "pearson", "spearman", "pearson_and_spearman"
@@ -39,7 +41,7 @@ _NUM_BEST: Final = 5
 
 
 @dataclass(kw_only=True)
-class ClassificationConfig(SupervisedConfig):
+class ClassificationConfig(SupervisedConfig, Validatable):
     """Settings of ``classification``; the defaults are those of data2vec 2.0 on images."""
 
     pooling: Literal["mean", "cls"] = "mean"
@@ -61,15 +63,16 @@ class ClassificationConfig(SupervisedConfig):
     """This share of each target is spread evenly over all classes."""
 
     scores: list[ScoreName] = field(default_factory=lambda: ["accuracy"])
-    """What is computed of the predictions on labelled splits; ``f1`` is that of the class with index 1. Where labels are
-    numbers, ``pearson`` and ``spearman``."""
+    """Scores of the predictions on labelled splits; ``f1`` is that of the class with index 1. Where labels are numbers,
+    ``pearson`` and ``spearman``."""
 
-    def __post_init__(self) -> None:
-        for name in ("dropout", "label_smoothing"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"`{name}` must be at least 0 and less than 1, but is {getattr(self, name)}.")
-        if not self.scores:
-            raise ValueError("`scores` must name at least one score.")
+    @override
+    def validate(self) -> ValidationResult:
+        shares = {"dropout": self.dropout, "label_smoothing": self.label_smoothing}
+        return report(
+            *((not 0.0 <= x < 1.0, f"`{name}` must be at least 0 and less than 1, but is {x}.") for name, x in shares.items()),
+            (not self.scores, "`scores` must name at least one score."),
+        )
 
 
 class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
@@ -87,10 +90,8 @@ class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
     @override
     def set_labels(self, labels: LabelSet | None) -> None:
         super().set_labels(labels)
-        kind, wrong = "classes", [name for name in self.config.scores if (name in _OF_NUMBERS) == (labels is not None)]
-        if labels is None:
-            kind = "numbers"
-        if wrong:
+        kind = "numbers" if labels is None else "classes"
+        if wrong := [name for name in self.config.scores if (name in _OF_NUMBERS) == (labels is not None)]:
             raise ValueError(f"`scores` must not have {', '.join(wrong)}, because the labels are {kind}.")
         if labels is not None and len(labels) < 2:
             raise ValueError(f"The dataset has {len(labels)} class(es); a classifier needs two at least.")
@@ -105,17 +106,13 @@ class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
 
     def pooled_dim(self, model: EncoderModel) -> int:
         """The size of what :meth:`pool` returns for each sample."""
-        config: Any = model.config
-
-        return int(config.dim)
+        return model.config.dim
 
     def pool(self, features: Features) -> Tensor:
         """One vector per sample, (N, D)."""
         if self.config.pooling == "mean":
             return pool_tokens(features.x, features.padding_mask)
-        tokens = features.x if features.extra_tokens is None else features.extra_tokens
-
-        return tokens[:, 0] if features.extra_tokens is None else tokens[:, -1]
+        return features.x[:, 0] if features.extra_tokens is None else features.extra_tokens[:, -1]
 
     def compute_logits(self, model: EncoderModel, batch: Batch, step: StepInfo | None = None) -> Tensor:
         """(N, C) float32
@@ -132,36 +129,27 @@ class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
         if self.labels is None:
             return F.mse_loss(logits.squeeze(1), labels.to(logits.dtype), reduction="none")
         smoothing = self.config.label_smoothing if self.training else 0.0
-
         return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
     @override
     def forward(self, model: EncoderModel, batch: Batch, step: StepInfo) -> LossOutput:
         losses = self.compute_losses(self.compute_logits(model, batch, step), expect_labels(batch))
-
         return LossOutput(losses.sum(), len(losses))
 
     @override
     def predict(self, model: EncoderModel, batch: Batch) -> list[Prediction]:
         labels = batch.labels
         logits = self.compute_logits(model, batch)
-        if labels is None:
-            hypotheses = self.decide(logits).tolist()
-            return [Prediction(id, 0.0, 0, hypothesis, "") for id, hypothesis in zip(batch.ids.tolist(), hypotheses, strict=True)]
-        columns = (batch.ids, self.compute_losses(logits, labels), labels)
-        ids, losses, references = (column.tolist() for column in columns)
         hypotheses = self.decide(logits).tolist()
+        if labels is None:
+            return [Prediction(id, 0.0, 0, hypothesis, "") for id, hypothesis in zip(batch.ids.tolist(), hypotheses, strict=True)]
 
-        return [
-            Prediction(id, loss, 1, hypothesis, reference)
-            for id, loss, hypothesis, reference in zip(ids, losses, hypotheses, references, strict=True)
-        ]
+        return build_predictions(batch.ids, self.compute_losses(logits, labels), hypotheses, labels.tolist())
 
     def decide(self, logits: Tensor) -> Tensor:
         """(N, K) the best classes, the best one first; or (N,) numbers."""
         if self.labels is None:
             return logits.squeeze(1)
-
         return logits.topk(min(_NUM_BEST, logits.size(1)), dim=1).indices
 
     @override
@@ -172,7 +160,7 @@ class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
         hypotheses = [_first(prediction.hypothesis) for prediction in predictions]
         found = {name: _SCORES[name](hypotheses, references) for name in self.config.scores if name in _SCORES}
         if "top5_accuracy" in self.config.scores:
-            hits = [prediction.reference in _as_list(prediction.hypothesis) for prediction in predictions]
+            hits = [prediction.reference in cast(list[int], prediction.hypothesis) for prediction in predictions]
             found["top5_accuracy"] = sum(hits) / len(hits) if hits else float("nan")
 
         return {name: found[name] for name in self.config.scores}
@@ -182,12 +170,11 @@ class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
         best = _first(value)
         if isinstance(best, str):
             return best
-
         return f"{best:.4g}" if self.labels is None or not isinstance(best, int) else self.labels.names[best]
 
 
 class Head(nn.Module):
-    """What maps pooled features to logits."""
+    """Map from pooled features to logits."""
 
     def __init__(self, config: ClassificationConfig, dim: int, num_outputs: int) -> None:
         super().__init__()
@@ -209,7 +196,6 @@ class Head(nn.Module):
             x = self.norm(x)
         if self.dense is not None:
             x = self.dense(self.dropout(x)).tanh()
-
         return self.proj(self.dropout(x))  # type: ignore[no-any-return]
 
 
@@ -219,13 +205,8 @@ def expect_labels(batch: Batch) -> Tensor:
     """
     if batch.labels is None:
         raise RuntimeError("The batch has no labels. Choose a task that reads them, such as `image_classification`.")
-
     return batch.labels
 
 
 def _first(value: Value) -> str | int | float:
     return value[0] if isinstance(value, list) else value
-
-
-def _as_list(value: Value) -> list[Any]:
-    return value if isinstance(value, list) else [value]

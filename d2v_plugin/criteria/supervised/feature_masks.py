@@ -6,9 +6,7 @@ much as befits its own length, and what is drawn does not depend on its batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
 
 import torch
 from fairseq2.utils.validation import Validatable, ValidationResult
@@ -17,24 +15,14 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import StepInfo
-from d2v_plugin.core.random import gaussian, row_keys, uniform
-from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
+from d2v_plugin.core.random import Stream, gaussian, uniform
+from d2v_plugin.core.validation import report
 from d2v_plugin.models.base import EncoderModel, Features
-
-
-class _Stream(IntEnum):
-    """Sequences of random numbers beside those of :mod:`d2v_plugin.masking.base` and :mod:`d2v_plugin.masking.published`."""
-
-    FRAMES = 32
-    NUM_FRAME_SPANS = 33
-    CHANNELS = 34
-    NUM_CHANNEL_SPANS = 35
-    NOISE = 36
 
 
 @dataclass(kw_only=True)
 class FeatureMaskConfig(Validatable):
-    """Which features are hidden while a model is fine-tuned; the defaults are those of 100 hours of speech."""
+    """Features to hide while a model is fine-tuned; the defaults are those of 100 hours of speech."""
 
     probability: float = 0.65
     """The share of frames in spans if these did not overlap (they do: half of the frames or so); 0 = none."""
@@ -49,52 +37,19 @@ class FeatureMaskConfig(Validatable):
     """Length of a span of channels."""
 
     noise_std: float = 0.01
-    """What stands at masked frames in data2vec 2.0: Gaussian noise of this deviation; 0 = zeros (the original's ``zero_mask``).
-    In 1.0 it is the embedding learned in pre-training."""
+    """Deviation of the Gaussian noise at masked frames of data2vec 2.0; 0 = zeros (the original's ``zero_mask``). In 1.0 the
+    embedding learned in pre-training stands there."""
 
     @override
     def validate(self) -> ValidationResult:
-        result = ValidationResult()
-        for name in ("probability", "channel_probability"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                result.add_error(f"`{name}` must be at least 0 and less than 1, but is {getattr(self, name)}.")
-        for name in ("length", "channel_length"):
-            if getattr(self, name) < 1:
-                result.add_error(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
-        if self.noise_std < 0.0:
-            result.add_error(f"`noise_std` must not be negative, but is {self.noise_std}.")
+        shares = {"probability": self.probability, "channel_probability": self.channel_probability}
+        lengths = {"length": self.length, "channel_length": self.channel_length}
 
-        return result
-
-
-class MaskedFineTuning(SupervisedCriterion[EncoderModel]):
-    """Fine-tuning on recordings of which a part is hidden."""
-
-    def __init__(self, config: SupervisedConfig, masking: FeatureMaskConfig | None) -> None:
-        """:param masking: None = nothing is hidden."""
-        super().__init__(config)
-        self.masking = masking
-
-    @override
-    def build(self, model: EncoderModel) -> None:
-        if Modality.AUDIO not in model.config.frontends:
-            raise ValueError("the model has no frontend for `audio`; choose an arch that has one, such as `audio_base`.")
-        super().build(model)
-
-    @override
-    def unused_modules(self, model: EncoderModel) -> Sequence[str]:
-        unused = super().unused_modules(model)
-        if self.masking is None or self.masking.probability == 0.0:
-            return unused
-
-        return [name for name in unused if name != "mask_emb"]
-
-    @override
-    def extract(self, model: EncoderModel, batch: Batch, step: StepInfo | None) -> Features:
-        if step is None or self.masking is None:
-            return super().extract(model, batch, step)
-
-        return extract_masked(model, batch, step, self.masking)
+        return report(
+            *((not 0.0 <= x < 1.0, f"`{name}` must be at least 0 and less than 1, but is {x}.") for name, x in shares.items()),
+            *((x < 1, f"`{name}` must be at least 1, but is {x}.") for name, x in lengths.items()),
+            (self.noise_std < 0.0, f"`noise_std` must not be negative, but is {self.noise_std}."),
+        )
 
 
 def extract_masked(model: EncoderModel, batch: Batch, step: StepInfo, config: FeatureMaskConfig) -> Features:
@@ -103,7 +58,7 @@ def extract_masked(model: EncoderModel, batch: Batch, step: StepInfo, config: Fe
     :param model: with a frontend for audio.
     """
     local = model.extract_local(batch.inputs, batch.padding_mask, modality=Modality.AUDIO)
-    keys = row_keys(step.seed, step.number, batch.ids, num_views=1)
+    keys = step.keys(batch.ids)
     frames = draw_frame_mask(keys, local.x.size(1), local.padding_mask, config)
     fill = None if model.has_mask_embedding else _draw_noise(step, batch.ids, local.x, config.noise_std)
     local = model.mask_local(local, frames, fill)
@@ -114,7 +69,7 @@ def extract_masked(model: EncoderModel, batch: Batch, step: StepInfo, config: Fe
 def draw_frame_mask(keys: Tensor, num_frames: int, padding_mask: Tensor | None, config: FeatureMaskConfig) -> Tensor:
     """Choose the frames to hide.
 
-    :param keys: (N,) from :func:`d2v_plugin.core.random.row_keys`.
+    :param keys: (N,) from :meth:`d2v_plugin.core.contracts.StepInfo.keys`.
     :param padding_mask: (N, S), True = padding.
     :returns: (N, S), True = hidden; never padding, and never all of a recording.
     """
@@ -122,8 +77,8 @@ def draw_frame_mask(keys: Tensor, num_frames: int, padding_mask: Tensor | None, 
         lengths = torch.full((keys.size(0), 1), num_frames, device=keys.device)
     else:
         lengths = (~padding_mask).sum(dim=1, keepdim=True)
-    rounding = uniform(keys, 1, stream=_Stream.NUM_FRAME_SPANS)
-    ranks = uniform(keys, num_frames, stream=_Stream.FRAMES)
+    rounding = uniform(keys, 1, stream=Stream.NUM_FRAME_SPANS)
+    ranks = uniform(keys, num_frames, stream=Stream.FRAMES)
 
     return draw_spans(ranks, rounding, lengths, config.probability, config.length, at_least=int(config.probability > 0.0))
 
@@ -132,8 +87,8 @@ def hide_channels(x: Tensor, keys: Tensor, config: FeatureMaskConfig) -> Tensor:
     """Set spans of channels to zero in all frames of a recording: (N, S, D) -> (N, S, D)."""
     num_channels = x.size(-1)
     lengths = torch.full((keys.size(0), 1), num_channels, device=keys.device)
-    rounding = uniform(keys, 1, stream=_Stream.NUM_CHANNEL_SPANS)
-    ranks = uniform(keys, num_channels, stream=_Stream.CHANNELS)
+    rounding = uniform(keys, 1, stream=Stream.NUM_CHANNEL_SPANS)
+    ranks = uniform(keys, num_channels, stream=Stream.CHANNELS)
     channels = draw_spans(ranks, rounding, lengths, config.channel_probability, config.channel_length, at_least=0)
 
     return x.masked_fill(channels.unsqueeze(1), 0.0)
@@ -172,6 +127,5 @@ def _draw_noise(step: StepInfo, ids: Tensor, x: Tensor, std: float) -> Tensor:
     if std == 0.0:
         return x.new_zeros(())
     # Frames take the part of views.
-    keys = row_keys(step.seed, step.number, ids, num_views=x.size(1))
-
-    return (gaussian(keys, x.size(2), stream=_Stream.NOISE) * std).view(x.shape).to(x.dtype)
+    keys = step.keys(ids, num_views=x.size(1))
+    return (gaussian(keys, x.size(2), stream=Stream.FRAME_NOISE) * std).view(x.shape).to(x.dtype)

@@ -4,41 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from fairseq2.utils.validation import Validatable, ValidationResult
+from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, StepInfo
-from d2v_plugin.core.random import row_keys, uniform
+from d2v_plugin.core.random import Stream, uniform
+from d2v_plugin.core.validation import report
 from d2v_plugin.criteria.supervised.base import SupervisedConfig
-from d2v_plugin.criteria.supervised.feature_masks import FeatureMaskConfig, MaskedFineTuning
+from d2v_plugin.criteria.supervised.feature_masks import FeatureMaskConfig
+from d2v_plugin.criteria.supervised.frames import FrameCriterion
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.scoring.predictions import Prediction, Value
+from d2v_plugin.scoring.predictions import Prediction, Value, build_predictions
 from d2v_plugin.scoring.scores import mean_average_precision
 
 # The closest that a probability comes to 1: its complement must have a logarithm.
 _MAX_LOG_PROB = -1e-7
 
 
-class _Stream(IntEnum):
-    """Sequences of random numbers beside those of :mod:`d2v_plugin.criteria.supervised.feature_masks`."""
-
-    PARTNERS = 40
-    SHARES = 41
-
-
 @dataclass(kw_only=True)
-class AudioTaggingConfig(SupervisedConfig):
+class AudioTaggingConfig(SupervisedConfig, Validatable):
     """Settings of ``audio_tagging``; the defaults are the original's on AudioSet."""
 
     pooling: Literal["linear_softmax", "mean"] = "linear_softmax"
-    """How the probabilities of a tag at all frames become one: weighted by themselves, so that a short sound counts, or all
-    alike."""
+    """Weights of the probabilities of a tag at all frames: themselves, so that a short sound counts, or all alike."""
 
     dropout: float = 0.0
     """Dropout before the output layer."""
@@ -46,27 +41,26 @@ class AudioTaggingConfig(SupervisedConfig):
     masking: FeatureMaskConfig | None = field(
         default_factory=lambda: FeatureMaskConfig(probability=0.6, length=5, channel_probability=0.0)
     )
-    """What is hidden in training; None = nothing."""
+    """Features to hide in training; None = nothing."""
 
     mixup: float | None = 0.5
     """Each recording is mixed with another one of its batch; its share is drawn between this and 1. None = no mixing."""
 
-    def __post_init__(self) -> None:
-        if self.mixup is not None and not 0.0 <= self.mixup < 1.0:
-            raise ValueError(f"`mixup` must be at least 0 and less than 1, but is {self.mixup}.")
+    @override
+    def validate(self) -> ValidationResult:
+        wrong = self.mixup is not None and not 0.0 <= self.mixup < 1.0
+        return report((wrong, f"`mixup` must be at least 0 and less than 1, but is {self.mixup}."))
 
 
-class AudioTaggingCriterion(MaskedFineTuning):
+class AudioTaggingCriterion(FrameCriterion):
     """A linear layer gives the probability of each tag at each frame; pooled, they are compared with the tags by binary
     cross-entropy, summed over tags and recordings and counted by recordings. The original counts tags, which scales gradients."""
 
     score_names = ("mean_average_precision",)
-    head: nn.Linear
 
     def __init__(self, config: AudioTaggingConfig) -> None:
-        super().__init__(config, config.masking)
+        super().__init__(config, dropout=config.dropout, masking=config.masking)
         self.config = config
-        self.dropout = nn.Dropout(config.dropout)
 
     @override
     def set_labels(self, labels: LabelSet | None) -> None:
@@ -77,48 +71,36 @@ class AudioTaggingCriterion(MaskedFineTuning):
     @override
     def build(self, model: EncoderModel) -> None:
         super().build(model)
-        assert self.labels is not None
-        with torch.device(next(model.parameters()).device):
-            self.head = nn.Linear(model.config.dim, len(self.labels))
+        # The original's starts as PyTorch's linear layers do.
+        self.head.reset_parameters()
 
     def compute_log_probs(self, model: EncoderModel, batch: Batch, step: StepInfo | None = None) -> Tensor:
         """(N, C) the logarithm of each tag's probability, float32, less than 0."""
-        features = self.encode(model, batch, step)
-        logits = self.head(self.dropout(features.x)).float()
         pool = pool_linear_softmax if self.config.pooling == "linear_softmax" else pool_mean
-
-        return pool(logits, features.padding_mask)
+        return pool(*self.compute_logits(model, batch, step))
 
     @override
     def forward(self, model: EncoderModel, batch: Batch, step: StepInfo) -> LossOutput:
         if self.config.mixup is not None:
             batch = mix_recordings(batch, step, self.config.mixup)
         losses = _compute_losses(self.compute_log_probs(model, batch, step), _expect_tags(batch))
-
         return LossOutput(losses.sum(), batch.num_examples)
 
     @override
     def predict(self, model: EncoderModel, batch: Batch) -> list[Prediction]:
         tags = _expect_tags(batch)
         log_probs = self.compute_log_probs(model, batch)
-        columns = (batch.ids, _compute_losses(log_probs, tags), log_probs.exp(), tags)
-
-        return [
-            Prediction(id, loss, 1, probs, reference)
-            for id, loss, probs, reference in zip(*(column.tolist() for column in columns), strict=True)
-        ]
+        return build_predictions(batch.ids, _compute_losses(log_probs, tags), log_probs.exp().tolist(), tags.tolist())
 
     @override
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         probs, tags = ([cast(Any, getattr(row, side)) for row in predictions] for side in ("hypothesis", "reference"))
-
         return {"mean_average_precision": mean_average_precision(probs, tags)}
 
     @override
     def format(self, value: Value) -> str:
         """The tags that are at least as likely as not, or that apply."""
         assert self.labels is not None and isinstance(value, list)
-
         return ";".join(name for name, share in zip(self.labels.names, value, strict=True) if share >= 0.5)
 
 
@@ -129,17 +111,15 @@ def pool_linear_softmax(logits: Tensor, padding_mask: Tensor | None) -> Tensor:
     :param padding_mask: (N, S), True = padding.
     :returns: (N, C), less than 0.
     """
-    log_probs = _mask_frames(torch.nn.functional.logsigmoid(logits), padding_mask)
+    log_probs = _mask_frames(F.logsigmoid(logits), padding_mask)
     pooled = (2 * log_probs).logsumexp(dim=1) - log_probs.logsumexp(dim=1)
-
     return pooled.clamp(max=_MAX_LOG_PROB)
 
 
 def pool_mean(logits: Tensor, padding_mask: Tensor | None) -> Tensor:
     """Mean of the probabilities, as logarithm; shapes as in :func:`pool_linear_softmax`."""
     num_frames = logits.size(1) if padding_mask is None else (~padding_mask).sum(dim=1, keepdim=True)
-    log_probs = _mask_frames(torch.nn.functional.logsigmoid(logits), padding_mask)
-
+    log_probs = _mask_frames(F.logsigmoid(logits), padding_mask)
     return (log_probs.logsumexp(dim=1) - torch.as_tensor(num_frames, device=logits.device).log()).clamp(max=_MAX_LOG_PROB)
 
 
@@ -151,11 +131,11 @@ def mix_recordings(batch: Batch, step: StepInfo, least: float) -> Batch:
     """
     if batch.num_examples < 2:
         return batch
-    keys = row_keys(step.seed, step.number, batch.ids, num_views=1)
-    order = uniform(keys, 1, stream=_Stream.PARTNERS).squeeze(1).argsort(stable=True)
+    keys = step.keys(batch.ids)
+    order = uniform(keys, 1, stream=Stream.PARTNERS).squeeze(1).argsort(stable=True)
     partners = torch.empty_like(order).scatter_(0, order, order.roll(1))
     # (N, 1)
-    shares = least + (1.0 - least) * uniform(keys, 1, stream=_Stream.SHARES)
+    shares = least + (1.0 - least) * uniform(keys, 1, stream=Stream.SHARES)
 
     inputs = shares * batch.inputs + (1.0 - shares) * batch.inputs[partners]
     inputs = inputs / (shares**2 + (1.0 - shares) ** 2).sqrt()
@@ -172,12 +152,10 @@ def _mask_frames(log_probs: Tensor, padding_mask: Tensor | None) -> Tensor:
 def _compute_losses(log_probs: Tensor, tags: Tensor) -> Tensor:
     """(N,) binary cross-entropy, summed over the tags."""
     log_complements = (-log_probs.expm1()).log()
-
     return -(tags * log_probs + (1.0 - tags) * log_complements).sum(dim=1)
 
 
 def _expect_tags(batch: Batch) -> Tensor:
     if batch.labels is None or batch.labels.dim() != 2:
         raise RuntimeError("The batch has no tags. Set `task.name: audio_classification` and `task.config.tags: true`.")
-
     return batch.labels

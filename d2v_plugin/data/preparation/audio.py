@@ -7,12 +7,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import soundfile
+from typing_extensions import Unpack
 
-from d2v_plugin.data.audio import AudioConfig, Recording, measure, read_recording
+from d2v_plugin.data.audio import AudioReadingConfig, Recording, measure, read_recording
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.files import Location
 from d2v_plugin.data.preparation.common import Report
-from d2v_plugin.data.preparation.files import Inspected, Source, find_files, prepare_files
+from d2v_plugin.data.preparation.files import FileOptions, FoundFile, Inspected, find_files, prepare_files
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au"})
 _COLUMNS = ("path", "size", "label", "start", "rate", "mean", "variance")
@@ -24,14 +25,10 @@ def prepare_audio(
     *,
     labels: str | None,
     transcripts: str | None = None,
-    valid_percent: float,
-    seed: int,
-    shard_size: int | None,
-    workers: int | None,
     sample_rate: int,
     segment_seconds: float | None,
     fairseq: bool,
-    reread: bool = False,
+    **options: Unpack[FileOptions],
 ) -> Report:
     """Write an audio dataset.
 
@@ -39,11 +36,10 @@ def prepare_audio(
     :param sample_rate: the rate that need not be mentioned.
     :param segment_seconds: cut longer recordings into equal segments of at most this; None = do not.
     :param fairseq: write path and number of samples only.
-    :param reread: also read what the last run into the same folder has read, and what has not changed since.
     """
     report = Report()
 
-    def inspect(source: Source) -> Inspected:
+    def inspect(source: FoundFile) -> Inspected:
         info = soundfile.info(str(source.path))
         if not info.frames:
             raise SampleError("The recording is empty.")
@@ -72,23 +68,17 @@ def prepare_audio(
         report,
         settings={"kind": "audio", "sample_rate": sample_rate, "segment_seconds": segment_seconds, "fairseq": fairseq},
         columns=_COLUMNS,
-        plain=_COLUMNS,
-        valid_percent=valid_percent,
-        seed=seed,
-        shard_size=shard_size,
-        workers=workers,
-        reread=reread,
         declare_classes=transcripts is None,
+        **options,
     )
 
     return report
 
 
-def _inspect_segment(source: Source, start: int, end: int, rate: int, *, whole: bool) -> dict[str, object]:
+def _inspect_segment(source: FoundFile, start: int, end: int, rate: int, *, whole: bool) -> dict[str, object]:
     """Read it as training would, which finds damage and gives the statistics."""
     recording = Recording(Location(str(source.path)), end - start, start, is_segment=not whole, rate=rate)
-    mean, variance = measure(read_recording(recording, AudioConfig(sample_rate=rate, normalize=False)))
-
+    mean, variance = measure(read_recording(recording, AudioReadingConfig(sample_rate=rate, normalize=False)))
     return {
         "size": end - start,
         "start": None if whole else start,

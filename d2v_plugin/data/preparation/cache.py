@@ -1,4 +1,4 @@
-"""What the last run found, so that an update reads only what is new or has changed."""
+"""Findings of the last run, so that an update reads only what is new or has changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from d2v_plugin.data.preparation.common import write_atomically
+from d2v_plugin.core.storage import write_atomically
 
 _FILE: Final = "known.txt"
 
@@ -17,7 +17,7 @@ _VERSION: Final = 1
 """To be raised when something else is found in the same files."""
 
 
-class Known:
+class InspectionCache:
     """Facts about files, each as long as the file keeps its path, its size and the time of its last change.
 
     They lie beside the manifests, with a checksum over them, the version and the settings they depend on: when one is not what
@@ -36,9 +36,8 @@ class Known:
         self._new: dict[str, str] = {}
 
     def find(self, path: Path, stamp: str) -> Any:
-        """What is known of a file; None = nothing, or its stamp was another."""
+        """Facts about a file; None = nothing is known, or its stamp was another."""
         entry = self._old.get(_digest(str(path)), "")
-
         return json.loads(entry.removeprefix(stamp)) if entry.startswith(stamp) else None
 
     def remember(self, path: Path, stamp: str, facts: object) -> None:
@@ -46,13 +45,12 @@ class Known:
         self._new[_digest(str(path))] = stamp + json.dumps(facts)
 
     def count_kept(self) -> int:
-        """How many files are as they were in the last run."""
+        """Count the files that are as they were in the last run."""
         return sum(self._old.get(key) == entry for key, entry in self._new.items())
 
     def digest(self, files: Iterable[tuple[str, Path]]) -> str:
         """A digest of names and files, in this order, with the files' stamps and facts; all must have been remembered."""
         keys = [(name, _digest(str(path))) for name, path in files]
-
         return _digest("\n".join(f"{name}\t{key}\t{self._new[key]}" for name, key in keys))
 
     def save(self) -> None:
@@ -66,7 +64,6 @@ class Known:
             return {}
         if seal != _digest(self._settings + entries):
             return {}
-
         return dict(line.split("\t", 1) for line in entries.splitlines())
 
 
@@ -76,7 +73,6 @@ def read_stamp(path: Path) -> str:
     :raises OSError: there is no such file.
     """
     status = os.stat(path)
-
     return f"{status.st_size}\t{status.st_mtime_ns}\t"
 
 

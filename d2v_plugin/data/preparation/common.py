@@ -1,4 +1,4 @@
-"""What preparing any dataset takes: splitting, writing, and saying what was found."""
+"""Steps of preparing any dataset: splitting, writing, and saying what was found."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from fairseq2.recipe.error import RecipeError
 from rich.console import Console
 from rich.progress import track
 
+from d2v_plugin.core.storage import write_atomically
+
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
@@ -25,7 +27,7 @@ _REPORT = "report.json"
 
 @dataclass
 class Report:
-    """What was found and what was dropped; ends up as ``report.json`` and on the screen."""
+    """Account of what was found and dropped; ends up as ``report.json`` and on the screen."""
 
     splits: dict[str, dict[str, float]] = field(default_factory=dict)
     """Totals of each split."""
@@ -64,7 +66,6 @@ class Report:
 def choose_split(name: str, valid_percent: float, seed: int) -> str:
     """``train`` or ``valid``, from the name alone: what was in a split stays there when files are added."""
     digest = hashlib.blake2b(f"{seed}\0{name}".encode("utf-8", errors="surrogateescape"), digest_size=8).digest()
-
     return VALID if int.from_bytes(digest, "little") < valid_percent / 100 * (1 << 64) else TRAIN
 
 
@@ -114,14 +115,6 @@ def write_manifest(
     write_atomically(path, "\n".join(lines) + "\n")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file at once, so that a run that opens it never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-    temporary.replace(path)
-
-
 def parse_size(text: str) -> int:
     """``500M`` or ``1G`` or a plain number of bytes.
 
@@ -131,5 +124,4 @@ def parse_size(text: str) -> int:
     number = text[:-1] if text[-1:].upper() in units else text
     if not number.isdecimal() or int(number) == 0:
         raise RecipeError(f"`{text}` is no size; write for example 500M or 1G.")
-
     return int(number) * units.get(text[-1].upper(), 1)

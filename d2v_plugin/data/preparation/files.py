@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from fairseq2.recipe.error import RecipeError
+from typing_extensions import NotRequired, Unpack
 
 from d2v_plugin.data.bad_samples import SampleError
-from d2v_plugin.data.preparation.cache import Known, read_stamp
+from d2v_plugin.data.preparation.cache import InspectionCache, read_stamp
 from d2v_plugin.data.preparation.common import (
     TRAIN,
     VALID,
@@ -27,7 +29,7 @@ FOLDERS = "folders"
 
 
 @dataclass(frozen=True)
-class Source:
+class FoundFile:
     """A file that was found."""
 
     root: Path
@@ -63,17 +65,36 @@ class Inspected:
     """Whole numbers to add up over all files, exactly."""
 
 
-Inspect = Callable[[Source], Inspected]
+Inspect = Callable[[FoundFile], Inspected]
 
 
-def find_files(roots: Sequence[Path], suffixes: Collection[str], labels: str | None, report: Report) -> list[Source]:
+class FileOptions(TypedDict):
+    """Options of preparing files of any kind."""
+
+    valid_percent: float
+    """Share of the files to hold out."""
+
+    seed: int
+    """Another one holds out other files."""
+
+    shard_size: int | None
+    """Bytes of the archives to pack into; None = leave files where they are."""
+
+    workers: int | None
+    """Threads; None = one for each processor."""
+
+    reread: NotRequired[bool]
+    """Also read what the last run into the same folder has read, and what has not changed since."""
+
+
+def find_files(roots: Sequence[Path], suffixes: Collection[str], labels: str | None, report: Report) -> list[FoundFile]:
     """Find all files with one of ``suffixes`` below the roots, sorted.
 
     :param labels: a file of lines ``path<TAB>label``, or ``folders``: the first folder below the root is the class.
     :raises RecipeError: a root is no folder, or the file of labels cannot be used.
     """
     table = _read_labels(Path(labels)) if labels is not None and labels != FOLDERS else None
-    found: list[Source] = []
+    found: list[FoundFile] = []
     for root in roots:
         if not root.is_dir():
             raise RecipeError(f"{root} is no folder.")
@@ -85,9 +106,9 @@ def find_files(roots: Sequence[Path], suffixes: Collection[str], labels: str | N
                 report.dropped.append((name, f"the kind `{Path(name).suffix}` is not read"))
             elif labels == FOLDERS:
                 folder, _, rest = name.partition("/")
-                found.append(Source(root.absolute(), name, folder if rest else None))
+                found.append(FoundFile(root.absolute(), name, folder if rest else None))
             else:
-                found.append(Source(root.absolute(), name, None if table is None else table.get(name)))
+                found.append(FoundFile(root.absolute(), name, None if table is None else table.get(name)))
     if labels is not None and (unlabelled := [source for source in found if source.label is None]):
         report.dropped += [(source.name, "it has no label") for source in unlabelled]
         found = [source for source in found if source.label is not None]
@@ -117,36 +138,32 @@ def _read_labels(path: Path) -> Mapping[str, str]:
 
 
 def prepare_files(
-    sources: Sequence[Source],
+    sources: Sequence[FoundFile],
     out: Path,
     inspect: Inspect,
     report: Report,
     *,
     settings: Mapping[str, object],
     columns: Sequence[str],
-    plain: Sequence[str],
-    valid_percent: float,
-    seed: int,
-    shard_size: int | None,
-    workers: int | None,
-    reread: bool,
     declare_classes: bool = True,
+    **options: Unpack[FileOptions],
 ) -> Mapping[str, int]:
     """Inspect all files and write manifests, perhaps shards, and the report.
 
     :param inspect: a function of the file and of ``settings``; not called for files that were usable in the last run and have
         not changed. What was broken then is tried again: it costs little, and the reason may have been a disk or a right.
-    :param columns: all columns rows may have, in the order to write them; those that no row fills are left out.
-    :param plain: the columns a manifest has when it declares none.
-    :param reread: inspect all files.
+    :param columns: all columns rows may have, in the order that needs no declaration; those that no row fills are left out.
     :param declare_classes: labels are names of classes, not transcripts.
     :returns: the sums of what was inspected.
     :raises RecipeError: a split would be empty; nothing is written then.
     """
-    known = Known(out, settings, reread=reread)
-    results = work_in_parallel(lambda source: _try(inspect, source, known), sources, workers=workers, title="Inspecting")
+    valid_percent, seed, shard_size = options["valid_percent"], options["seed"], options["shard_size"]
+    cache = InspectionCache(out, settings, reread=options.get("reread", False))
+    results = work_in_parallel(
+        lambda source: _try(inspect, source, cache), sources, workers=options["workers"], title="Inspecting"
+    )
     splits, sums = _sort(sources, results, report, valid_percent, seed)
-    report.num_kept = known.count_kept()
+    report.num_kept = cache.count_kept()
     refuse_empty_splits({split: len(found) for split, found in splits.items()}, report, valid_percent)
     report.splits = {split: report.splits[split] for split in splits if splits[split]}
 
@@ -157,19 +174,19 @@ def prepare_files(
         if found:
             places = None
             if shard_size is not None:
-                places = pack(split, [(source.name, source.path) for source, _ in found], out, shard_size, known)
-            _write_split(out / f"{split}.tsv", found, places, columns=columns, plain=plain, classes=classes)
-    known.save()
+                places = pack(split, [(source.name, source.path) for source, _ in found], out, shard_size, cache)
+            _write_split(out / f"{split}.tsv", found, places, columns=columns, classes=classes)
+    cache.save()
     report.save(out)
 
     return sums
 
 
 def _sort(
-    sources: Sequence[Source], results: Iterable[Inspected | str], report: Report, valid_percent: float, seed: int
-) -> tuple[dict[str, list[tuple[Source, Rows]]], Counter[str]]:
+    sources: Sequence[FoundFile], results: Iterable[Inspected | str], report: Report, valid_percent: float, seed: int
+) -> tuple[dict[str, list[tuple[FoundFile, Rows]]], Counter[str]]:
     """Sort files into splits, and count in the report what they are; returns the splits and the sums."""
-    splits: dict[str, list[tuple[Source, Rows]]] = {TRAIN: [], VALID: []}
+    splits: dict[str, list[tuple[FoundFile, Rows]]] = {TRAIN: [], VALID: []}
     counts: dict[str, Counter[object]] = {}
     sums: Counter[str] = Counter()
     for source, result in zip(sources, results, strict=True):
@@ -189,26 +206,25 @@ def _sort(
     return splits, sums
 
 
-def _try(inspect: Inspect, source: Source, known: Known) -> Inspected | str:
-    """What was found, or why the file cannot be used."""
+def _try(inspect: Inspect, source: FoundFile, cache: InspectionCache) -> Inspected | str:
+    """Inspect a file, unless it is known; returns why it cannot be used instead if it cannot."""
     try:
         stamp = read_stamp(source.path)
-        facts = known.find(source.path, stamp)
+        facts = cache.find(source.path, stamp)
         inspected = inspect(source) if facts is None else Inspected(**facts)
     except (SampleError, OSError, RuntimeError, ValueError) as error:
         return " ".join(str(error).split()) or type(error).__name__
-    known.remember(source.path, stamp, asdict(inspected))
+    cache.remember(source.path, stamp, asdict(inspected))
 
     return inspected
 
 
 def _write_split(
     path: Path,
-    found: Sequence[tuple[Source, Rows]],
+    found: Sequence[tuple[FoundFile, Rows]],
     places: Sequence[str] | None,
     *,
     columns: Sequence[str],
-    plain: Sequence[str],
     classes: Sequence[str],
 ) -> None:
     """:param places: (found,) where each file lies in shards; None = where it was found."""
@@ -220,6 +236,6 @@ def _write_split(
         {"path": name, "label": source.label, **row} for name, (source, rows) in zip(names, found, strict=True) for row in rows
     ]
     filled = [column for column in columns if any(row.get(column) is not None for row in table)]
-    is_plain = filled == list(plain[: len(filled)])
+    is_plain = filled == list(columns[: len(filled)])
     fields = [["" if row.get(column) is None else row[column] for column in filled] for row in table]
     write_manifest(path, roots if places is None else ["."], None if is_plain else filled, fields, classes=classes)

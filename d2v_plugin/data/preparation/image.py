@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
 from d2v_plugin.data.files import Location
 from d2v_plugin.data.image import decode
 from d2v_plugin.data.preparation.common import Report
-from d2v_plugin.data.preparation.files import Inspected, Source, find_files, prepare_files
+from d2v_plugin.data.preparation.files import FileOptions, FoundFile, Inspected, find_files, prepare_files
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"})
 _COLUMNS = ("path", "label")
@@ -24,26 +25,18 @@ def prepare_images(
     out: Path,
     *,
     labels: str | None,
-    valid_percent: float,
-    seed: int,
-    shard_size: int | None,
-    workers: int | None,
-    reread: bool = False,
+    **options: Unpack[FileOptions],
 ) -> Report:
-    """Write an image dataset; the report has the values for ``task.config.image.mean`` and ``std``.
-
-    :param reread: also read what the last run into the same folder has read, and what has not changed since.
-    """
+    """Write an image dataset; the report has the values for ``task.config.image.mean`` and ``std``."""
     report = Report()
 
-    def inspect(source: Source) -> Inspected:
+    def inspect(source: FoundFile) -> Inspected:
         image = decode(Location(str(source.path)))
         height, width = image.shape[-2:]
         pixels = image.flatten(1).long()
         moments = torch.stack([torch.full((3,), height * width), pixels.sum(1), pixels.square().sum(1)])
         size = min(height, width)
         power = 1 << (size.bit_length() - 1)
-
         return Inspected(
             [{}],
             facts={"kinds": source.path.suffix.lower(), "shorter side": f"{power} to {2 * power - 1}"},
@@ -52,20 +45,7 @@ def prepare_images(
         )
 
     sources = find_files(roots, SUFFIXES, labels, report)
-    sums = prepare_files(
-        sources,
-        out,
-        inspect,
-        report,
-        settings={"kind": "image"},
-        columns=_COLUMNS,
-        plain=_COLUMNS,
-        valid_percent=valid_percent,
-        seed=seed,
-        shard_size=shard_size,
-        workers=workers,
-        reread=reread,
-    )
+    sums = prepare_files(sources, out, inspect, report, settings={"kind": "image"}, columns=_COLUMNS, **options)
     # Of any size: whole numbers.
     moments = np.array([sums[name] for name in _MOMENTS], dtype=object).reshape(3, 3)
     mean, square = ((moments[power] / moments[0]).astype(np.float64) / 255**power for power in (1, 2))

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestDataset, TextManifest
 from d2v_plugin.data.image import decode
-from d2v_plugin.data.manifest import Manifest, Problems
+from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.preparation.audio import SUFFIXES as AUDIO_SUFFIXES
+from d2v_plugin.data.problems import Problems
 from d2v_plugin.data.text import SENTENCEPIECE_FILE, VOCABULARY_FILE, Tokenizer, TokenStream, Vocabulary
 
 _NUM_ROWS = 5
@@ -68,7 +69,6 @@ def _guess_family(path: Path) -> type[ManifestDataset]:
 def _describe_audio(manifest: Manifest) -> list[str]:
     rates = manifest.integers("rate")
     seconds = manifest.integers("size") / np.where(rates > 0, rates, 16_000)
-
     return [f"total: {seconds.sum() / 3600:,.2f} hours", *_draw_histogram(seconds, "seconds")]
 
 
@@ -76,7 +76,6 @@ def _describe_text(manifest: Manifest) -> list[str]:
     vocabulary = Vocabulary.load(manifest.path.parent)
     stream = TokenStream(manifest, vocabulary)
     sample = Tokenizer(manifest.path.parent / SENTENCEPIECE_FILE).decode(stream.read(0, min(60, len(stream))).tolist())
-
     return [
         f"total: {len(stream):,} tokens of a vocabulary of {vocabulary.size:,}",
         f"begins: {sample}",
@@ -88,7 +87,6 @@ def _describe_images(manifest: Manifest) -> list[str]:
     """Sizes of images are in their files: of a large manifest a thousand are looked at, evenly spread."""
     rows = np.unique(np.linspace(0, len(manifest) - 1, min(len(manifest), _NUM_DECODED)).astype(np.int64))
     sides = [min(decode(manifest.location(int(row))).shape[-2:]) for row in rows]
-
     return [f"sizes of {len(rows):,} images:", *_draw_histogram(np.array(sides, dtype=np.float64), "pixels, shorter side")]
 
 
@@ -98,5 +96,4 @@ def _draw_histogram(values: NDArray[np.float64], unit: str) -> list[str]:
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
         bar = "█" * round(_BAR * count / counts.max())
         lines.append(f"  {low:>12,.4g} … {high:<12,.4g} {count:>10,} {bar}".rstrip())
-
     return lines

@@ -26,7 +26,7 @@ from d2v_plugin.data.preparation.common import (
     show_progress,
     write_manifest,
 )
-from d2v_plugin.data.text import BEGINNING, END, PADDING, SENTENCEPIECE_FILE, UNKNOWN, Tokenizer, Tokens
+from d2v_plugin.data.text import BEGINNING, END, PADDING, SENTENCEPIECE_FILE, UNKNOWN, TokenIds, Tokenizer
 
 _MAX_TRAINING_LINES = 5_000_000
 _CHUNK = 1000
@@ -141,7 +141,7 @@ class TokenWriter:
         self._tokens: BinaryIO | None = None
         self._index: BinaryIO | None = None
 
-    def add(self, lines: Sequence[Tokens], label: str | None) -> None:
+    def add(self, lines: Sequence[TokenIds], label: str | None) -> None:
         """Append a document: its lines end with ``</s>``, and so does the document."""
         if self._tokens is None or self._index is None:
             self._tokens, self._index = self._path.open("wb"), self._path.with_suffix(".idx").open("wb")

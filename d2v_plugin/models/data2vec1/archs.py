@@ -13,14 +13,8 @@ from typing import Any, Final
 from d2v_plugin.models.data2vec1.config import AudioConfig, Data2Vec1ModelConfig, ImageConfig, TextConfig
 
 _LARGE: Final[dict[str, Any]] = {"dim": 1024, "ffn_dim": 4096, "depth": 24, "num_heads": 16}
-_TINY: Final[dict[str, Any]] = {
-    "dim": 96,
-    "ffn_dim": 384,
-    "depth": 4,
-    "num_heads": 4,
-    "dropout": 0.0,
-    "attention_dropout": 0.0,
-}
+_NO_DROPOUT: Final[dict[str, Any]] = {"dropout": 0.0, "attention_dropout": 0.0}
+_TINY: Final[dict[str, Any]] = {"dim": 96, "ffn_dim": 384, "depth": 4, "num_heads": 4, **_NO_DROPOUT}
 
 
 def audio_base() -> Data2Vec1ModelConfig:
@@ -34,7 +28,6 @@ def audio_large() -> Data2Vec1ModelConfig:
 def audio_tiny() -> Data2Vec1ModelConfig:
     conv_layers = [(32, 10, 5), *[(32, 3, 2)] * 4, *[(32, 2, 2)] * 2]
     audio = AudioConfig(conv_layers=conv_layers, position_width=15, position_groups=8)
-
     return replace(audio_large(), audio=audio, **_TINY)
 
 
@@ -62,17 +55,5 @@ def vision_tiny() -> Data2Vec1ModelConfig:
     return replace(vision_base(), image=ImageConfig(image_size=32, patch_size=4, layer_scale=0.1), drop_path=0.0, **_TINY)
 
 
-ARCHS: Final[dict[str, Callable[[], Data2Vec1ModelConfig]]] = {
-    arch.__name__: arch
-    for arch in (
-        audio_base,
-        audio_large,
-        audio_tiny,
-        text_base,
-        text_large,
-        text_tiny,
-        vision_base,
-        vision_large,
-        vision_tiny,
-    )
-}
+_ALL = (audio_base, audio_large, audio_tiny, text_base, text_large, text_tiny, vision_base, vision_large, vision_tiny)
+ARCHS: Final[dict[str, Callable[[], Data2Vec1ModelConfig]]] = {arch.__name__: arch for arch in _ALL}

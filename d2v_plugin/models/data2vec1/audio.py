@@ -25,7 +25,6 @@ from d2v_plugin.models.waveforms import WaveformEncoder, build_position_blocks, 
 class Data2VecAudioModel(Data2Vec1Model):
     """(N, T) samples at 16 kHz -> (N, S, D), 50 frames a second with the standard convolutions."""
 
-    has_mask_embedding = True
     frontend_modules = ("feature_extractor",)
     prediction_modules = head_modules = ("final_proj", "mask_emb")
     local_modules = ("feature_extractor", "layer_norm", "post_extract_proj")
@@ -51,7 +50,6 @@ class Data2VecAudioModel(Data2Vec1Model):
     @override
     def embed(self, inputs: Tensor) -> Tensor:
         x = scale_gradient(self.feature_extractor, inputs, self.local_grad_scale)
-
         return self.post_extract_proj(self.layer_norm(x))  # type: ignore[no-any-return]
 
     @override
@@ -59,12 +57,7 @@ class Data2VecAudioModel(Data2Vec1Model):
         x = self.input_dropout(local.x)
         if mask is not None:
             x = torch.where(mask.unsqueeze(-1), self.mask_emb.to(x.dtype), x)
-
         return replace(local, x=x)
-
-    @override
-    def predict(self, x: Tensor) -> Tensor:
-        return x if self.final_proj is None else self.final_proj(x)
 
     @override
     def output_length(self, input_length: int, modality: Modality | None = None) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Modality
-from d2v_plugin.models.base import BlockList, EncoderModel, Features, LocalFeatures, split_extra
+from d2v_plugin.models.base import BlockList, EncoderModel, Features, LocalFeatures, find_part, split_extra
 from d2v_plugin.models.data2vec1.blocks import BlockOutput
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig
 
@@ -31,14 +31,14 @@ embedding and CLS token (images in the authors' BEiT repository).
 
 
 class EncoderInput(NamedTuple):
-    """What the blocks start from."""
+    """Input of the blocks."""
 
     x: Tensor
     """(N, X + S, D): extra tokens, then embeddings with positions."""
 
     bias: Tensor | None
-    """What all blocks take as attention bias: added to the logits if floating, selects the keys to attend to if boolean;
-    broadcasts to (N, H, X + S, X + S)."""
+    """The attention bias of all blocks: added to the logits if floating, selects the keys to attend to if boolean; broadcasts to
+    (N, H, X + S, X + S)."""
 
 
 class Encoder(nn.Module, ABC):
@@ -93,6 +93,10 @@ class Data2Vec1Model(EncoderModel):
     encoder_name: ClassVar[str] = "encoder"
     """The submodule that is the :attr:`context_encoder`."""
 
+    head_name: ClassVar[str] = "final_proj"
+    """The submodule that predicts; there may be none."""
+
+    has_mask_embedding = True
     num_extra_tokens: ClassVar[int] = 0
 
     local_modules: ClassVar[Sequence[str]]
@@ -118,7 +122,6 @@ class Data2Vec1Model(EncoderModel):
     @override
     def blocks_of(self, modality: Modality) -> Sequence[nn.Module]:
         self.resolve_modality(modality)
-
         return list(self.blocks)
 
     @override
@@ -126,7 +129,6 @@ class Data2Vec1Model(EncoderModel):
         own = self.config.modality
         if modality is not None and modality is not own:
             raise ValueError(f"The model is for `{own.value}`, but `modality` is `{modality.value}`.")
-
         return own
 
     @override
@@ -135,16 +137,16 @@ class Data2Vec1Model(EncoderModel):
     ) -> LocalFeatures:
         modality = self.resolve_modality(modality)
         x = self.embed(inputs)
-
         return LocalFeatures(x, self.downsample_padding(padding_mask, x.size(1) - self.num_extra_tokens), modality)
 
     @abstractmethod
     def embed(self, inputs: Tensor) -> Tensor:
         """Encode every frame or patch by itself: (N, X + S, D). Text has no such step: its ids (N, S) are returned."""
 
-    @abstractmethod
     def predict(self, x: Tensor) -> Tensor:
         """Predict targets from the encoder's output, both (..., D)."""
+        head = find_part(self, self.head_name)
+        return head(x) if isinstance(head, nn.Module) else x
 
     @override
     def output_length(self, input_length: int, modality: Modality | None = None) -> int:
@@ -157,13 +159,11 @@ class Data2Vec1Model(EncoderModel):
     def encode(self, local: LocalFeatures) -> Iterator[BlockOutput]:
         """Run the student's encoder over masked or whole samples."""
         encoder = self.context_encoder
-
         return encoder.run(encoder.prepare(local.x, local.padding_mask))
 
     @override
     def encode_whole(self, local: LocalFeatures) -> Features:
         layers = [output.block for output in self.encode(local)]
-
         return split_extra(self.context_encoder.finish(layers[-1]), local.padding_mask, layers, self.num_extra_tokens)
 
 

@@ -20,11 +20,11 @@ from d2v_plugin.models.base import BlockList
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, ImageConfig
 
 BlockFeature = Literal["ffn", "ffn_residual", "block", "attention"]
-"""What of a block can be a target; the fields of :class:`BlockOutput`."""
+"""Part of a block that can be a target; a field of :class:`BlockOutput`."""
 
 
 class BlockOutput(NamedTuple):
-    """What one block computes, each (N, S, D)."""
+    """Results of one block, each (N, S, D)."""
 
     block: Tensor
     """The output of the block."""
@@ -57,7 +57,6 @@ class MultiheadAttention(nn.Module):
         :param bias: True = attend to this key; broadcasts to (N, H, S, S).
         """
         q, k, v = (_split_heads(proj(x), self.num_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
-
         return self.out_proj(_attend(q, k, v, bias, self.attention_dropout if self.training else 0.0))  # type: ignore[no-any-return]
 
 
@@ -83,11 +82,7 @@ class PostNormBlock(nn.Module):
         skipped = x
         attention = self.self_attn(x, bias)
         x = x + self.dropout(attention)
-        if self.activation_dropout.p > 0.0:
-            x = self.self_attn_layer_norm(x)
-            ffn = self.fc2(self.activation_dropout(F.gelu(self.fc1(x))))
-        else:
-            x, ffn = norm_two_layers(x, self.self_attn_layer_norm, self.fc1, self.fc2)
+        x, ffn = norm_two_layers(x, self.self_attn_layer_norm, self.fc1, self.fc2, self.activation_dropout)
         ffn_residual = x + self.dropout(ffn)
         x = self.final_layer_norm(ffn_residual)
 
@@ -170,9 +165,7 @@ class BeitBlock(nn.Module):
         x = self.dropout(x)
         if gamma is not None:
             x = gamma * x
-        dropped: Tensor = stochastic_depth(x, self.drop_path, mode="row", training=self.training)
-
-        return dropped
+        return stochastic_depth(x, self.drop_path, mode="row", training=self.training)  # type: ignore[no-any-return]
 
 
 def build_post_norm_blocks(config: Data2Vec1ModelConfig) -> BlockList:
@@ -183,13 +176,12 @@ def build_post_norm_blocks(config: Data2Vec1ModelConfig) -> BlockList:
 def build_beit_blocks(config: Data2Vec1ModelConfig, image: ImageConfig) -> BlockList:
     """The Transformer of a vision model; stochastic depth goes linearly from 0 to ``drop_path``."""
     rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
-
     return BlockList(BeitBlock(config, image, drop_path=rate) for rate in rates)
 
 
 def table_size(image: ImageConfig) -> int:
     """Rows of a table of relative positions: all offsets of two patches, CLS to patch, patch to CLS, CLS to CLS."""
-    return int((2 * (image.image_size // image.patch_size) - 1) ** 2 + 3)
+    return int((2 * (image.side) - 1) ** 2 + 3)
 
 
 def _split_heads(x: Tensor, num_heads: int) -> Tensor:

@@ -113,13 +113,6 @@ class Data2Vec1ModelConfig(EncoderConfig):
     targets. Ours acts as if nothing followed the sample."""
 
     @property
-    @override
-    def frontends(self) -> dict[Modality, AudioConfig | TextConfig | ImageConfig]:
-        candidates = {Modality.TEXT: self.text, Modality.AUDIO: self.audio, Modality.IMAGE: self.image}
-
-        return {modality: config for modality, config in candidates.items() if config is not None}
-
-    @property
     def modality(self) -> Modality:
         """The modality of the model."""
         return next(iter(self.frontends))
@@ -141,9 +134,7 @@ class Data2Vec1ModelConfig(EncoderConfig):
 
     @override
     def count_layers(self) -> int:
-        waveform_layers = 0 if self.audio is None else self.audio.position_depth + len(self.audio.conv_layers)
-
-        return self.depth + self.head_layers + waveform_layers
+        return self.depth + self.head_layers + (0 if self.audio is None else self.audio.num_convolutions)
 
     @override
     def without_prediction(self) -> Self:

@@ -13,6 +13,7 @@ from d2v_plugin.models.data2vec1.blocks import BeitBlock
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig
 from d2v_plugin.models.data2vec1.text import Data2VecTextModel
 from d2v_plugin.models.data2vec1.vision import Data2VecVisionModel, cut_normal_
+from d2v_plugin.models.initialization import initialize_as_bert
 
 
 def create_model(config: Data2Vec1ModelConfig) -> Data2Vec1Model:
@@ -35,24 +36,12 @@ def create_model(config: Data2Vec1ModelConfig) -> Data2Vec1Model:
 
 
 def initialize(model: Data2Vec1Model) -> None:
-    """Apply the original's initialisation: BEiT's of images, BERT's of speech and text."""
+    """Apply the original's initialisation: BEiT's (images), or BERT's of the encoder, while the rest keeps PyTorch's."""
     if isinstance(model, Data2VecVisionModel):
         _initialize_as_beit(model)
-    else:
-        _initialize_as_bert(model.get_submodule("encoder"))
-
-
-def _initialize_as_bert(encoder: nn.Module) -> None:
-    """Text: of everything; convolutions, projections and heads of speech keep PyTorch's."""
-    for module in encoder.modules():
-        match module:
-            case nn.Linear():
-                nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-            case nn.Embedding():
-                nn.init.normal_(module.weight, std=0.02)
-                if module.padding_idx is not None and not module.weight.is_meta:
-                    nn.init.zeros_(module.weight[module.padding_idx])
+        return
+    for module in model.get_submodule("encoder").modules():
+        initialize_as_bert(module)
 
 
 def _initialize_as_beit(model: Data2VecVisionModel) -> None:

@@ -19,10 +19,10 @@ from d2v_plugin.models.tokens import TokenEmbedding
 class Data2VecTextModel(Data2Vec1Model):
     """Token ids (N, S) -> (N, S, D)."""
 
-    has_mask_embedding = True
     encoder_name = "encoder.sentence_encoder"
+    head_name = "encoder.regression_head"
     frontend_modules = ("encoder.sentence_encoder.embed_tokens", "encoder.sentence_encoder.embed_positions")
-    prediction_modules = head_modules = ("encoder.regression_head",)
+    prediction_modules = head_modules = (head_name,)
     local_modules = ()
 
     def __init__(self, config: Data2Vec1ModelConfig, text: TextConfig) -> None:
@@ -45,10 +45,6 @@ class Data2VecTextModel(Data2Vec1Model):
     @override
     def mask_local(self, local: LocalFeatures, mask: Tensor | None, fill: Tensor | None = None) -> LocalFeatures:
         return local if mask is None else replace(local, x=local.x.masked_fill(mask, self.mask_idx))
-
-    @override
-    def predict(self, x: Tensor) -> Tensor:
-        return self.encoder["regression_head"](x) if self.config.head_layers > 0 else x
 
 
 class SentenceEncoder(TokenEmbedding, Encoder):

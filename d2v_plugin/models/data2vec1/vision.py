@@ -28,7 +28,6 @@ class Data2VecVisionModel(Data2Vec1Model):
     """(N, C, H, W) -> (N, S, D), S patches row by row."""
 
     num_extra_tokens = 1
-    has_mask_embedding = True
     frontend_modules = ("patch_embed",)
     prediction_modules = ("final_proj", "mask_emb")
     head_modules = (*prediction_modules, "encoder.norm")
@@ -69,13 +68,8 @@ class Data2VecVisionModel(Data2Vec1Model):
         return replace(local, x=torch.where(F.pad(mask, (1, 0)).unsqueeze(-1), self.mask_emb, local.x))
 
     @override
-    def predict(self, x: Tensor) -> Tensor:
-        return x if self.final_proj is None else self.final_proj(x)
-
-    @override
     def downsample_padding(self, padding_mask: Tensor | None, length: int) -> Tensor | None:
         refuse_padding(padding_mask)
-
         return None
 
 
@@ -96,7 +90,6 @@ class VisionEncoder(Encoder):
     def prepare(self, local: Tensor, padding_mask: Tensor | None = None, context: Tensor | None = None) -> EncoderInput:
         mask = attention_mask(padding_mask, context)
         table = None if self.rel_pos_bias is None else self.rel_pos_bias.relative_position_bias_table
-
         return EncoderInput(local, self._add_table(table, mask))
 
     @override
@@ -116,7 +109,6 @@ class VisionEncoder(Encoder):
             return mask
         # (P, H) -> (H, 1 + S, 1 + S)
         bias = table[relative_positions(self.side, table.device)].permute(2, 0, 1)
-
         return bias if mask is None else bias.masked_fill(~mask, -torch.inf)
 
 

@@ -67,13 +67,11 @@ def _image(*, prenet_depth: int, decoder: DecoderConfig, image_size: int = 224, 
 def image_base() -> Data2VecConfig:
     decoder = DecoderConfig(dim=768, num_groups=16, kernel_size=3, num_layers=6, input_dropout=0.0)
     image = _image(prenet_depth=2, decoder=decoder)
-
     return Data2VecConfig(image=image, dim=768, depth=10, num_heads=12, norm_eps=1e-6, **_NO_DROPOUT)
 
 
 def image_large() -> Data2VecConfig:
     decoder = DecoderConfig(dim=1024, num_groups=16, kernel_size=5, num_layers=3, input_dropout=0.0)
-
     return replace(image_base(), image=_image(prenet_depth=0, decoder=decoder), dim=1024, depth=24, num_heads=16)
 
 
@@ -84,20 +82,17 @@ def image_huge16() -> Data2VecConfig:
 def image_huge14() -> Data2VecConfig:
     config = image_huge16()
     assert config.image is not None
-
     return replace(config, image=replace(config.image, patch_size=14))
 
 
 def image_tiny() -> Data2VecConfig:
     decoder = DecoderConfig(dim=64, num_groups=8, kernel_size=3, num_layers=3, input_dropout=0.0)
     image = _image(prenet_depth=1, decoder=decoder, image_size=32, patch_size=4)
-
     return replace(image_base(), image=image, **_TINY | {"depth": 3})
 
 
 def text_base() -> Data2VecConfig:
     decoder = DecoderConfig(dim=768, num_groups=1, kernel_size=9, num_layers=5, residual=False, projection_layers=2)
-
     return Data2VecConfig(text=TextFrontendConfig(decoder=decoder), dim=768, depth=12, num_heads=12)
 
 
@@ -110,7 +105,6 @@ def text_tiny() -> Data2VecConfig:
         dim=64, num_groups=1, kernel_size=9, num_layers=2, input_dropout=0.0, residual=False, projection_layers=2
     )
     text = TextFrontendConfig(vocab_size=2000, max_positions=128, dropout=0.0, decoder=decoder)
-
     return Data2VecConfig(text=text, **_TINY)
 
 

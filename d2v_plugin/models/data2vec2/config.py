@@ -9,7 +9,6 @@ from typing import Literal
 from fairseq2.utils.validation import ValidationResult
 from typing_extensions import Self, override
 
-from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.validation import report
 from d2v_plugin.models.base import EncoderConfig
 from d2v_plugin.models.patches import PatchConfig
@@ -114,10 +113,11 @@ class ImageFrontendConfig(PatchConfig, FrontendConfig):
     """Square images cut into square patches, with fixed 2-D sine-cosine positions."""
 
     embed_dim: int | None = None
-    """Output channels of the patch embedding; if different from the model's ``dim``, a linear layer follows."""
+    """Output channels of the patch embedding; if different from the model's ``dim``, a linear layer follows. Only
+    conversions of foreign checkpoints set it."""
 
     fixed_positions: bool = True
-    """Add sine-cosine positions to the patches."""
+    """Add sine-cosine positions to the patches; only conversions of foreign checkpoints set it."""
 
 
 @dataclass(kw_only=True)
@@ -201,17 +201,6 @@ class Data2VecConfig(EncoderConfig):
     original_padding: bool = False
     """Reproduce the original's handling of padding, which lets padded positions change valid ones (README, differences)."""
 
-    @property
-    @override
-    def frontends(self) -> dict[Modality, FrontendConfig]:
-        candidates: dict[Modality, FrontendConfig | None] = {
-            Modality.TEXT: self.text,
-            Modality.AUDIO: self.audio,
-            Modality.IMAGE: self.image,
-        }
-
-        return {modality: config for modality, config in candidates.items() if config is not None}
-
     @override
     def validate(self) -> ValidationResult:
         return report(
@@ -221,12 +210,13 @@ class Data2VecConfig(EncoderConfig):
 
     @override
     def count_layers(self) -> int:
-        decoders = [self.shared_decoder, *(frontend.decoder for frontend in self.frontends.values())]
+        frontends: list[FrontendConfig] = list(self.frontends.values())
+        decoders = [self.shared_decoder, *(frontend.decoder for frontend in frontends)]
 
         return (
             self.depth
-            + sum(frontend.prenet_depth for frontend in self.frontends.values())
-            + (0 if self.audio is None else self.audio.position_depth + len(self.audio.conv_layers))
+            + sum(frontend.prenet_depth for frontend in frontends)
+            + (0 if self.audio is None else self.audio.num_convolutions)
             + sum(decoder.num_layers + decoder.projection_layers for decoder in decoders if decoder is not None)
         )
 

@@ -84,7 +84,6 @@ class Block(nn.Module):
         """The residual connection, with dropout and stochastic depth of what is added."""
         if self.drop_path == 0.0:
             return add_dropped(x, branch, dropout)
-
         return x + stochastic_depth(dropout(branch), self.drop_path, mode="row", training=self.training)  # type: ignore[no-any-return]
 
 
@@ -92,7 +91,6 @@ def build_blocks(config: Data2VecConfig, depth: int, *, drop_path: tuple[float, 
     """A stack of ``depth`` blocks whose stochastic depth goes linearly from the first to the second rate."""
     start, end = drop_path
     rates = [start + (end - start) * i / max(1, depth - 1) for i in range(depth)]
-
     return BlockList(Block(config, drop_path=rate, layer_drop=layer_drop) for rate in rates)
 
 
@@ -120,7 +118,6 @@ class ContextEncoder(nn.Module):
             x = self._normalize(x)
         for block, bias in zip(self.blocks, biases, strict=True):
             x, _ = block(x, bias)
-
         return self._normalize(x) if self.norm_first else x
 
     def _normalize(self, x: Tensor) -> Tensor:

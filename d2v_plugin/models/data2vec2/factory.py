@@ -9,6 +9,7 @@ from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.frontends.audio import AudioFrontend
 from d2v_plugin.models.data2vec2.frontends.image import ImageFrontend
 from d2v_plugin.models.data2vec2.model import Data2VecModel
+from d2v_plugin.models.initialization import initialize_as_bert, normal
 from d2v_plugin.models.patches import PatchEmbedding
 
 
@@ -27,19 +28,10 @@ def create_model(config: Data2VecConfig) -> Data2VecModel:
 def initialize(model: Data2VecModel, *, mae_init: bool = False) -> None:
     """Apply BERT's initialisation, then what the modalities do differently; convolutions keep PyTorch's unless named here."""
     for module in model.modules():
-        match module:
-            case nn.Linear() if mae_init:
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            case nn.Linear():
-                nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-            case nn.Embedding():
-                nn.init.normal_(module.weight, std=0.02)
-                if module.padding_idx is not None and not module.weight.is_meta:
-                    nn.init.zeros_(module.weight[module.padding_idx])
-            case PatchEmbedding():
-                nn.init.xavier_uniform_(module["proj"].get_parameter("weight").flatten(1))
+        if isinstance(module, PatchEmbedding):
+            nn.init.xavier_uniform_(module["proj"].get_parameter("weight").flatten(1))
+        else:
+            initialize_as_bert(module, nn.init.xavier_uniform_ if mae_init else normal)
 
     for frontend in model.modality_encoders.values():
         if isinstance(frontend, AudioFrontend) and frontend.project_features is not None:

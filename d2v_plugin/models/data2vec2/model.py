@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.contracts import Views
 from d2v_plugin.layers.dropout import Dropout
 from d2v_plugin.models.base import EncoderModel, Features, LocalFeatures, split_extra
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.decoder import ConvDecoder
 from d2v_plugin.models.data2vec2.encoder import build_blocks
 from d2v_plugin.models.data2vec2.frontends.audio import AudioFrontend
-from d2v_plugin.models.data2vec2.frontends.base import Frontend, Tokens, select_tokens
+from d2v_plugin.models.data2vec2.frontends.base import Frontend, Tokens, fill_in, select_tokens
 from d2v_plugin.models.data2vec2.frontends.image import ImageFrontend
 from d2v_plugin.models.data2vec2.frontends.text import TextFrontend
 
@@ -58,14 +59,12 @@ class Data2VecModel(EncoderModel):
         if mask is None:
             return local
         assert fill is not None
-
         return replace(local, x=torch.where(mask.unsqueeze(-1), fill, local.x))
 
     @override
     def encode_whole(self, local: LocalFeatures) -> Features:
         frontend = self.frontend(local.modality)
-        layers = [x for x, _ in self.encode(frontend.contextualise(local))]
-
+        layers = [x for x, _ in self.encode(frontend.contextualize(local))]
         return split_extra(layers[-1], local.padding_mask, layers, frontend.num_extra_tokens)
 
     def encode(self, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
@@ -81,37 +80,22 @@ class Data2VecModel(EncoderModel):
                 x = self.norm(x)
             yield x, tap
 
-    def encode_views(self, frontend: Frontend, local: LocalFeatures, kept: Tensor, masked: Tensor) -> Tensor:
-        """The student's pass over M views of each sample.
-
-        :param kept: (N·M, K) positions of the kept tokens.
-        :param masked: (N·M, S - K) the other positions.
-        :returns: (N·M, X + K, D)
-        """
-        tokens = frontend.contextualise(local, kept, masked)
-
+    def encode_views(self, local: LocalFeatures, views: Views) -> Tensor:
+        """The student's pass over M views of each sample, of which it sees the kept tokens: (N·M, X + K, D)."""
+        tokens = self.frontend(local.modality).contextualize(local, views)
         return list(self.encode(tokens))[-1][0]
 
-    def decode(
-        self, decoder: ConvDecoder, x: Tensor, kept: Tensor, masked: Tensor, noise: Tensor, padding_mask: Tensor | None
-    ) -> Tensor:
+    def decode(self, decoder: ConvDecoder, x: Tensor, views: Views, noise: Tensor) -> Tensor:
         """Predict the masked tokens.
 
         :param x: (N·M, K, D) the encoder's output at the kept tokens, extra tokens removed.
         :param noise: (N·M, S - K, D) what stands at the masked tokens.
-        :param padding_mask: (N·M, S)
         :returns: (N·M, S - K, D)
         """
-        x = decoder.input_dropout(x)
+        x = fill_in(views, decoder.input_dropout(x), noise)
+        x = decoder.convolve(x, None if self.config.original_padding else views.padding_mask)
 
-        # (N·M, K, D) and (N·M, S - K, D) -> (N·M, S, D)
-        order = torch.cat([kept, masked], dim=1).argsort(dim=1)
-        x = select_tokens(torch.cat([x, noise.to(x.dtype)], dim=1), order)
-        if self.config.original_padding:
-            padding_mask = None
-        x = decoder.convolve(x, padding_mask)
-
-        return decoder.project(select_tokens(x, masked))
+        return decoder.project(select_tokens(x, views.masked))
 
     def frontend(self, modality: Modality | None = None) -> Frontend:
         """The frontend of a modality; of the only one if None.

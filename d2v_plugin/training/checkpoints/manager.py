@@ -1,4 +1,9 @@
-"""fairseq2's checkpoint manager, made for machines that vanish and disks that fill."""
+"""Checkpoints of a run, made for machines that vanish and disks that fill.
+
+They are written aside with a record of hashes, verified before they are used, and resumed on any number of ranks.
+``OUT/checkpoints/step_N`` has the layout of fairseq2's own checkpoints, so that its loaders read the model, plus the record
+(``complete.json``, see :mod:`d2v_plugin.core.storage`). Everything in it is plain data and tensors: reading it executes nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +19,20 @@ from typing import final
 from fairseq2.checkpoint import CheckpointManager, CheckpointReadyCallback, CheckpointSavedCallback
 from fairseq2.gang import Gangs
 from fairseq2.logging import log
+from fairseq2.trainer import Trainer
 from fairseq2.typing import Stateful
 from fairseq2.utils.threading import ThreadPool
 from typing_extensions import override
 
 from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.core.storage import RECORD_FILE, FileRecord, Record, read_record, sync_directory, write_record
+from d2v_plugin.core.fairseq2_private import count_unpublished, restore_unpublished, set_rates
+from d2v_plugin.core.storage import Record, put_in_place, write_atomically, write_record
 from d2v_plugin.training.checkpoints.restore import CheckpointLoader
-from d2v_plugin.training.checkpoints.resume import Resume, find_resume_point, list_steps
-from d2v_plugin.training.checkpoints.state_files import reader_file, shard_file, to_plain, trainer_file, write_state
+from d2v_plugin.training.checkpoints.resume import Resume, clear_the_way, find_resume_point
+from d2v_plugin.training.checkpoints.retention import find_stale_steps, remove_step, strip_to_model
+from d2v_plugin.training.checkpoints.state_files import Written, describe_os_error, share_states, to_plain, write_states
 from d2v_plugin.training.host_group import HostGroup
-
-
-@dataclass(frozen=True)
-class Written:
-    """What one rank has written of a checkpoint."""
-
-    files: Mapping[str, FileRecord]
-
-    error: str | None = None
-    """Why it could not write everything."""
+from d2v_plugin.weights.run_folder import list_steps, read_scores, score_file, step_folder, unfinished_folder
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,13 @@ class Saving:
     """A checkpoint being written."""
 
     step_nr: int
-
     result: Future[Written]
 
     saved: Callable[[], None]
     """To be called when it is complete."""
 
     unpublished: int
-    """How many updates' metrics it holds that are not published when it is complete."""
+    """Of how many updates it holds metrics that are not published when it is complete."""
 
 
 @final
@@ -74,10 +72,9 @@ class VerifiedCheckpointManager(CheckpointManager):
         :param directory: the run's checkpoints, on a local or mounted file system that all ranks see.
         :param keep_hours: younger checkpoints are not deleted.
         :param publishes: whether metrics are published, and start anew, after the checkpoint of an update.
-        :raises CheckpointError: the checkpoint to resume from cannot be used; for what else, see :func:`find_resume_point`.
+        :raises CheckpointError: as for :func:`find_resume_point`.
         """
         self.directory = directory
-        """Where the checkpoints are."""
         self._gangs = gangs
         self._hosts = hosts
         self._threads = threads
@@ -86,13 +83,15 @@ class VerifiedCheckpointManager(CheckpointManager):
         self._publishes = publishes
         self._saving: Saving | None = None
         self._failed: tuple[int, str] | None = None
-        self.count_unpublished: Callable[[], int] = lambda: 0
-        """How many updates' metrics have not been published yet."""
-        self.unpublished: tuple[int, dict[str, object]] | None = None
-        """What the checkpoint that was loaded knows of such metrics: of how many updates, and the metrics."""
-        self.must_set_rates = False
-        """Whether the optimizer has the rates of another schedule after the checkpoint was loaded."""
+        self._trainer: Trainer | None = None
+        self._unpublished: tuple[int, dict[str, object]] | None = None  # of a loaded checkpoint: of how many updates, and metrics
+        self._must_set_rates = False
         self.resume_point = find_resume_point(self._resume, directory, hosts)
+        clear_the_way(self._resume, self.resume_point, directory, hosts)
+
+    def follow(self, trainer: Trainer) -> None:
+        """Know the trainer whose checkpoints these are: its metrics may be unpublished when it saves or loads one."""
+        self._trainer = trainer
 
     # Saving
 
@@ -109,11 +108,7 @@ class VerifiedCheckpointManager(CheckpointManager):
         saved_callback: CheckpointSavedCallback | None = None,
         blocking: bool = False,
     ) -> None:
-        states: dict[str, Stateful] = {trainer_file(self._gangs.root.rank): trainer}
-        if self._gangs.rdp.rank == 0:
-            states |= {shard_file("model", self._gangs): model, shard_file("optimizer", self._gangs): optimizer}
-        if self._gangs.tp.rank == 0:
-            states[reader_file(self._gangs.dp.rank)] = data_reader
+        states = share_states(self._gangs, model, trainer=trainer, optimizer=optimizer, reader=data_reader)
         self._save(step_nr, states, ready_callback, saved_callback, blocking)
 
     @override
@@ -126,8 +121,7 @@ class VerifiedCheckpointManager(CheckpointManager):
         saved_callback: CheckpointSavedCallback | None = None,
         blocking: bool = False,
     ) -> None:
-        states = {shard_file("model", self._gangs): model} if self._gangs.rdp.rank == 0 else {}
-        self._save(step_nr, states, ready_callback, saved_callback, blocking)
+        self._save(step_nr, share_states(self._gangs, model), ready_callback, saved_callback, blocking)
 
     def _save(
         self,
@@ -138,8 +132,7 @@ class VerifiedCheckpointManager(CheckpointManager):
         blocking: bool,
     ) -> None:
         self.maybe_complete_save_operation(blocking=True)
-
-        aside = self._aside(step_nr)
+        aside = unfinished_folder(self.directory, step_nr)
         if self._hosts.rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
         self._hosts.gather(None)
@@ -148,10 +141,9 @@ class VerifiedCheckpointManager(CheckpointManager):
         plain = {name: to_plain(state.state_dict(), copy=not blocking, name=name) for name, state in states.items()}
         if ready is not None:
             ready(step_nr, blocking)
-
         call = partial(saved, step_nr, blocking) if saved is not None else lambda: None
-        unpublished = 0 if self._publishes(step_nr) else self.count_unpublished()
-        self._saving = Saving(step_nr, self._threads.queue(_write_all, aside, plain), call, unpublished)
+        unpublished = 0 if self._publishes(step_nr) or self._trainer is None else count_unpublished(self._trainer)
+        self._saving = Saving(step_nr, self._threads.queue(write_states, plain, aside), call, unpublished)
         if blocking:
             self.maybe_complete_save_operation(blocking=True)
 
@@ -179,7 +171,7 @@ class VerifiedCheckpointManager(CheckpointManager):
             return
 
         self._failed = (saving.step_nr, error)
-        self._on_first_rank(partial(shutil.rmtree, self._aside(saving.step_nr)))
+        self._on_first_rank(partial(shutil.rmtree, unfinished_folder(self.directory, saving.step_nr)))
         if self._hosts.rank == 0:
             log.warning(
                 "The checkpoint of step {} could not be written: {} The previous one (step {}) is intact; the next is tried when "
@@ -187,27 +179,21 @@ class VerifiedCheckpointManager(CheckpointManager):
             )  # fmt: skip
 
     def _put_in_place(self, saving: Saving, parts: list[Written]) -> None:
-        step_nr = saving.step_nr
-        aside, folder = self._aside(step_nr), self._folder(step_nr)
         files = {name: record for part in parts for name, record in part.files.items()}
         info = {
-            "step": step_nr,
+            "step": saving.step_nr,
             "written": time.time(),
             "ranks": self._gangs.root.size,
             "shards": self._gangs.sdp.size,
             "readers": self._gangs.dp.size,
             "unpublished": saving.unpublished,
         }
+        aside = unfinished_folder(self.directory, saving.step_nr)
         write_record(aside, Record(files, info))
-        if folder.exists():
-            self._remove(folder)
-        aside.rename(folder)
-        sync_directory(self.directory)
+        put_in_place(aside, step_folder(self.directory, saving.step_nr))
 
     def raise_if_failed(self, step_nr: int) -> None:
-        """
-        :raises CheckpointError: the checkpoint of this update, the run's last, could not be written.
-        """
+        """:raises CheckpointError: the checkpoint of this update, the run's last, could not be written."""
         if self._failed is not None and self._failed[0] == step_nr:
             raise CheckpointError(
                 f"The last checkpoint, of step {step_nr}, could not be written: {self._failed[1]} Make room and repeat the "
@@ -225,8 +211,8 @@ class VerifiedCheckpointManager(CheckpointManager):
     def load_trainer_state(self, step_nr: int, trainer: Stateful) -> None:
         metrics = self._loader.load_trainer(trainer)
         if self._loader.num_unpublished > 0:
-            self.unpublished = (self._loader.num_unpublished, metrics)
-        self.must_set_rates = self._resume.extend_schedule
+            self._unpublished = (self._loader.num_unpublished, metrics)
+        self._must_set_rates = self._resume.extend_schedule
 
     @override
     def load_model_state(self, step_nr: int, model: Stateful) -> None:
@@ -240,66 +226,46 @@ class VerifiedCheckpointManager(CheckpointManager):
     def load_data_reader_state(self, step_nr: int, data_reader: Stateful) -> None:
         self._loader.load_reader(data_reader)
 
+    def finish_loading(self) -> None:
+        """Give the trainer what fairseq2 leaves out or resets after it has loaded a checkpoint; before its next update."""
+        if self._trainer is not None and self._must_set_rates:
+            set_rates(self._trainer)
+        if self._trainer is not None and self._unpublished is not None:
+            restore_unpublished(self._trainer, *self._unpublished)
+        self._must_set_rates, self._unpublished = False, None
+
     @property
     def _loader(self) -> CheckpointLoader:
         assert self.resume_point is not None
-
         return CheckpointLoader(self.resume_point, self._gangs, extend_schedule=self._resume.extend_schedule)
 
     # Keeping
 
     @override
     def save_score(self, step_nr: int, score: float) -> None:
-        def write() -> None:
-            path = self._score_file(step_nr)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{score}\n")
-
-        self._warn_of(f"The score of step {step_nr} could not be written", self._on_first_rank(write))
+        write = partial(write_atomically, score_file(self.directory, step_nr), f"{score}\n")
+        self._on_first_rank(write, f"The score of step {step_nr} could not be written")
 
     @override
     def load_scores(self) -> list[tuple[float, int]]:
         """(score, step), the best first."""
-        scores = []
-        for step_nr in self.get_step_numbers():
-            try:
-                scores.append((float(self._score_file(step_nr).read_text()), step_nr))
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError) as ex:
-                log.warning("{} is ignored: {}", self._score_file(step_nr), ex)
-
-        return sorted(scores, reverse=True)
+        return read_scores(self.directory, self.get_step_numbers())
 
     @override
     def delete_checkpoint(self, step_nr: int, *, keep_model: bool = False) -> None:
-        folder = self._folder(step_nr)
+        folder = step_folder(self.directory, step_nr)
+        delete = partial(strip_to_model, folder) if keep_model else partial(remove_step, self.directory, step_nr)
+        self._on_first_rank(delete, f"{folder} could not be deleted")
 
-        def delete() -> None:
-            if keep_model:
-                self._keep_model(folder)
-            elif folder.exists():
-                self._remove(folder)
-                self._score_file(step_nr).unlink(missing_ok=True)
-
-        self._warn_of(f"{folder} could not be deleted", self._on_first_rank(delete))
-
-    def _keep_model(self, folder: Path) -> None:
-        record = read_record(folder)
-        kept = {name: file for name, file in record.files.items() if name.startswith("model/")}
-        write_record(folder, Record(kept, record.info))
-        for name in record.files.keys() - kept.keys():
-            (folder / name).unlink(missing_ok=True)
-        for path in folder.iterdir():
-            if path.is_dir() and path.name not in ("model", "hg", "hook"):
-                shutil.rmtree(path)
-
-    def _remove(self, folder: Path) -> None:
-        """Under another name first: what is half deleted is no checkpoint."""
-        gone = folder.with_name(f"{folder.name}.old.tmp")
-        shutil.rmtree(gone, ignore_errors=True)
-        folder.rename(gone)
-        shutil.rmtree(gone)
+    @override
+    def get_stale_step_numbers(
+        self, keep_last_n: int | None, keep_best_n: int | None, keep_every_n_steps: int | None
+    ) -> list[int]:
+        """The checkpoints that no rule keeps; rank 0 decides, since clocks differ."""
+        stale = find_stale_steps(
+            self.directory, last=keep_last_n, best=keep_best_n, every=keep_every_n_steps, hours=self._keep_hours
+        )
+        return self._hosts.gather(stale)[0]
 
     @override
     def has_checkpoint(self, *, exclude_model_only: bool = False) -> bool:
@@ -307,83 +273,37 @@ class VerifiedCheckpointManager(CheckpointManager):
 
     @override
     def get_step_numbers(self, *, exclude_model_only: bool = False) -> list[int]:
-        steps = [step for step in list_steps(self.directory) if (self._folder(step) / RECORD_FILE).is_file()]
-
-        return [step for step in steps if not exclude_model_only or (self._folder(step) / "trainer").is_dir()]
+        steps = list_steps(self.directory, recorded=True)
+        return [step for step in steps if not exclude_model_only or (step_folder(self.directory, step) / "trainer").is_dir()]
 
     @override
     def maybe_get_last_step_number(self, *, exclude_model_only: bool = False) -> int | None:
         """The update to resume from."""
         return None if self.resume_point is None else self.resume_point.step_nr
 
-    @override
-    def get_stale_step_numbers(
-        self, keep_last_n: int | None, keep_best_n: int | None, keep_every_n_steps: int | None
-    ) -> list[int]:
-        """The checkpoints that no rule keeps; rank 0 decides, since clocks differ. The last one is never among them."""
-        if (keep_last_n, keep_best_n, keep_every_n_steps, self._keep_hours) == (None, None, None, None):
-            return []
-        steps = self.get_step_numbers()
-        kept = set(steps[-(keep_last_n or 1) :])
-        if keep_best_n is not None:
-            kept.update(step for _, step in self.load_scores()[:keep_best_n])
-        if keep_every_n_steps is not None:
-            kept.update(step for step in steps if step % keep_every_n_steps == 0)
-        if self._keep_hours is not None:
-            kept.update(step for step in steps if self._hours_since(step) < self._keep_hours)
-
-        return self._hosts.gather([step for step in steps if step not in kept])[0]
-
-    def _hours_since(self, step_nr: int) -> float:
-        try:
-            return (time.time() - float(read_record(self._folder(step_nr)).info["written"])) / 3600
-        except (CheckpointError, KeyError, ValueError):
-            return 0.0
-
-    # Places
-
-    def _folder(self, step_nr: int) -> Path:
-        return self.directory / f"step_{step_nr}"
-
-    def _aside(self, step_nr: int) -> Path:
-        return self.directory / f"step_{step_nr}.tmp"
-
-    def _score_file(self, step_nr: int) -> Path:
-        return self.directory / "scores" / f"step_{step_nr}.txt"
+    # What the first rank does for all
 
     def _describe_last(self) -> str:
         steps = self.get_step_numbers(exclude_model_only=True)
-
         return str(steps[-1]) if steps else "none"
 
-    def _on_first_rank(self, action: Callable[[], object]) -> str | None:
-        """Let rank 0 do something with files, while the others wait; what went wrong, on all ranks."""
+    def _on_first_rank(self, action: Callable[[], object], warning: str | None = None) -> str | None:
+        """Let rank 0 do something with files, while the others wait.
+
+        :param warning: begins what is logged if it fails.
+        :returns: what went wrong, on all ranks.
+        """
         error = None
         if self._hosts.rank == 0:
             try:
                 action()
             except OSError as ex:
                 error = describe_os_error(ex)
+                if warning is not None:
+                    log.warning("{}: {}", warning, error)
 
         return self._hosts.gather(error)[0]
-
-    def _warn_of(self, what: str, error: str | None) -> None:
-        if error is not None and self._hosts.rank == 0:
-            log.warning("{}: {}", what, error)
 
     @override
     def close(self) -> None:
         pass
-
-
-def _write_all(aside: Path, states: Mapping[str, dict[str, object]]) -> Written:
-    """Write the states of one rank; in a thread."""
-    try:
-        return Written({name: write_state(state, aside / name) for name, state in states.items()})
-    except OSError as ex:
-        return Written({}, describe_os_error(ex, aside))
-
-
-def describe_os_error(ex: OSError, path: Path | None = None) -> str:
-    """What, and where."""
-    return f"{ex.filename or path}: {ex.strerror or ex}."

@@ -1,4 +1,4 @@
-"""What a checkpoint gives back to a run, also to one with another number of ranks or another schedule."""
+"""States of a checkpoint given back to a run, also to one with another number of ranks or another schedule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.errors import CheckpointError, root_cause
 from d2v_plugin.core.fairseq2_private import GENERATORS_KEY, METRICS_KEY, SCHEDULE_KEY
 from d2v_plugin.training.checkpoints.resume import ResumePoint
 from d2v_plugin.training.checkpoints.schedule_changes import (
@@ -110,7 +110,6 @@ class CheckpointLoader:
 
     def _read_shards(self, kind: str) -> list[dict[str, Any]]:
         names = [shard_file(kind, self._gangs, shard) for shard in range(self._info("shards"))]
-
         return [read_state(self._point.folder / name, mmap=True) for name in names]
 
     def _reshard(self, name: str, parts: Sequence[Tensor], now: Tensor | None) -> Tensor:
@@ -135,12 +134,8 @@ class CheckpointLoader:
             raise self._does_not_fit(kind, ex) from ex
 
     def _does_not_fit(self, kind: str, ex: Exception) -> CheckpointError:
-        cause: BaseException = ex
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-
         return CheckpointError(
-            f"The {kind}'s state in {self._point.folder} does not fit this run; was the recipe changed? {cause}"
+            f"The {kind}'s state in {self._point.folder} does not fit this run; was the recipe changed? {root_cause(ex)}"
         )
 
     def _read(self, name: str) -> dict[str, Any]:

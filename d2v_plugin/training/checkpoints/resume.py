@@ -1,8 +1,7 @@
-"""Where a run goes on from: the last complete checkpoint, or the one that was asked for."""
+"""The place where a run goes on: its last complete checkpoint, or the one that was asked for."""
 
 from __future__ import annotations
 
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,14 @@ from pathlib import Path
 from fairseq2.logging import log
 
 from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.core.storage import RECORD_FILE, Record, check_files, read_record
+from d2v_plugin.core.storage import Record, check_files, read_record
 from d2v_plugin.training.host_group import HostGroup
+from d2v_plugin.weights.run_folder import list_steps, list_unfinished, parse_step, step_folder
 
 
 @dataclass(frozen=True)
 class Resume:
-    """What the command line says about resuming."""
+    """Options of the command line for resuming a run."""
 
     source: str = "auto"
     """``auto``: the last complete checkpoint of the run, or its beginning; ``none``: its beginning; the number of an update; or
@@ -31,42 +31,31 @@ class ResumePoint:
     """A verified checkpoint."""
 
     step_nr: int
-
     folder: Path
-
     record: Record
 
 
 def find_resume_point(resume: Resume, directory: Path, hosts: HostGroup) -> ResumePoint | None:
     """Choose and verify a checkpoint, the same one on all ranks; each of them hashes its share of the files.
 
-    Checkpoints that will not be used and that the run would overwrite or take for its own are set aside under another name.
-
     :param directory: the run's checkpoints.
     :returns: None if the run starts anew.
     :raises CheckpointError: what was asked for is not there or not complete, or of several checkpoints none is.
     """
-    if hosts.rank == 0:
-        _remove_unfinished(directory)
-    hosts.gather(None)
-    steps = list_steps(directory)
-
     if resume.source == "none":
-        _set_aside(directory, steps, "before", hosts)
         return None
     if resume.source != "auto":
-        folder = directory / f"step_{int(resume.source)}" if resume.source.isdecimal() else Path(resume.source)
+        folder = step_folder(directory, int(resume.source)) if resume.source.isdecimal() else Path(resume.source)
         point, problem = _verify(folder, hosts)
         if point is None:
-            raise CheckpointError(f"--resume {resume.source}: {problem}{_list_known(directory, steps)}")
-        _set_aside(directory, [step for step in steps if step > point.step_nr], "before", hosts)
+            known = ", ".join(map(str, list_steps(directory, recorded=True))) or "none"
+            raise CheckpointError(f"--resume {resume.source}: {problem} There are: {known}.")
         return point
 
     problems = []
-    for step in reversed(steps):
-        point, problem = _verify(directory / f"step_{step}", hosts)
+    for step_nr in reversed(list_steps(directory)):
+        point, problem = _verify(step_folder(directory, step_nr), hosts)
         if point is not None:
-            _set_aside(directory, [other for other in steps if other > step], "torn", hosts)
             return point
         problems.append(problem)
         if hosts.rank == 0:
@@ -77,25 +66,36 @@ def find_resume_point(resume: Resume, directory: Path, hosts: HostGroup) -> Resu
     return None
 
 
-def list_steps(directory: Path) -> list[int]:
-    """The updates of which a directory has checkpoints, in order."""
-    if not directory.is_dir():
-        return []
-    found = (re.fullmatch(r"step_(\d+)", path.name) for path in directory.iterdir() if path.is_dir())
+def clear_the_way(resume: Resume, point: ResumePoint | None, directory: Path, hosts: HostGroup) -> None:
+    """Remove what a run that died while it saved or deleted has left, and rename the checkpoints after the one to resume from.
 
-    return sorted(int(match[1]) for match in found if match is not None)
+    The run would overwrite these, or take them for its own.
+    """
+    if hosts.rank == 0:
+        for path in list_unfinished(directory):
+            shutil.rmtree(path, ignore_errors=True)
+        suffix = ".torn" if resume.source == "auto" else ".before"
+        for step_nr in list_steps(directory):
+            if point is None or step_nr > point.step_nr:
+                folder = step_folder(directory, step_nr)
+                target = folder.with_suffix(suffix)
+                if target.exists():
+                    shutil.rmtree(target)
+                folder.rename(target)
+                log.warning("{} was renamed to {}; remove it when you do not need it.", folder, target.name)
+    hosts.gather(None)
 
 
 def _verify(folder: Path, hosts: HostGroup) -> tuple[ResumePoint | None, str]:
     """The checkpoint, or what is wrong with it."""
     try:
-        step = re.fullmatch(r"step_(\d+)", folder.name)
-        if step is None or not folder.is_dir():
+        step_nr = parse_step(folder)
+        if step_nr is None or not folder.is_dir():
             raise CheckpointError(f"{folder} is no checkpoint (a directory `step_N`).")
         record = read_record(folder)
         if not any(name.startswith("trainer/") for name in record.files):
             raise CheckpointError(f"{folder} has only the model; start a new run from it by `init.path`.")
-        point, problem = ResumePoint(int(step[1]), folder, record), ""
+        point, problem = ResumePoint(step_nr, folder, record), ""
         check_files(folder, record, sorted(record.files)[hosts.rank :: hosts.size])
     except CheckpointError as ex:
         point, problem = None, str(ex)
@@ -103,28 +103,3 @@ def _verify(folder: Path, hosts: HostGroup) -> tuple[ResumePoint | None, str]:
     problem = next((found for found in hosts.gather(problem) if found), "")
 
     return (None, problem) if problem else (point, "")
-
-
-def _set_aside(directory: Path, steps: list[int], suffix: str, hosts: HostGroup) -> None:
-    """Rename ``step_N`` to ``step_N.SUFFIX``, which nothing takes for a checkpoint of the run."""
-    if hosts.rank == 0:
-        for step in steps:
-            folder = directory / f"step_{step}"
-            target = folder.with_suffix(f".{suffix}")
-            if target.exists():
-                shutil.rmtree(target)
-            folder.rename(target)
-            log.warning("{} was renamed to {}; remove it when you do not need it.", folder, target.name)
-    hosts.gather(None)
-
-
-def _remove_unfinished(directory: Path) -> None:
-    """Remove what a run that died while it saved or deleted has left."""
-    for path in directory.glob("step_*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _list_known(directory: Path, steps: list[int]) -> str:
-    complete = [step for step in steps if (directory / f"step_{step}" / RECORD_FILE).is_file()]
-
-    return f" There are: {', '.join(map(str, complete)) or 'none'}."

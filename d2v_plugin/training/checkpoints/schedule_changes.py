@@ -1,4 +1,4 @@
-"""What differs between a checkpoint and the run that resumes it: the number of ranks, and the schedule."""
+"""Differences between a checkpoint and the run that resumes it: the number of ranks, and the schedule."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ def follow_schedule(saved: Mapping[str, Any], current: Mapping[str, Any], *, ext
 
     :raises CheckpointError: the curves differ and ``extend`` is not set.
     """
-    changes = list(_differences(saved, current, _POSITION))
+    changes = list(_list_changes(saved, current, _POSITION))
     if changes and not extend:
         raise CheckpointError(
             f"The learning-rate schedule is not the checkpoint's ({'; '.join(changes)}), because `regime.num_steps`, "
             "`lr_scheduler` or `optimizer` was changed. Restore them, or add --extend-schedule to follow the new schedule."
         )
-
     return {**current, **{key: value for key, value in saved.items() if key in _POSITION}}
 
 
@@ -42,7 +41,7 @@ def follow_settings(saved: list[dict[str, Any]], current: list[dict[str, Any]], 
     :raises CheckpointError: they differ and ``extend`` is not set.
     """
     for number, (old, new) in enumerate(zip(saved, current, strict=False)):
-        changes = list(_differences(old, new, _MOVING | _IMPLEMENTATION))
+        changes = list(_list_changes(old, new, _MOVING | _IMPLEMENTATION))
         if changes and not extend:
             raise CheckpointError(
                 f"The settings of the optimizer's parameter group {number} are not the checkpoint's ({'; '.join(changes)}). "
@@ -51,7 +50,7 @@ def follow_settings(saved: list[dict[str, Any]], current: list[dict[str, Any]], 
         old.update({key: value for key, value in new.items() if key not in _MOVING})
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], ignored: set[str]) -> Iterator[str]:
+def _list_changes(old: Mapping[str, Any], new: Mapping[str, Any], ignored: set[str]) -> Iterator[str]:
     """In words; keys that only one side has belong to another version of the software, not to the user."""
     for key in old:
         if key in new and key not in ignored and not _equal(old[key], new[key]):
@@ -63,7 +62,6 @@ def _equal(old: Any, new: Any) -> bool:
         return torch.equal(torch.as_tensor(old), torch.as_tensor(new))
     if isinstance(old, list | tuple) and isinstance(new, list | tuple):
         return len(old) == len(new) and all(_equal(a, b) for a, b in zip(old, new, strict=True))
-
     return bool(old == new)
 
 
@@ -90,7 +88,7 @@ def merge_trainer_states(states: Sequence[dict[str, Any]], rank: int, devices: S
 
 
 def same_everywhere(states: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether all ranks had the same state."""
+    """Tell whether all ranks had the same state."""
     return all(
         state.keys() == states[0].keys() and all(_equal(state[key], value) for key, value in states[0].items())
         for state in states[1:]

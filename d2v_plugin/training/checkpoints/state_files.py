@@ -1,45 +1,64 @@
-"""States as files: plain data and tensors only, hashed while they are written, read without executing anything."""
+"""Files of states: plain data and tensors only, hashed while they are written, read without executing anything."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
 from fairseq2.gang import Gangs
+from fairseq2.typing import Stateful
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.storage import FileRecord
-from d2v_plugin.weights.torch_file import explain_unreadable
+from d2v_plugin.weights.torch_file import explained
 
 State = Mapping[str, object]
 
 
 def shard_file(kind: str, gangs: Gangs, shard: int | None = None) -> str:
-    """Where the model's or the optimizer's part is that a rank has, or a neighbour with whom it shares parameters."""
+    """The file of the part of the model or the optimizer that a rank has, or a neighbour with whom it shares parameters."""
     shard = gangs.sdp.rank if shard is None else shard
-
     return f"{kind}/pp_{gangs.pp.rank:02d}/tp_{gangs.tp.rank:02d}/sdp_{shard:02d}.pt"
 
 
 def trainer_file(rank: int) -> str:
-    """Where a rank's part of the trainer's state is."""
+    """The file of a rank's part of the trainer's state."""
     return f"trainer/rank_{rank:02d}.pt"
 
 
 def reader_file(rank: int) -> str:
-    """Where the reader's state is, by the rank that the data were shared by."""
+    """The file of the reader's state, by the rank among those that share the data."""
     return f"data_reader/dp_{rank:02d}.pt"
 
 
+def share_states(
+    gangs: Gangs,
+    model: Stateful,
+    *,
+    trainer: Stateful | None = None,
+    optimizer: Stateful | None = None,
+    reader: Stateful | None = None,
+) -> dict[str, Stateful]:
+    """The states that this rank writes, by their files; what all ranks have alike is written by one."""
+    states: dict[str, Stateful | None] = {trainer_file(gangs.root.rank): trainer}
+    if gangs.rdp.rank == 0:
+        states |= {shard_file("model", gangs): model, shard_file("optimizer", gangs): optimizer}
+    if gangs.tp.rank == 0:
+        states[reader_file(gangs.dp.rank)] = reader
+
+    return {name: state for name, state in states.items() if state is not None}
+
+
 def to_plain(value: object, *, copy: bool, name: str = "state") -> Any:
-    """A state with nothing but dictionaries, lists, tuples, numbers, strings and tensors in the host's memory.
+    """Make of a state one with nothing but dictionaries, lists, tuples, numbers, strings and tensors in the host's memory.
 
     :param copy: also copy tensors that are there already, so that training may go on while the result is written.
     :param name: what it is called in a message.
@@ -58,6 +77,29 @@ def to_plain(value: object, *, copy: bool, name: str = "state") -> Any:
         case None | bool() | int() | float() | str() | bytes():
             return value
     raise TypeError(f"`{name}` cannot be saved: a checkpoint holds plain data and tensors, but this is a {type(value).__name__}.")
+
+
+@dataclass(frozen=True)
+class Written:
+    """The part of a checkpoint that one rank has written."""
+
+    files: Mapping[str, FileRecord]
+
+    error: str | None = None
+    """Why it could not write everything."""
+
+
+def write_states(states: Mapping[str, State], folder: Path) -> Written:
+    """Write plain states into files of these names."""
+    try:
+        return Written({name: write_state(state, folder / name) for name, state in states.items()})
+    except OSError as ex:
+        return Written({}, describe_os_error(ex, folder))
+
+
+def describe_os_error(ex: OSError, path: Path | None = None) -> str:
+    """One sentence: the file, or ``path`` if the error names none, and what went wrong."""
+    return f"{ex.filename or path}: {ex.strerror or ex}."
 
 
 def write_state(state: State, path: Path) -> FileRecord:
@@ -81,7 +123,7 @@ def write_state(state: State, path: Path) -> FileRecord:
 
 
 class _HashingFile:
-    """What ``torch.save`` needs of a file."""
+    """As much of a file as ``torch.save`` needs."""
 
     def __init__(self, file: BinaryIO | Any) -> None:
         self._file = file
@@ -114,12 +156,8 @@ def read_state(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     :param mmap: take memory only for what is used of it.
     :raises CheckpointError: the file cannot be read, is damaged, or would execute something.
     """
-    try:
+    with explained(path):
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except OSError as ex:
-        raise CheckpointError(f"{path}: {ex.strerror or ex}.") from ex
-    except Exception as ex:  # whatever the bytes of a file can provoke
-        raise CheckpointError(f"{path}: {explain_unreadable(path, ex)}") from ex
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} does not hold a state.")
 

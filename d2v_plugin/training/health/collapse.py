@@ -1,4 +1,4 @@
-"""The collapse watch: whether targets, predictions and local features still tell positions apart.
+"""Watch for collapse: targets, predictions and local features that no longer tell positions apart.
 
 Self-distillation can end in a solution that is constant, and its loss then falls as if all were well. Three numbers show it,
 computed from 128 tokens now and then (:func:`describe`).
@@ -6,16 +6,21 @@ computed from 128 tokens now and then (:func:`describe`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
 import torch
 from fairseq2.logging import log
+from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
+from typing_extensions import override
 
-from d2v_plugin.core.contracts import Observation
+from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.contracts import LossOutput, Observation
+from d2v_plugin.core.validation import report
 from d2v_plugin.models.statistics import Signs, describe
+from d2v_plugin.training.observers import Observer
 
 MAX_ROWS: Final = 16
 MAX_POSITIONS: Final = 8
@@ -25,12 +30,25 @@ SILENCE: Final = 100
 _GOLDEN: Final = (5**0.5 - 1) / 2
 
 
+@dataclass(kw_only=True)
+class GuardSection(Validatable):
+    """Watch over a run while it trains; skipping updates that are not finite is always on."""
+
+    collapse_every_n_steps: int | None = 100
+    """Look for collapsed targets, predictions and local features every so many updates; null = never."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        every = self.collapse_every_n_steps
+
+        return report((every is not None and every < 1, f"`collapse_every_n_steps` must be positive or null, but is {every}."))
+
+
 @dataclass(frozen=True)
 class Limits:
-    """Below which a set of representations counts as collapsed, and what to say then."""
+    """Limits below which a set of representations counts as collapsed, and advice for that case."""
 
     signs: Signs
-
     remedy: str
 
 
@@ -86,16 +104,42 @@ def _spread(size: int, count: int, device: torch.device) -> Tensor:
 
 
 @final
-class CollapseWatch:
-    """Looks every ``every_n_steps`` updates; three bad looks in a row are a collapse, which is said once in 100 looks."""
+class CollapseObserver(Observer):
+    """Looks every ``every_n_steps`` updates; three bad looks in a row are a collapse, which is said once in 100 looks.
+
+    One rank is enough: all collapse together.
+    """
 
     def __init__(self, every_n_steps: int) -> None:
         self._every_n_steps = every_n_steps
+        self._wants_to_look = False
         self._samples: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._num_bad: dict[tuple[str, str], int] = {}
         self._next_words: dict[tuple[str, str], int] = {}
         self._has_predicted = False
         self.last: dict[str, Signs] = {}
+
+    @override
+    def before_update(self, step_nr: int) -> None:
+        self._wants_to_look = self.is_due(step_nr)
+
+    @override
+    def after_forward(self, batch: Batch, output: LossOutput) -> None:
+        if self._wants_to_look:
+            self.look(output.observation)
+        self._wants_to_look = False  # the first pass of an update is enough
+
+    @override
+    def after_update(self, step_nr: int, *, norm: float, losses: Sequence[float], skipped: bool) -> None:
+        self.judge(step_nr)
+
+    @override
+    def add_metrics(self, values: MutableMapping[str, object]) -> None:
+        if "targets" in self.last:
+            values["target_rank"] = self.last["targets"].rank
+        if "local features" in self.last:
+            values["local_rank"] = self.last["local features"].rank
+            values["local_deviation"] = self.last["local features"].deviation
 
     def is_due(self, step_nr: int) -> bool:
         return step_nr % self._every_n_steps == 0
@@ -113,7 +157,7 @@ class CollapseWatch:
         self._samples = {name: sample(x, mask) for name, (x, mask) in sets.items() if x is not None}
 
     def judge(self, step_nr: int) -> None:
-        """Measure what was taken, compare it with the limits, and warn. Waits for the device to have taken it."""
+        """Measure the samples, compare them with the limits, and warn. Waits until the device has taken them."""
         if not self._samples:
             return
         self.last = {name: describe(x, mask) for name, (x, mask) in self._samples.items()}
@@ -131,8 +175,13 @@ class CollapseWatch:
     def _count(self, step_nr: int, name: str, sign: str, *, is_bad: bool) -> None:
         number = self._num_bad.get((name, sign), 0) + 1 if is_bad else 0
         self._num_bad[name, sign] = number
-        if number >= PATIENCE and step_nr >= self._next_words.get((name, sign), 0):
-            self._next_words[name, sign] = step_nr + SILENCE * self._every_n_steps
-            value, limit = getattr(self.last[name], sign), getattr(LIMITS[name].signs, sign)
-            since = step_nr - (number - 1) * self._every_n_steps
-            log.warning("Collapsed at update {}: {} {} since update {} ({} {:.2g}, limit {:g}). What may help: {}.", step_nr, name, _MEANING[sign], since, sign, value, limit, LIMITS[name].remedy)  # fmt: skip  # noqa: E501
+        if number < PATIENCE or step_nr < self._next_words.get((name, sign), 0):
+            return
+
+        self._next_words[name, sign] = step_nr + SILENCE * self._every_n_steps
+        value, limit = getattr(self.last[name], sign), getattr(LIMITS[name].signs, sign)
+        since = step_nr - (number - 1) * self._every_n_steps
+        log.warning(
+            f"Collapsed at update {step_nr}: {name} {_MEANING[sign]} since update {since} ({sign} {value:.2g}, limit {limit:g}). "
+            f"What may help: {LIMITS[name].remedy}."
+        )

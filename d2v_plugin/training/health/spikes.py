@@ -1,11 +1,19 @@
-"""Spikes: values far above what they recently were."""
+"""Spikes: losses and gradient norms far above what they recently were."""
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import median
-from typing import Final, final
+from typing import Final, NamedTuple, final
+
+from fairseq2.logging import log
+from typing_extensions import override
+
+from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.contracts import LossOutput
+from d2v_plugin.training.health.incidents import Incidents
+from d2v_plugin.training.observers import Observer
 
 WINDOW: Final = 128
 MIN_COUNT: Final = 32
@@ -17,12 +25,10 @@ QUIET_STEPS: Final = 100
 _TO_DEVIATION: Final = 1.4826
 
 
-@dataclass(frozen=True)
-class Spike:
-    """What a value was compared with."""
+class Spike(NamedTuple):
+    """A value that stands out, by what it was compared with."""
 
     median: float
-
     spread: float
     """Robust estimate of the standard deviation."""
 
@@ -51,9 +57,41 @@ class SpikeDetector:
         return spike
 
     def may_speak(self, step_nr: int) -> bool:
-        """Whether a spike of this update is to be reported: at most one in 100 updates is."""
+        """Tell whether a spike of this update is to be reported: at most one in 100 updates is."""
         if step_nr < self._next_word:
             return False
         self._next_word = step_nr + QUIET_STEPS
 
         return True
+
+
+@final
+class SpikeObserver(Observer):
+    """Reports losses and gradient norms that stand out among those of their modality."""
+
+    def __init__(self, incidents: Incidents) -> None:
+        self._incidents = incidents
+        self._detectors: dict[tuple[str, Modality], SpikeDetector] = {}
+        self._modality: Modality | None = None
+
+    @override
+    def after_forward(self, batch: Batch, output: LossOutput) -> None:
+        self._modality = batch.modality  # all passes of an update are of one
+
+    @override
+    def after_update(self, step_nr: int, *, norm: float, losses: Sequence[float], skipped: bool) -> None:
+        if skipped:
+            return
+        assert self._modality is not None
+        for event, what, value in (
+            ("loss_spike", "Loss of this rank", sum(losses) / len(losses)),
+            ("gradient_spike", "Gradient norm", norm),
+        ):
+            detector = self._detectors.setdefault((event, self._modality), SpikeDetector())
+            spike = detector.add(value)
+            if spike is not None and detector.may_speak(step_nr):
+                listed = self._incidents.add(step_nr, event, norm=norm, losses=losses)
+                log.warning(
+                    f"{what} {value:.4g} at update {step_nr} is far above its recent {spike.median:.4g} "
+                    f"(spread {spike.spread:.2g}); {listed}."
+                )

@@ -1,32 +1,19 @@
-"""What the YAML of an evaluation may contain."""
+"""Layout of the YAML of an evaluation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fairseq2.recipe.config import CommonSection, DatasetSection, EvaluatorSection, GangSection
-from fairseq2.utils.validation import Validatable, ValidationResult
-from typing_extensions import override
+from fairseq2.recipe.config import CommonSection, EvaluatorSection, GangSection
 
 from d2v_plugin.criteria.base import CriterionSection
 from d2v_plugin.probing.section import ProbingSection
-from d2v_plugin.tasks.base import TaskSection
-from d2v_plugin.verbs.common import CheckpointSection
+from d2v_plugin.verbs.common import CheckpointConfig
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig(Validatable):
-    """The sections of an evaluation. Of a run's checkpoint ``task``, ``dataset`` and ``criterion`` are known: a YAML or the
-    command line names what shall differ."""
-
-    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
-    """Which model."""
-
-    task: TaskSection | None = None
-    """How samples are read; the run's by default."""
-
-    dataset: DatasetSection | None = None
-    """What is read; the run's by default."""
+class EvaluateConfig(CheckpointConfig):
+    """The sections of an evaluation."""
 
     criterion: CriterionSection | None = None
     """What predicts; the run's by default."""
@@ -45,16 +32,3 @@ class EvaluateConfig(Validatable):
 
     common: CommonSection = field(default_factory=lambda: CommonSection(no_sweep_dir=True))
     """Seed, recorders, threads."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        result = ValidationResult()
-
-        if self.checkpoint.path is None:
-            result.add_error("`checkpoint.path` must be set: the output directory of a run, for example.")
-        elif self.task is None or self.dataset is None:
-            result.add_error(
-                f"`task` and `dataset` must be set, because nothing in {self.checkpoint.path} says what the model was trained on."
-            )
-
-        return result

@@ -1,22 +1,22 @@
-"""What the YAML of an extraction may contain."""
+"""Layout of the YAML of an extraction."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fairseq2.recipe.config import CommonSection, DatasetSection, GangSection
+from fairseq2.recipe.config import CommonSection, GangSection
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
+from d2v_plugin.core.validation import report
 from d2v_plugin.models.pooling import Layers
-from d2v_plugin.tasks.base import TaskSection
-from d2v_plugin.verbs.common import CheckpointSection
+from d2v_plugin.verbs.common import CheckpointConfig
 
 
 @dataclass(kw_only=True)
 class FeaturesSection(Validatable):
-    """Which features are written, and how."""
+    """Selects the features that are written, and their format."""
 
     layers: Layers = field(default_factory=lambda: [-1])
     """The blocks whose output is written: from 0, or from the last one, -1; or ``all``. Each gives an array ``layer_3``."""
@@ -45,31 +45,23 @@ class FeaturesSection(Validatable):
 
     @override
     def validate(self) -> ValidationResult:
-        result = ValidationResult()
+        numbers = {"top_k": self.top_k, "shard_size": self.shard_size, "batch_size": self.batch_size}
 
-        for name in ("top_k", "shard_size", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                result.add_error(f"`{name}` must be at least 1, but is {value}.")
-        if self.format == "numpy" and self.dtype == "bfloat16":
-            result.add_error("`dtype` must not be bfloat16 if `format` is numpy, which does not have it; choose float16.")
-
-        return result
+        return report(
+            *(
+                (value is not None and value < 1, f"`{name}` must be at least 1, but is {value}.")
+                for name, value in numbers.items()
+            ),
+            (
+                self.format == "numpy" and self.dtype == "bfloat16",
+                "`dtype` must not be bfloat16 if `format` is numpy, which does not have it; choose float16.",
+            ),
+        )
 
 
 @dataclass(kw_only=True)
-class ExtractConfig(Validatable):
-    """The sections of an extraction. Of a run's checkpoint ``task`` and ``dataset`` are known: a YAML or the command line names
-    what shall differ."""
-
-    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
-    """Which model."""
-
-    task: TaskSection | None = None
-    """How samples are prepared; the run's by default."""
-
-    dataset: DatasetSection | None = None
-    """What is read; the run's by default."""
+class ExtractConfig(CheckpointConfig):
+    """The sections of an extraction."""
 
     split: str = "valid"
     """The manifest, with or without labels."""
@@ -82,14 +74,3 @@ class ExtractConfig(Validatable):
 
     common: CommonSection = field(default_factory=lambda: CommonSection(no_sweep_dir=True))
     """Seed, recorders, threads."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        result = ValidationResult()
-
-        if self.checkpoint.path is None:
-            result.add_error("`checkpoint.path` must be set: the output directory of a run, for example.")
-        if self.task is None or self.dataset is None:
-            result.add_error(f"`task` and `dataset` must be set, because nothing in {self.checkpoint.path} says what to read.")
-
-        return result

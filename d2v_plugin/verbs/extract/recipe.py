@@ -1,9 +1,10 @@
-"""The extraction recipe: a checkpoint and a manifest become shards of features."""
+"""Extraction recipe: a checkpoint and a manifest become shards of features."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -19,38 +20,32 @@ from torch import nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Modality
-from d2v_plugin.core.registry import create
 from d2v_plugin.core.storage import hash_file
-from d2v_plugin.data.rows import RowReader
+from d2v_plugin.core.text import print_unwrapped
+from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.extraction.features import Extractor, name_arrays
 from d2v_plugin.extraction.shards import INDEX_FILE, STORES, ShardStore, begin_index, cut_shards, finish_index
-from d2v_plugin.tasks.base import Task
-from d2v_plugin.verbs.common import choose_checkpoint
-from d2v_plugin.verbs.extensions import ExtensibleRecipe
+from d2v_plugin.verbs.common import CheckpointRecipe, RecipeTask, open_task
 from d2v_plugin.verbs.extract.config import ExtractConfig
 from d2v_plugin.weights.loading import load
+from d2v_plugin.weights.run_folder import RunFolder
 
 
 @final
-class ExtractRecipe(ExtensibleRecipe):
+class ExtractRecipe(CheckpointRecipe):
     """Writes the features of a split; any number of processes writes the same shards."""
 
-    @property
-    @override
-    def config_kls(self) -> type[object]:
-        return ExtractConfig
+    config_kls = ExtractConfig
 
     @override
     def create_task(self, context: RecipeContext) -> Runnable:
         config, section = context.get_config_as(ExtractConfig), context.get_config_as(ExtractConfig).features
-        assert config.checkpoint.path is not None and config.task is not None
 
         # Data first: a missing split is known before a large model is read.
-        task = create(context.resolver, Task, config.task)
-        task.bad_samples_report = context.output_dir / "bad_samples.tsv"
-        rows = task.open_rows(context.get_dataset(), config.split)
+        task = open_task(context, config.task)
+        rows = task.open_rows(config.split)
 
-        path = choose_checkpoint(config.checkpoint.path, best=config.checkpoint.best)
+        path = config.checkpoint.choose()
         model = load(path, weights=config.checkpoint.weights, device=context.device)
         if section.pooling == "cls" and task.modality is Modality.AUDIO:
             raise RecipeError("`features.pooling` must not be cls for speech, whose models have no class token; choose mean.")
@@ -73,82 +68,56 @@ class ExtractRecipe(ExtensibleRecipe):
         }
         info = {"model": StandardValueConverter().unstructure(model.config)}
 
-        return ExtractTask(rows, extractor, context.output_dir, settings, info, context.gangs, batch_size=section.batch_size)
+        return ExtractTask(rows, extractor, context.output_dir, settings, info, context.gangs, section.batch_size)
 
 
 @final
-class ExtractTask(Runnable):
+@dataclass(eq=False)
+class ExtractTask(RecipeTask):
     """Writes the shards of one rank that are not there yet."""
 
-    def __init__(
-        self,
-        rows: RowReader,
-        extractor: Extractor,
-        output_dir: Path,
-        settings: Mapping[str, Any],
-        info: Mapping[str, Any],
-        gangs: Gangs,
-        *,
-        batch_size: int,
-    ) -> None:
-        """
-        :param settings: all that the features depend on, as plain data.
-        :param info: further sections of the index.
-        """
-        self._rows = rows
-        self._extractor = extractor
-        self._output_dir = output_dir
-        self._settings = settings
-        self._info = info
-        self._gangs = gangs
-        self._batch_size = batch_size
-        self._store: ShardStore = STORES[settings["format"]](output_dir / "features")
-        self._shards = cut_shards(len(rows), settings["shard_size"])
-        self._num_written = 0
-        self._stop_requested = False
+    rows: RowReader
+    extractor: Extractor
+    output_dir: Path
+
+    settings: Mapping[str, Any]
+    """All that the features depend on, as plain data."""
+
+    info: Mapping[str, Any]
+    """Further sections of the index."""
+
+    gangs: Gangs
+    batch_size: int
 
     @override
     @torch.inference_mode()
     def run(self) -> None:
-        rank, size = self._gangs.root.rank, self._gangs.root.size
-        begin_index(self._output_dir, self._settings, write=rank == 0)
-        self._gangs.root.barrier()
+        rank, size = self.gangs.root.rank, self.gangs.root.size
+        begin_index(self.output_dir, self.settings, write=rank == 0)
+        self.gangs.root.barrier()
 
-        own = self._shards[rank::size]
-        todo = [shard for shard in own if not self._store.has(shard)]
+        store: ShardStore = STORES[self.settings["format"]](RunFolder(self.output_dir).features)
+        shards = cut_shards(len(self.rows), self.settings["shard_size"])
+        own = shards[rank::size]
+        todo = [shard for shard in own if not store.has(shard)]
         log.info("{:,} shards, {:,} of them there already.", len(own), len(own) - len(todo))
         for shard in todo:
-            if self._stop_requested:
+            if self.stop_requested:
                 raise TaskStopException()
-            arrays = self._extractor.compute(self._rows.read(shard.start, shard.stop, self._batch_size))
-            self._store.write(shard, arrays)
-            self._num_written += 1
-            log.info("Wrote {} ({:,} of {:,}).", self._store.path_of(shard), self._num_written, len(todo))
+            store.write(shard, self.extractor.compute(self.rows.read(shard.start, shard.stop, self.batch_size)))
+            self.num_steps += 1
+            log.info("Wrote {} ({:,} of {:,}).", store.path_of(shard), self.num_steps, len(todo))
 
-        # Whichever rank ends last finds everything there; nobody waits, so no rank that is much faster runs into a timeout.
-        if all(self._store.has(shard) for shard in self._shards):
-            num_samples = finish_index(self._output_dir, self._settings, self._info, self._store, self._shards)
-            # Not through the log, which breaks lines at the width of the terminal.
-            print(f"\n{num_samples:,} of {len(self._rows):,} samples in {len(self._shards):,} shards.\n", flush=True)
-            print(f"features:  {self._store.folder}\nindex:     {self._output_dir / INDEX_FILE}", flush=True)
-        self._gangs.close()
-
-    @override
-    def request_stop(self) -> None:
-        self._stop_requested = True
-
-    @override
-    def close(self) -> None:
-        pass
-
-    @property
-    @override
-    def step_nr(self) -> int:
-        return self._num_written
+        # The rank that finishes last writes the index; no barrier, so no timeout.
+        if all(store.has(shard) for shard in shards):
+            num_samples = finish_index(self.output_dir, self.settings, self.info, store, shards)
+            print_unwrapped(f"\n{num_samples:,} of {len(self.rows):,} samples in {len(shards):,} shards.\n")
+            print_unwrapped(f"features:  {store.folder}\nindex:     {self.output_dir / INDEX_FILE}")
+        self.gangs.close()
 
 
 def hash_weights(model: nn.Module) -> str:
-    """Tells models apart."""
+    """Compute a digest that tells models apart."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())

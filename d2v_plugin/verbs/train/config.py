@@ -1,4 +1,4 @@
-"""What a training recipe's YAML may contain."""
+"""Layout of a training recipe's YAML."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
+from d2v_plugin.core.validation import report
 from d2v_plugin.criteria.base import CriterionSection
-from d2v_plugin.pictures.recorder import PicturesSection
 from d2v_plugin.probing.section import ProbingSection
 from d2v_plugin.tasks.base import TaskSection
-from d2v_plugin.training.health.update_guard import GuardSection
+from d2v_plugin.training.health.collapse import GuardSection
 from d2v_plugin.training.optimizer import DATA2VEC_ADAMW
+from d2v_plugin.training.picture_recorder import PicturesSection
 
 
 @dataclass(kw_only=True)
@@ -62,7 +63,7 @@ class InitSection:
 
 @dataclass(kw_only=True)
 class ValidationSection:
-    """What fine-tuned models are scored on; the regime's ``validate_every_n_steps`` says how often."""
+    """Labelled splits that score fine-tuned models; the regime's ``validate_every_n_steps`` says how often."""
 
     splits: list[str] = field(default_factory=lambda: ["valid"])
     """The labelled splits."""
@@ -127,23 +128,26 @@ class TrainConfig(Validatable):
 
     @override
     def validate(self) -> ValidationResult:
-        result = ValidationResult()
+        num_steps, warmup = self.regime.num_steps, getattr(self.lr_scheduler.config, "num_warmup_steps", 0)
 
-        if self.regime.num_steps is None:
-            result.add_error("`regime.num_steps` must be set: the number of updates to train for.")
-        elif getattr(self.lr_scheduler.config, "num_warmup_steps", 0) == self.regime.num_steps:
-            # A cosine of no length; a run that ends before its warm-up does is a common way to try a recipe.
-            result.add_error(
-                f"`lr_scheduler.config.num_warmup_steps` must not equal `regime.num_steps` ({self.regime.num_steps})."
-            )
-        if self.regime.num_data_epochs is not None:
-            result.add_error("`regime.num_data_epochs` must not be set, because such runs cannot resume; set `regime.num_steps`.")
-        if self.trainer.fsdp.version != "v2":
-            result.add_error("`trainer.fsdp.version` must stay v2: checkpoints hold plain tensors, which FSDP1 does not have.")
-        if self.trainer.grad_accumulation.num_batches != 1:
-            result.add_error(
+        return report(
+            (num_steps is None, "`regime.num_steps` must be set: the number of updates to train for."),
+            (
+                # A cosine of no length; a run that ends before its warm-up does is a common way to try a recipe.
+                num_steps is not None and warmup == num_steps,
+                f"`lr_scheduler.config.num_warmup_steps` must not equal `regime.num_steps` ({num_steps}).",
+            ),
+            (
+                self.regime.num_data_epochs is not None,
+                "`regime.num_data_epochs` must not be set, because such runs cannot resume; set `regime.num_steps`.",
+            ),
+            (
+                self.trainer.fsdp.version != "v2",
+                "`trainer.fsdp.version` must stay v2: checkpoints hold plain tensors, which FSDP1 does not have.",
+            ),
+            (
+                self.trainer.grad_accumulation.num_batches != 1,
                 "`trainer.grad_accumulation.num_batches` must stay 1, because the task divides an update into batches; "
-                "set `task.config.max_batch_size`."
-            )
-
-        return result
+                "set `task.config.max_batch_size`.",
+            ),
+        )

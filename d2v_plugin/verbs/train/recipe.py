@@ -2,51 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, final
 
-from fairseq2.checkpoint import CheckpointDir
 from fairseq2.datasets import DataReader
 from fairseq2.evaluator import EvalUnit
-from fairseq2.metrics.recorders import MetricDescriptor
 from fairseq2.recipe.base import RecipeContext
-from fairseq2.recipe.error import ModelTypeNotValidError, RecipeError
+from fairseq2.recipe.error import ModelTypeNotValidError
 from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task as Runnable
+from fairseq2.trainer import Trainer
 from torch import nn
 from typing_extensions import override
 
+from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.registry import create
+from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.base import Criterion, criterion_of
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
 from d2v_plugin.data.reader import name_sample
-from d2v_plugin.evaluation.provenance import check_labels, describe_origin, write_origin
-from d2v_plugin.evaluation.run_scores import Scores, compare_checkpoints
+from d2v_plugin.evaluation.checkpoint import attach_criterion
+from d2v_plugin.evaluation.provenance import check_labels, describe_provenance, write_provenance
 from d2v_plugin.evaluation.unit import EvaluationUnit
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.pictures.recorder import Album
 from d2v_plugin.probing.section import Probing
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.tasks.multimodal import MultimodalPretrainingConfig
-from d2v_plugin.training.checkpoints import Resume, VerifiedCheckpointManager, register_checkpoints
-from d2v_plugin.training.health.incidents import Suspects
-from d2v_plugin.training.health.update_guard import UpdateGuard, create_watch
+from d2v_plugin.training.checkpoints.manager import VerifiedCheckpointManager
+from d2v_plugin.training.checkpoints.registration import register_checkpoints
+from d2v_plugin.training.checkpoints.resume import Resume
+from d2v_plugin.training.health.collapse import CollapseObserver
+from d2v_plugin.training.health.incidents import Incidents, SkipObserver
+from d2v_plugin.training.health.spikes import SpikeObserver
+from d2v_plugin.training.health.update_guard import UpdateGuard
 from d2v_plugin.training.host_group import HostGroup
 from d2v_plugin.training.layer_groups import format_layers
 from d2v_plugin.training.malloc import keep_freed_memory
-from d2v_plugin.training.stopping import StoppableReader, StoppableTask
+from d2v_plugin.training.observers import EmaObserver, Observer
+from d2v_plugin.training.picture_recorder import PictureRecorder
+from d2v_plugin.training.stopping import TrainTask
 from d2v_plugin.training.unit import CriterionUnit
+from d2v_plugin.verbs.common import open_task
 from d2v_plugin.verbs.extensions import ExtensibleRecipe, Extension
 from d2v_plugin.verbs.train.config import TrainConfig
-from d2v_plugin.verbs.train.summary import SummarizedTask, Summarizer
+from d2v_plugin.verbs.train.summary import Summarizer, find_checkpoints
 from d2v_plugin.weights.loading import load_weights
+from d2v_plugin.weights.run_folder import RunFolder
 
 
 @final
 class TrainRecipe(ExtensibleRecipe):
     """Trains a model on a task with a criterion, all three named by the configuration."""
+
+    config_kls = TrainConfig
 
     def __init__(self, extensions: Sequence[Extension] = (), resume: Resume | None = None) -> None:
         """
@@ -55,11 +64,7 @@ class TrainRecipe(ExtensibleRecipe):
         """
         super().__init__(extensions)
         self._resume = resume or Resume()
-
-    @property
-    @override
-    def config_kls(self) -> type[object]:
-        return TrainConfig
+        self._task: Task[Any, Any] | None = None
 
     @override
     def register(self, container: DependencyContainer) -> None:
@@ -88,16 +93,12 @@ class TrainRecipe(ExtensibleRecipe):
 
         section = config.criterion
         criterion = create(context.resolver, Criterion, section)
-        try:
-            if isinstance(criterion, SupervisedCriterion):
-                labels = create(context.resolver, Task, config.task).read_labels(context.get_dataset())
-                if not newly_initialized:
-                    check_labels(find_checkpoints(context), labels)
-                criterion.set_labels(labels)
-            criterion.build(model)
-        except ValueError as ex:
-            raise RecipeError(f"criterion `{section.name}`: {ex}") from ex
-        model.criterion = criterion
+        labels = None
+        if isinstance(criterion, SupervisedCriterion):
+            labels = self._open_task(context).labels
+            if not newly_initialized:
+                check_labels(find_checkpoints(context), labels)
+        attach_criterion(model, criterion, labels, called=f"criterion `{section.name}`")
 
         # fairseq2 did both before the criterion was there.
         model.requires_grad_(True)
@@ -111,64 +112,93 @@ class TrainRecipe(ExtensibleRecipe):
         gangs, seed = context.gangs, config.common.seed
 
         # Data first: a missing manifest or split is known before a large model is built.
-        task = create(context.resolver, Task, config.task)
-        task.bad_samples_report = context.output_dir / "bad_samples.tsv"
-        dataset = context.get_dataset()
-        task.labels = task.read_labels(dataset)
-        train_reader = task.create_train_reader(dataset, gangs, seed)
-        reader = StoppableReader(train_reader)
-        probing = Probing(context.resolver, config.probing, partial(task.create_labelled_reader, dataset))
+        task = self._open_task(context)
+        train_reader = task.create_train_reader(gangs, seed)
+        probing = Probing(context.resolver, config.probing, task.create_labelled_reader)
         eval_readers: list[DataReader[Any]] = [probing.create_reader(gangs)] if probing.probes else []
+        eval_readers += [task.create_labelled_reader(gangs, split) for split in _scored_splits(config)]
 
-        model = context.get_model_as(EncoderModel)
-        criterion = criterion_of(model)
-        assert criterion is not None
-        rank = gangs.root.rank
-        guard = UpdateGuard(
-            Suspects(context.output_dir, rank, partial(name_sample, train_reader)), create_watch(config.guard, rank), rank=rank
-        )
-        unit = CriterionUnit(context.get_data_parallel_model(), criterion, guard, seed=seed)
-        if gangs.device.type == "cpu":
-            keep_freed_memory()
-        guard.attach(context.get_data_parallel_model(), context.get_optimizer(), partial(criterion.after_step, model))
-
-        album: Album | None = None
-        # One process cannot draw a sharded model.
-        if config.pictures.enabled and gangs.root.rank == 0 and gangs.sdp.size == 1:
-            album = Album(config.pictures, model, context.output_dir, seed=seed, spell=task.read_spelling(dataset))
-            album.attach(context.get_data_parallel_model(), context.get_optimizer(), lambda: unit.step_nr)
-
-        eval_units: list[EvalUnit[Any]] = [probing.create_unit(model, gangs)] if probing.probes else []
-        if isinstance(criterion, SupervisedCriterion):
-            for split in config.validation.splits:
-                eval_readers.append(task.create_labelled_reader(dataset, gangs, split))
-                report = context.output_dir / "predictions" / f"{split}.tsv"
-                eval_units.append(EvaluationUnit(model, criterion, gangs, split=split, report=report))
-        task.check_model(model)
+        task.check_model(context.get_model_as(EncoderModel))
+        observers = create_observers(context, task, train_reader, probing)
+        unit = create_unit(context, observers)
+        eval_units = create_eval_units(context, probing)
         if gangs.root.rank == 0:
-            write_origin(find_checkpoints(context), describe_origin(config, task.labels))
-            # Not through the log, which breaks lines at the width of the terminal.
-            print(f"\n{format_layers(model, context.get_optimizer())}\n", flush=True)
-        trainer = context.create_trainer(unit, reader, eval_units, eval_readers)
+            write_provenance(find_checkpoints(context), describe_provenance(config, task.labels))
+            print_unwrapped(f"\n{format_layers(context.get_model_as(EncoderModel), context.get_optimizer())}\n")
+
+        def create_trainer(reader: DataReader[Batch]) -> Trainer:
+            return context.create_trainer(unit, reader, eval_units, eval_readers)
+
         checkpoints = context.get_checkpoint_manager()
         assert isinstance(checkpoints, VerifiedCheckpointManager)
-        stoppable = StoppableTask(trainer, reader, checkpoints, gangs, context.resolver.resolve(HostGroup))
 
-        compare = create_comparison(context, criterion) if isinstance(criterion, SupervisedCriterion) else None
-        summarizer = Summarizer(context, probing, task.modality, compare)
+        return TrainTask(create_trainer, train_reader, checkpoints, observers, gangs, context.resolver.resolve(HostGroup))
 
-        return SummarizedTask(stoppable, summarizer, rank=gangs.root.rank, album=album)
+    def _open_task(self, context: RecipeContext) -> Task[Any, Any]:
+        """Open the task, once for all: who needs its labels does not read them again."""
+        if self._task is None:
+            self._task = open_task(context, context.get_config_as(TrainConfig).task)
 
-
-def create_comparison(context: RecipeContext, criterion: SupervisedCriterion[Any]) -> Callable[[], dict[str, Scores]]:
-    """What reads the scores of the last and the best checkpoint at the end of a run."""
-    known = {descriptor.name: descriptor.display_name for descriptor in context.resolver.collection.resolve(MetricDescriptor)}
-    displayed = {known[name]: name for name in (*criterion.score_names, "loss") if name in known}
-    splits = context.get_config_as(TrainConfig).validation.splits
-
-    return partial(compare_checkpoints, context.output_dir, find_checkpoints(context), splits, displayed)
+        return self._task
 
 
-def find_checkpoints(context: RecipeContext) -> Path:
-    """Where the checkpoints of a run lie."""
-    return context.resolver.resolve(CheckpointDir).path or context.output_dir / "checkpoints"
+def create_observers(
+    context: RecipeContext, task: Task[Any, Any], train_reader: DataReader[Batch], probing: Probing
+) -> list[Observer]:
+    """Create those who are told what training does, in the order in which they are told.
+
+    1. The teacher follows the student before anything can end the run, and before both are drawn.
+    2. Incidents know the samples of an update before those below write them down.
+    3. Skipped updates end the run when three come in a row; nobody below is told of the last one.
+    4. Spikes are looked for in what was not skipped.
+    5. Collapse is judged on rank 0, where it waits for the device: reports that need not wait are out by then.
+    6. Pictures show, on rank 0, the student and the teacher after the update. They take the most time, and come after all else.
+    7. The summary has something to do at the end alone, on rank 0: it says where the results are, the last pictures among them.
+    """
+    config = context.get_config_as(TrainConfig)
+    model, output_dir, rank = context.get_model_as(EncoderModel), context.output_dir, context.gangs.root.rank
+    incidents = Incidents(output_dir, rank, partial(name_sample, train_reader))
+    observers: list[Observer] = [EmaObserver(model), incidents, SkipObserver(incidents), SpikeObserver(incidents)]
+    if rank != 0:
+        return observers
+
+    # One rank is enough: all collapse together.
+    if config.guard.collapse_every_n_steps is not None:
+        observers.append(CollapseObserver(config.guard.collapse_every_n_steps))
+    # One process cannot draw a sharded model.
+    if config.pictures.enabled and context.gangs.sdp.size == 1:
+        spell = task.read_spelling()
+        observers.append(PictureRecorder(config.pictures, model, output_dir, seed=config.common.seed, spell=spell))
+    observers.append(Summarizer(context, probing, task.modality))
+
+    return observers
+
+
+def create_unit(context: RecipeContext, observers: Sequence[Observer]) -> CriterionUnit:
+    """Create what computes an update, with the guard that decides whether it counts."""
+    model, criterion = context.get_data_parallel_model(), criterion_of(context.get_model_as(EncoderModel))
+    assert criterion is not None
+    if context.gangs.device.type == "cpu":
+        keep_freed_memory()  # before the optimizer makes room for its moments
+    guard = UpdateGuard(observers, rank=context.gangs.root.rank)
+    guard.attach(model, context.get_optimizer())
+
+    return CriterionUnit(model, criterion, guard, seed=context.get_config_as(TrainConfig).common.seed)
+
+
+def create_eval_units(context: RecipeContext, probing: Probing) -> list[EvalUnit[Any]]:
+    """Create what measures the model during training: the probes, if there are any, and the scores of labelled splits."""
+    model, gangs = context.get_model_as(EncoderModel), context.gangs
+    units: list[EvalUnit[Any]] = [probing.create_unit(model, gangs)] if probing.probes else []
+    for split in _scored_splits(context.get_config_as(TrainConfig)):
+        criterion = criterion_of(model)
+        assert isinstance(criterion, SupervisedCriterion)
+        report = RunFolder(context.output_dir).predictions / f"{split}.tsv"
+        units.append(EvaluationUnit(model, criterion, gangs, split=split, report=report))
+
+    return units
+
+
+def _scored_splits(config: TrainConfig) -> Sequence[str]:
+    """The labelled splits that a fine-tuned model is scored on; none in pre-training."""
+    return config.validation.splits if isinstance(config.criterion.config, SupervisedConfig) else ()

@@ -1,30 +1,34 @@
-"""What a run says at its end: what the features are worth, and where everything lies."""
+"""Summary of a finished run: what the features are worth, and where everything lies."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from fairseq2.checkpoint import CheckpointDir
 from fairseq2.gang import create_fake_gangs
+from fairseq2.metrics.recorders import MetricDescriptor
 from fairseq2.recipe.base import RecipeContext
-from fairseq2.task import Task as Runnable
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.fairseq2_private import ModelHolder
-from d2v_plugin.evaluation.run_scores import Scores
-from d2v_plugin.evaluation.table import format_scores
+from d2v_plugin.core.storage import write_atomically
+from d2v_plugin.core.text import print_unwrapped
+from d2v_plugin.criteria.supervised.base import SupervisedCriterion
+from d2v_plugin.evaluation.run_scores import Scores, compare_checkpoints, format_scores
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.pictures.recorder import Album
 from d2v_plugin.probing.section import Probing
 from d2v_plugin.probing.table import format_accuracies
+from d2v_plugin.training.observers import Observer
 from d2v_plugin.verbs.common import BASELINE_SEED
+from d2v_plugin.verbs.train.config import TrainConfig
 from d2v_plugin.weights.loading import load_weights
+from d2v_plugin.weights.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -45,38 +49,35 @@ class Summary:
 
 
 @final
-class Summarizer:
-    """Measures what a finished run reached."""
+class Summarizer(Observer):
+    """Measures what a finished run reached, on one process, and says it; on rank 0."""
 
-    def __init__(
-        self, context: RecipeContext, probing: Probing, modality: Modality, compare: Callable[[], dict[str, Scores]] | None = None
-    ) -> None:
-        """
-        :param compare: reads the scores of fine-tuning; None = there are none.
-        """
+    def __init__(self, context: RecipeContext, probing: Probing, modality: Modality) -> None:
+        """:param modality: raw pixels are measured of images alone."""
         self._context = context
         self._probing = probing
         self._modality = modality
-        self._compare = compare
-        self.output_dir = context.output_dir
 
-    def __call__(self, num_updates: int) -> Summary:
-        """Called on rank 0 after the process group was closed: everything here happens on one process."""
+    @override
+    def at_end(self, step_nr: int) -> None:
+        output_dir = self._context.output_dir
         accuracies = self._measure() if self._probing.probes else {}
-        scores = {} if self._compare is None else self._compare()
-        paths = locate_results(self.output_dir)
-        if self._compare is not None:
-            paths["predictions"] = str(self.output_dir / "predictions")
+        scores: dict[str, Scores] = {}
+        paths = locate_results(output_dir)
+        criterion = self._context.get_model_as(EncoderModel).criterion
+        if isinstance(criterion, SupervisedCriterion):
+            scores = read_scores(self._context, criterion)
+            paths["predictions"] = str(RunFolder(output_dir).predictions)
 
-        return Summary(num_updates, accuracies, scores, paths)
+        summary = Summary(step_nr, accuracies, scores, paths)
+        write_atomically(RunFolder(output_dir).summary, json.dumps(asdict(summary), indent=2) + "\n")
+        print_unwrapped(format_summary(summary))
 
     def _measure(self) -> dict[str, Mapping[str, float]]:
-        context, probing, device = self._context, self._probing, self._context.device
-        accuracies: dict[str, Mapping[str, float]] = {}
-
-        accuracies["pre-trained"] = probing.measure_model(self._find_model(), device)
+        probing, device = self._probing, self._context.device
+        accuracies: dict[str, Mapping[str, float]] = {"pre-trained": probing.measure_model(self._find_model(), device)}
         if probing.section.baselines:
-            accuracies["random init"] = probing.measure_model(create_random_model(context), device)
+            accuracies["random init"] = probing.measure_model(create_random_model(self._context), device)
             if self._modality is Modality.IMAGE:
                 accuracies["raw pixels"] = probing.measure_inputs(device)
 
@@ -87,84 +88,56 @@ class Summarizer:
         if self._context.gangs.sdp.size == 1:
             return self._context.get_model_as(EncoderModel)
         model = create_random_model(self._context)
-        load_weights(model, self._context.resolver.resolve(CheckpointDir).path or self.output_dir)
+        load_weights(model, find_checkpoints(self._context))
 
         return model
 
 
-def create_random_model(context: RecipeContext) -> EncoderModel:
-    """A new model of the run's configuration, the same one in every run."""
-    holder = context.resolver.resolve(ModelHolder, key="model")
-    gangs = create_fake_gangs(context.device)
+def read_scores(context: RecipeContext, criterion: SupervisedCriterion[Any]) -> dict[str, Scores]:
+    """Read what validation measured at the last and the best checkpoint."""
+    known = {descriptor.name: descriptor.display_name for descriptor in context.resolver.collection.resolve(MetricDescriptor)}
+    displayed = {known[name]: name for name in (*criterion.score_names, "loss") if name in known}
+    splits = context.get_config_as(TrainConfig).validation.splits
 
+    return compare_checkpoints(context.output_dir, find_checkpoints(context), splits, displayed)
+
+
+def create_random_model(context: RecipeContext) -> EncoderModel:
+    """Create a new model of the run's configuration, the same one in every run."""
+    holder = context.resolver.resolve(ModelHolder, key="model")
     with torch.random.fork_rng():
         torch.manual_seed(BASELINE_SEED)
+        gangs = create_fake_gangs(context.device)
         model = holder.family.create_new_model(holder.config, gangs, torch.float32, meta=False, init_rank0_only=True)
-
     assert isinstance(model, EncoderModel)
 
     return model
 
 
-@final
-class SummarizedTask(Runnable):
-    """Runs a task and then says what it reached, on rank 0."""
-
-    def __init__(self, task: Runnable, summarize: Summarizer, *, rank: int, album: Album | None = None) -> None:
-        """
-        :param album: draws the pictures of the end; None = there are none.
-        """
-        self._task = task
-        self._summarize = summarize
-        self._rank = rank
-        self._album = album
-
-    @override
-    def run(self) -> None:
-        self._task.run()
-        if self._rank != 0:
-            return
-
-        if self._album is not None:
-            self._album.draw(self.step_nr)
-        summary = self._summarize(self.step_nr)
-        self._summarize.output_dir.joinpath("summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
-        # Not through the log, which breaks lines at the width of the terminal.
-        print(format_summary(summary), flush=True)
-
-    @override
-    def request_stop(self) -> None:
-        self._task.request_stop()
-
-    @override
-    def close(self) -> None:
-        self._task.close()
-
-    @property
-    @override
-    def step_nr(self) -> int:
-        return self._task.step_nr
+def find_checkpoints(context: RecipeContext) -> Path:
+    """The folder of a run's checkpoints."""
+    return context.resolver.resolve(CheckpointDir).path or RunFolder(context.output_dir).checkpoints
 
 
 def locate_results(output_dir: Path) -> dict[str, str]:
-    """Where a run in ``output_dir`` leaves its results."""
+    """Places of the results of a run in ``output_dir``, by what lies there."""
+    run = RunFolder(output_dir)
     return {
-        "checkpoints": str(output_dir / "checkpoints"),
-        "metrics": str(output_dir / "metrics"),
-        "tensorboard": str(output_dir / "tb"),
-        "pictures": str(output_dir / "pictures"),
-        "summary": str(output_dir / "summary.json"),
+        "checkpoints": str(run.checkpoints),
+        "metrics": str(run.metrics),
+        "tensorboard": str(run.tensorboard),
+        "pictures": str(run.pictures),
+        "summary": str(run.summary),
     }
 
 
 def format_summary(summary: Summary) -> str:
-    """The summary as a small table and a list of paths."""
+    """The summary as small tables and a list of paths."""
     lines = ["", f"Finished after {summary.num_updates:,} updates."]
-
     if summary.accuracies:
         lines += ["", *format_accuracies(summary.accuracies)]
     if summary.scores:
-        lines += ["", format_scores(summary.scores)]
+        lines += ["", *format_scores(summary.scores)]
 
     lines += ["", *(f"{name + ':':<13} {path}" for name, path in summary.paths.items())]
     lines.append(f"Watch it with: tensorboard --logdir {summary.paths['tensorboard']}")

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,20 +20,14 @@ from torch import Tensor
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.families import AnyConfig
+from d2v_plugin.weights.convert import fairseq_data2vec1
 from d2v_plugin.weights.convert.fairseq_config import convert_config
-from d2v_plugin.weights.convert.fairseq_data2vec1 import (
-    FAIRSEQ_V1_MODELS,
-    convert_config_v1,
-    convert_state_dict_v1,
-    convert_teacher_v1,
-    describe_pretraining_v1,
-)
-from d2v_plugin.weights.convert.fairseq_info import describe_pretraining, teacher_scope
+from d2v_plugin.weights.convert.fairseq_info import attributes_of, describe_pretraining, read_labels, read_step, teacher_scope
 from d2v_plugin.weights.directory import ModelDirectory
 from d2v_plugin.weights.state import State, build_skeleton, compare
-from d2v_plugin.weights.torch_file import InertObject, read_torch_file
+from d2v_plugin.weights.torch_file import read_torch_file
 
-KNOWN_MODELS: Final = ("data2vec_multi", *FAIRSEQ_V1_MODELS)
+KNOWN_MODELS: Final = ("data2vec_multi", *fairseq_data2vec1.MODEL_NAMES)
 """Names of pre-trained models."""
 
 TEACHER_KEY: Final = "_ema"
@@ -39,7 +35,7 @@ TEACHER_KEY: Final = "_ema"
 
 @dataclass(frozen=True)
 class FineTuned:
-    """How one of fairseq's fine-tuned models wraps the pre-trained one."""
+    """Layout of one of fairseq's fine-tuned models around the pre-trained one."""
 
     kind: str
     """Our word for it."""
@@ -88,7 +84,7 @@ def convert_fairseq(path: Path, *, teacher_weights: bool = False, original_paddi
     teacher = _pop_teacher(student)
     _check_tensors(path, student | head | (teacher or {}))
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in student.values())
-    convert = _convert_v1 if settings["_name"] in FAIRSEQ_V1_MODELS else _convert_v2
+    convert = _convert_data2vec1 if settings["_name"] in fairseq_data2vec1.MODEL_NAMES else _convert_data2vec2
     model = convert(path, settings, student, teacher)
 
     model.config.original_padding = original_padding
@@ -103,7 +99,7 @@ def convert_fairseq(path: Path, *, teacher_weights: bool = False, original_paddi
             "format": "fairseq",
             "file": path.name,
             "model": name,
-            "step": _step(content),
+            "step": read_step(content),
             "dtypes": dict(dtypes),
             "weights": "teacher" if teacher_weights else "student",
             "notes": model.notes,
@@ -111,7 +107,7 @@ def convert_fairseq(path: Path, *, teacher_weights: bool = False, original_paddi
         "pretraining": model.pretraining,
     }
     if fine_tuned is not None:
-        info["head"] = {"kind": fine_tuned.kind, "labels": _labels(content)}
+        info["head"] = {"kind": fine_tuned.kind, "labels": read_labels(content)}
 
     return ModelDirectory(config=model.config, student=student, teacher=model.teacher, head=_rename(head) or None, info=info)
 
@@ -127,11 +123,26 @@ class Converted:
     pretraining: dict[str, Any]
 
 
-def _convert_v2(path: Path, settings: Mapping[str, Any], student: State, teacher: State | None) -> Converted:
+def _convert_data2vec1(path: Path, settings: Mapping[str, Any], student: State, teacher: State | None) -> Converted:
+    student = fairseq_data2vec1.convert_state_dict(settings, student)
+    teacher = None if teacher is None else fairseq_data2vec1.convert_teacher(settings, teacher)
+    with _explained(path):
+        config = fairseq_data2vec1.convert_config(settings, student)
+
+    def is_averaged(key: str) -> bool:
+        return key.startswith("encoder.") and not key.startswith("encoder.regression_head.")
+
+    _check_agreement(path, config, student, teacher, is_averaged)
+    notes = [] if config.head_layers else ["The file has no trained prediction head, so the model has none."]
+
+    return Converted(config, student, teacher, notes, fairseq_data2vec1.describe_pretraining(settings))
+
+
+def _convert_data2vec2(path: Path, settings: Mapping[str, Any], student: State, teacher: State | None) -> Converted:
     student = _rename(student)
     teacher = None if teacher is None else _rename_teacher(teacher)
     config, notes = _convert_config(path, settings, student)
-    _check_agreement(path, config, settings, student, teacher)
+    _check_agreement(path, config, student, teacher, partial(_is_averaged, scope=teacher_scope(settings)))
     if teacher is not None:
         # In pre-norm models the original also averages the final norm, and then uses the student's.
         teacher = {key: tensor for key, tensor in teacher.items() if not key.startswith("norm.")}
@@ -140,42 +151,25 @@ def _convert_v2(path: Path, settings: Mapping[str, Any], student: State, teacher
     return Converted(config, student, teacher, notes, pretraining)
 
 
-def _convert_v1(path: Path, settings: Mapping[str, Any], student: State, teacher: State | None) -> Converted:
-    student = convert_state_dict_v1(settings, student)
-    teacher = None if teacher is None else convert_teacher_v1(settings, teacher)
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Name the file whose configuration cannot be converted, whatever a malformed one provokes."""
     try:
-        config = convert_config_v1(settings, student)
+        yield
     except (AttributeError, LookupError, TypeError, ValueError) as ex:
         raise CheckpointError(f"{path}: the configuration cannot be converted: {ex}") from ex
-    try:
-        expected = build_skeleton(config, num_tensors=len(student)).state_dict()
-    except CheckpointError as ex:
-        raise CheckpointError(f"{path}: {ex}") from ex
-    given = dict(student)
-    if teacher is not None:
-        expected |= {
-            f"{TEACHER_KEY}.{key}": tensor
-            for key, tensor in expected.items()
-            if key.startswith("encoder.") and not key.startswith("encoder.regression_head.")
-        }
-        given |= {f"{TEACHER_KEY}.{key}": tensor for key, tensor in teacher.items()}
-    compare(expected, given).raise_if_any(f"{path} does not hold the weights of the model that its configuration describes:")
-    notes = [] if config.head_layers else ["The file has no trained prediction head, so the model has none."]
-
-    return Converted(config, student, teacher, notes, describe_pretraining_v1(settings))
 
 
 def _pop_teacher(student: dict[str, Any]) -> dict[str, Any] | None:
     """Take the teacher, which is one entry of the weights, from the student."""
     candidates = [student.pop(key, None) for key in (TEACHER_KEY, f"encoder.{TEACHER_KEY}")]
-
     return next((teacher for teacher in candidates if isinstance(teacher, dict)), None)
 
 
 def _find_settings(path: Path, content: Mapping[str, Any]) -> tuple[str, FineTuned | None, Mapping[str, Any]]:
     """The name of the model, how it was fine-tuned, and the configuration of the pre-trained model."""
-    section = _attributes(_attributes(content.get("cfg")).get("model"))
-    name = section.get("_name") or _attributes(content.get("args")).get("arch")
+    section = attributes_of(attributes_of(content.get("cfg")).get("model"))
+    name = section.get("_name") or attributes_of(content.get("args")).get("arch")
     if not isinstance(name, str):
         raise CheckpointError(f"{path} does not say which model it holds: neither `cfg.model._name` nor `args.arch` is there.")
     if name in KNOWN_MODELS:
@@ -185,8 +179,8 @@ def _find_settings(path: Path, content: Mapping[str, Any]) -> tuple[str, FineTun
     if fine_tuned is None:
         raise CheckpointError(f"{path} holds {_describe_model(name)}, not data2vec.")
 
-    origin = _attributes(section.get(fine_tuned.config_key))
-    section = _attributes(origin.get("model")) or origin
+    origin = attributes_of(section.get(fine_tuned.config_key))
+    section = attributes_of(origin.get("model")) or origin
     origin_name = section.get("_name") or section.get("arch")
     if not isinstance(origin_name, str):
         raise CheckpointError(f"{path} lacks the configuration of the pre-trained model, `cfg.model.{fine_tuned.config_key}`.")
@@ -198,14 +192,6 @@ def _find_settings(path: Path, content: Mapping[str, Any]) -> tuple[str, FineTun
 
 def _describe_model(name: str) -> str:
     return f"{OTHER_MODELS[name]} (`{name}`)" if name in OTHER_MODELS else f"`{name}`"
-
-
-def _attributes(value: object) -> dict[str, Any]:
-    """The contents of a dictionary, or of a namespace of an old checkpoint."""
-    if isinstance(value, InertObject):
-        return vars(value)
-
-    return value if isinstance(value, dict) else {}
 
 
 def _split_head(weights: dict[str, Any], fine_tuned: FineTuned | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -254,11 +240,9 @@ def _convert_config(path: Path, settings: Mapping[str, Any], student: State) -> 
     """Our configuration, and notes on what the weights decided because the file's configuration leaves it open."""
     embeddings = student.get("modality_encoders.TEXT.local_encoder.embed_tokens.weight")
     names = [name for name in ("TEXT", "AUDIO", "IMAGE") if any(key.startswith(f"modality_encoders.{name}.") for key in student)]
-    try:
+    with _explained(path):
         # Without embeddings the report of missing keys says so.
         config = convert_config(settings, vocab_size=1 if embeddings is None else embeddings.size(0), modalities=names)
-    except (AttributeError, LookupError, TypeError, ValueError) as ex:
-        raise CheckpointError(f"{path}: the configuration cannot be converted: {ex}") from ex
 
     notes = []
     for modality, frontend in config.frontends.items():
@@ -274,25 +258,22 @@ def _convert_config(path: Path, settings: Mapping[str, Any], student: State) -> 
 
 
 def _check_agreement(
-    path: Path, config: Data2VecConfig, settings: Mapping[str, Any], student: State, teacher: State | None
+    path: Path, config: AnyConfig, student: State, teacher: State | None, is_averaged: Callable[[str], bool]
 ) -> None:
+    """Compare student and teacher with what the configuration says.
+
+    :param is_averaged: whether the teacher has a weight of its own for a name of the student's.
+    :raises CheckpointError: they differ.
     """
-    :raises CheckpointError: student or teacher differ from what the configuration says.
-    """
-    try:
-        expected = build_skeleton(config, num_tensors=len(student)).state_dict()
-    except CheckpointError as ex:
-        raise CheckpointError(f"{path}: {ex}") from ex
-    given = dict(student)
+    expected, given = build_skeleton(config, num_tensors=len(student), path=path).state_dict(), dict(student)
     if teacher is not None:
-        scope = teacher_scope(settings)
-        expected |= {f"{TEACHER_KEY}.{key}": tensor for key, tensor in expected.items() if _is_averaged(key, scope)}
+        expected |= {f"{TEACHER_KEY}.{key}": tensor for key, tensor in expected.items() if is_averaged(key)}
         given |= {f"{TEACHER_KEY}.{key}": tensor for key, tensor in teacher.items()}
     compare(expected, given).raise_if_any(f"{path} does not hold the weights of the model that its configuration describes:")
 
 
 def _is_averaged(key: str, scope: Mapping[str, str]) -> bool:
-    """Whether the teacher has a weight of its own for this name of the student's."""
+    """Tell whether the teacher has a weight of its own for a name of the student's."""
     if key.startswith("blocks."):
         return True
     if (found := re.match(r"modality_encoders\.(\w+)\.(\w+)", key)) is None:
@@ -302,21 +283,3 @@ def _is_averaged(key: str, scope: Mapping[str, str]) -> bool:
         return False
 
     return scope[modality] == "all" or part not in ("local_encoder", "project_features")
-
-
-def _step(content: Mapping[str, Any]) -> int | None:
-    history = content.get("optimizer_history")
-    last = history[-1] if isinstance(history, list) and history else {}
-    step = last.get("num_updates") if isinstance(last, dict) else None
-
-    return step if isinstance(step, int) else None
-
-
-def _labels(content: Mapping[str, Any]) -> list[str] | None:
-    """The symbols of the head's outputs in their order, where the file has them."""
-    for dictionary in _attributes(content.get("task_state")).values():
-        symbols = _attributes(dictionary).get("symbols")
-        if isinstance(symbols, list) and all(isinstance(symbol, str) for symbol in symbols):
-            return symbols
-
-    return None

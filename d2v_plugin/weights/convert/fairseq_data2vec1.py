@@ -17,10 +17,11 @@ from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.data2vec1.base import TeacherScope
 from d2v_plugin.models.data2vec1.config import AudioConfig, Data2Vec1ModelConfig, ImageConfig, TextConfig
 from d2v_plugin.weights.convert.fairseq_config import parse_conv_layers
+from d2v_plugin.weights.convert.fairseq_info import describe_ema, describe_targets
 from d2v_plugin.weights.state import State
 
-FAIRSEQ_V1_MODELS: Final = ("data2vec_audio", "data2vec_text", "data2vec_vision")
-"""Values of ``_name`` of the configurations that this module converts."""
+MODEL_NAMES: Final = ("data2vec_audio", "data2vec_text", "data2vec_vision")
+"""Values of ``_name`` in fairseq's configurations of data2vec 1.0."""
 
 BEIT_NAMES: Final = {
     r"^cls_token$": "cls_emb",
@@ -33,10 +34,11 @@ BEIT_NAMES: Final = {
 }
 
 
-def convert_config_v1(model: Mapping[str, Any], weights: State, *, pad_idx: int = 1) -> Data2Vec1ModelConfig:
-    """
-    :param model: the ``model`` section of a fairseq checkpoint's ``cfg``, with one of :data:`FAIRSEQ_V1_MODELS` as ``_name``.
-    :param weights: from :func:`convert_state_dict_v1`; they tell the vocabulary, and whether there is a head.
+def convert_config(model: Mapping[str, Any], weights: State, *, pad_idx: int = 1) -> Data2Vec1ModelConfig:
+    """Make our configuration of one of data2vec 1.0.
+
+    :param model: the ``model`` section of a fairseq checkpoint's ``cfg``, with one of :data:`MODEL_NAMES` as ``_name``.
+    :param weights: from :func:`convert_state_dict`; they tell the vocabulary, and whether there is a head.
     :raises CheckpointError: the model uses something that only fairseq has.
     """
     match model.get("_name"):
@@ -47,13 +49,13 @@ def convert_config_v1(model: Mapping[str, Any], weights: State, *, pad_idx: int 
         case "data2vec_vision":
             return _vision(model)
         case name:
-            raise CheckpointError(f"`_name` must be one of {', '.join(FAIRSEQ_V1_MODELS)}, but is `{name}`.")
+            raise CheckpointError(f"`_name` must be one of {', '.join(MODEL_NAMES)}, but is `{name}`.")
 
 
-def convert_state_dict_v1(model: Mapping[str, Any], weights: Mapping[str, Any]) -> State:
+def convert_state_dict(model: Mapping[str, Any], weights: Mapping[str, Any]) -> State:
     """The student's weights under our names.
 
-    :param model: see :func:`convert_config_v1`.
+    :param model: see :func:`convert_config`.
     :param weights: the checkpoint's ``model``; a teacher in it is left out.
     """
     state: State = {}
@@ -75,21 +77,20 @@ def convert_state_dict_v1(model: Mapping[str, Any], weights: Mapping[str, Any]) 
     return state
 
 
-def convert_teacher_v1(model: Mapping[str, Any], teacher: Mapping[str, Tensor]) -> State:
+def convert_teacher(model: Mapping[str, Any], teacher: Mapping[str, Tensor]) -> State:
     """The teacher's weights under the student's names.
 
     What fairseq copies from the student instead of averaging it (position convolutions, embeddings) is among them.
 
-    :param model: see :func:`convert_config_v1`.
+    :param model: see :func:`convert_config`.
     :param teacher: the entry ``_ema`` (text: ``encoder._ema``) of the checkpoint's weights.
     """
     prefix = "encoder.sentence_encoder." if model.get("_name") == "data2vec_text" else "encoder."
-
     return {f"{prefix}{name}": tensor.float() for name, tensor in teacher.items() if not _is_constant(name)}
 
 
-def teacher_scope_v1(model: Mapping[str, Any]) -> TeacherScope:
-    """What is averaged; see :data:`d2v_plugin.models.data2vec1.base.TeacherScope`."""
+def teacher_scope(model: Mapping[str, Any]) -> TeacherScope:
+    """The parts that are averaged; see :data:`d2v_plugin.models.data2vec1.base.TeacherScope`."""
     match model.get("_name"):
         case "data2vec_audio" if model.get("ema_layers_only", True):
             return "layers"
@@ -98,26 +99,15 @@ def teacher_scope_v1(model: Mapping[str, Any]) -> TeacherScope:
     return "encoder" if model.get("ema_transformer_only", True) else "all"
 
 
-def describe_pretraining_v1(model: Mapping[str, Any]) -> dict[str, Any]:
+def describe_pretraining(model: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a criterion needs to go on, in the words of ``Data2Vec1Config`` except for the masks."""
     get = model.get
 
     return {
-        "ema": {
-            "start": get("ema_decay", 0.999),
-            "end": get("ema_end_decay", 0.9999),
-            "anneal_steps": get("ema_anneal_end_step", get("max_update")),
-        },
-        "teacher_scope": teacher_scope_v1(model),
+        "ema": describe_ema(model),
+        "teacher_scope": teacher_scope(model),
         "target_feature": "block" if get("end_of_block_targets", get("_name") == "data2vec_vision") else "ffn",
-        "targets": {
-            "num_layers": get("average_top_k_layers", 8),
-            "batch_norm_layers": get("batch_norm_target_layer", False),
-            "instance_norm_layers": get("instance_norm_target_layer", False),
-            "layer_norm_layers": get("layer_norm_target_layer", False),
-            "layer_norm": get("layer_norm_targets", False),
-            "instance_norm": get("instance_norm_targets", False),
-        },
+        "targets": describe_targets(model),
         "loss_beta": get("loss_beta", 0.0),
         "loss_scale": get("loss_scale"),
         "fairseq_masks": {key: value for key, value in model.items() if "mask" in key},
@@ -131,7 +121,6 @@ def rename_beit(weights: Mapping[str, Any]) -> dict[str, Any]:
         for pattern, replacement in BEIT_NAMES.items():
             name = re.sub(pattern, replacement, name)
         renamed[name] = tensor
-
     return renamed
 
 

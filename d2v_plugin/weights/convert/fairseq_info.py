@@ -1,4 +1,4 @@
-"""What fairseq's configuration says about pre-training, as information beside the converted weights."""
+"""Information in fairseq's checkpoints beside the weights: settings of pre-training, the update, labels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.weights.torch_file import InertObject
 
 _MASK_SETTINGS: Final = (
     "mask_prob",
@@ -22,14 +23,36 @@ _MASK_SETTINGS: Final = (
 )
 
 
+def attributes_of(value: object) -> dict[str, Any]:
+    """The contents of a dictionary, or of a namespace of an old checkpoint; of anything else nothing."""
+    if isinstance(value, InertObject):
+        return vars(value)
+    return value if isinstance(value, dict) else {}
+
+
+def read_step(content: Mapping[str, Any]) -> int | None:
+    """The number of the checkpoint's last update, where the file says it."""
+    history = content.get("optimizer_history")
+    step = attributes_of(history[-1]).get("num_updates") if isinstance(history, list) and history else None
+    return step if isinstance(step, int) else None
+
+
+def read_labels(content: Mapping[str, Any]) -> list[str] | None:
+    """The symbols of the head's outputs in their order, where the file has them."""
+    for dictionary in attributes_of(content.get("task_state")).values():
+        symbols = attributes_of(dictionary).get("symbols")
+        if isinstance(symbols, list) and all(isinstance(symbol, str) for symbol in symbols):
+            return symbols
+    return None
+
+
 def teacher_scope(settings: Mapping[str, Any]) -> dict[str, str]:
-    """What of each modality the teacher averages, in the words of ``Data2Vec2Config.teacher_scope``.
+    """The parts of each modality that the teacher averages, in the words of ``Data2Vec2Config.teacher_scope``.
 
     :param settings: the ``model`` section of the pre-training configuration.
     """
     if settings.get("ema_encoder_only", True):
         return {modality.name: "blocks" for modality in Modality}
-
     return {m.name: "all" if _section(settings, m.value).get("ema_local_encoder") else "context" for m in Modality}
 
 
@@ -42,21 +65,9 @@ def describe_pretraining(settings: Mapping[str, Any], modalities: Sequence[str])
 
     return {
         "num_views": get("clone_batch", 1),
-        "ema": {
-            "start": get("ema_decay", 0.999),
-            "end": get("ema_end_decay", 0.9999),
-            "anneal_steps": get("ema_anneal_end_step", get("max_update")),
-        },
+        "ema": describe_ema(settings),
         "teacher_scope": {name.lower(): scope[name] for name in modalities},
-        "targets": {
-            "num_layers": get("average_top_k_layers", 8),
-            "end_of_block": get("end_of_block_targets", False),
-            "batch_norm_layers": get("batch_norm_target_layer", False),
-            "instance_norm_layers": get("instance_norm_target_layer", False),
-            "layer_norm_layers": get("layer_norm_target_layer", False),
-            "layer_norm": get("layer_norm_targets", False),
-            "instance_norm": get("instance_norm_targets", False),
-        },
+        "targets": describe_targets(settings, end_of_block=get("end_of_block_targets", False)),
         "loss_beta": get("loss_beta", 0.0),
         "loss_scale": get("loss_scale"),
         "regression_weight": get("d2v_loss", 1.0),
@@ -67,6 +78,33 @@ def describe_pretraining(settings: Mapping[str, Any], modalities: Sequence[str])
             name.lower(): {key: value for key, value in _section(settings, name.lower()).items() if key in _MASK_SETTINGS}
             for name in modalities
         },
+    }
+
+
+def describe_ema(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The teacher's moving average, in the words of ``EmaConfig``."""
+    return {
+        "start": settings.get("ema_decay", 0.999),
+        "end": settings.get("ema_end_decay", 0.9999),
+        "anneal_steps": settings.get("ema_anneal_end_step", settings.get("max_update")),
+    }
+
+
+def describe_targets(settings: Mapping[str, Any], **others: Any) -> dict[str, Any]:
+    """The targets, in the words of ``TargetConfig``.
+
+    :param others: entries that only one of the two versions has.
+    """
+    get = settings.get
+
+    return {
+        "num_layers": get("average_top_k_layers", 8),
+        **others,
+        "batch_norm_layers": get("batch_norm_target_layer", False),
+        "instance_norm_layers": get("instance_norm_target_layer", False),
+        "layer_norm_layers": get("layer_norm_target_layer", False),
+        "layer_norm": get("layer_norm_targets", False),
+        "instance_norm": get("instance_norm_targets", False),
     }
 
 

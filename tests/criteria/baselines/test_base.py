@@ -17,8 +17,8 @@ from d2v_plugin.criteria.baselines.last_layer import LastLayerConfig
 from d2v_plugin.criteria.baselines.mae import MaeConfig, MaeCriterion
 from d2v_plugin.criteria.baselines.masked_lm import MaskedLMConfig, MaskedLMCriterion
 from d2v_plugin.criteria.baselines.wav2vec2 import Wav2Vec2Config, Wav2Vec2Criterion
-from d2v_plugin.masking.base import RandomMaskConfig, RandomMaskSampler
-from d2v_plugin.masking.published import SpanMaskConfig, SpanMaskSampler
+from d2v_plugin.masking.random_blocks import RandomMaskConfig, RandomMaskSampler
+from d2v_plugin.masking.spans_and_beit import SpanMaskConfig, SpanMaskSampler
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model

@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from d2v_plugin.core.batch import Batch, Modality
-from d2v_plugin.core.contracts import StepInfo
+from d2v_plugin.core.contracts import StepInfo, Views
+from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.criteria.baselines.mae import MaeConfig, MaeCriterion
-from d2v_plugin.masking.base import RandomMaskConfig, RandomMaskSampler
+from d2v_plugin.masking.random_blocks import RandomMaskConfig, RandomMaskSampler
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, ImageFrontendConfig
 from d2v_plugin.models.data2vec2.factory import create_model
@@ -123,13 +124,13 @@ def test_decoder_sees_positions_and_kept_patches() -> None:
     criterion = MaeCriterion(MaeConfig(decoder_dim=32, decoder_depth=1, decoder_num_heads=2), SAMPLER)
     criterion.build(model)
     x = torch.randn(1, 1 + 16, 96)
-    kept, masked = torch.arange(16).unsqueeze(0), torch.arange(16, 64).unsqueeze(0)
+    views = Views(torch.arange(16).unsqueeze(0), torch.arange(16, 64).unsqueeze(0), None, torch.arange(1))
 
-    predictions = criterion.decoder(x, kept, masked)
+    predictions = criterion.decoder(x, views)
 
     assert predictions.shape == (1, 48, 48)
     assert not torch.allclose(predictions[0, 0], predictions[0, 1])
-    assert not torch.allclose(predictions, criterion.decoder(x + (torch.arange(17) == 3).view(1, -1, 1), kept, masked))
+    assert not torch.allclose(predictions, criterion.decoder(x + (torch.arange(17) == 3).view(1, -1, 1), views))
     assert not criterion.decoder.positions.positions.requires_grad
 
 
@@ -155,8 +156,8 @@ def test_masked_patches_reach_the_loss_as_targets_only() -> None:
 
 def test_impossible_decoders_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`decoder_num_heads` must divide `decoder_dim` \(512\), but is 7"):
-        MaeConfig(decoder_num_heads=7)
+        ensure_valid(MaeConfig(decoder_num_heads=7))
     with pytest.raises(ValueError, match="`decoder_depth` must be at least 1"):
-        MaeConfig(decoder_depth=0)
+        ensure_valid(MaeConfig(decoder_depth=0))
     with pytest.raises(ValueError, match="`decoder_dim` must be a multiple of 4"):
-        MaeConfig(decoder_dim=6, decoder_num_heads=2)
+        ensure_valid(MaeConfig(decoder_dim=6, decoder_num_heads=2))

@@ -11,8 +11,9 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import StepInfo
+from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.criteria.baselines.masked_lm import MaskedLMConfig, MaskedLMCriterion
-from d2v_plugin.masking.base import RandomMaskConfig, RandomMaskSampler
+from d2v_plugin.masking.random_blocks import RandomMaskConfig, RandomMaskSampler
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, TextFrontendConfig
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.models.data2vec2.model import Data2VecModel
@@ -148,4 +149,4 @@ def test_another_mask_token_can_be_named() -> None:
     with pytest.raises(ValueError, match="`num_special_tokens` must leave words"):
         make_model(num_special_tokens=99)
     with pytest.raises(ValueError, match="`random_tokens` and `kept_tokens`"):
-        MaskedLMConfig(random_tokens=0.6, kept_tokens=0.6)
+        ensure_valid(MaskedLMConfig(random_tokens=0.6, kept_tokens=0.6))

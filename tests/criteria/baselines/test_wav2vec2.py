@@ -15,8 +15,10 @@ from transformers.models.data2vec.modeling_data2vec_audio import Data2VecAudioPo
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import StepInfo
 from d2v_plugin.core.random import row_keys
+from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.criteria.baselines.wav2vec2 import Wav2Vec2Config, Wav2Vec2Criterion, draw_distractors, draw_gumbel
-from d2v_plugin.masking.published import SpanMaskConfig, SpanMaskSampler
+from d2v_plugin.masking.drawing import draw_views
+from d2v_plugin.masking.spans_and_beit import SpanMaskConfig, SpanMaskSampler
 from d2v_plugin.models.data2vec2.config import AudioFrontendConfig, Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.models.data2vec2.model import Data2VecModel
@@ -108,9 +110,9 @@ def test_loss_and_gradients_are_hugging_faces(hugging_face: Any, monkeypatch: py
     load(ours, theirs.state_dict(), hugging_face)
     batch = waves(0, 1, 2)
     length = ours.frontend().output_length(800)
-    _, masked = ours.criterion.draw_masks(row_keys(1, 1, batch.ids, 1), ours.frontend(), batch, length, None, None)
-    mask = torch.zeros(3, length, dtype=torch.bool).scatter_(1, masked, True)
-    distractors = draw_distractors(row_keys(1, 1, batch.ids, 1), masked.size(1), 10)
+    views = draw_views(ours.criterion.sampler, STEP, batch, length)
+    mask, masked = views.mask, views.masked
+    distractors = draw_distractors(views.keys, masked.size(1), 10)
     # Theirs index all frames of the batch, for all frames.
     negatives = torch.zeros(3, length, 10, dtype=torch.int64)
     for i in range(3):
@@ -205,7 +207,7 @@ def test_a_distractor_with_the_targets_code_does_not_count() -> None:
     predictions, targets = torch.randn(1, 3, 24), torch.randn(1, 3, 24)
     distractors = torch.tensor([[[1, 2], [0, 2], [0, 1]]])
 
-    logits = criterion._compare(predictions, targets, torch.tensor([[[0, 1], [0, 1], [2, 3]]]), distractors)
+    logits = criterion.compare(predictions, targets, torch.tensor([[[0, 1], [0, 1], [2, 3]]]), distractors)
 
     assert logits.shape == (3, 3)
     assert logits.isinf().tolist() == [[False, True, False], [False, True, False], [False, False, False]]
@@ -236,8 +238,8 @@ def test_defaults_are_the_published_ones() -> None:
 
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`quantized_dim` must be a multiple of `num_codebooks` \(3\), but is 256"):
-        Wav2Vec2Config(num_codebooks=3)
+        ensure_valid(Wav2Vec2Config(num_codebooks=3))
     with pytest.raises(ValueError, match="`num_distractors` must be at least 1"):
-        Wav2Vec2Config(num_distractors=0)
+        ensure_valid(Wav2Vec2Config(num_distractors=0))
     with pytest.raises(ValueError, match="`min_temperature` must be greater than 0"):
-        Wav2Vec2Config(min_temperature=0.0)
+        ensure_valid(Wav2Vec2Config(min_temperature=0.0))

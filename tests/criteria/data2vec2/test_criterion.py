@@ -15,7 +15,7 @@ from d2v_plugin.core.contracts import LossOutput, StepInfo
 from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Config, Data2Vec2Criterion, ModalityOverrides
 from d2v_plugin.criteria.ema import EmaConfig
 from d2v_plugin.criteria.targets import TargetConfig
-from d2v_plugin.masking.base import (
+from d2v_plugin.masking.random_blocks import (
     BlockMaskConfig,
     BlockMaskSampler,
     InverseBlockMaskSampler,
@@ -198,6 +198,6 @@ def test_what_does_not_fit_is_refused(make_trained: MakeTrained) -> None:
     with pytest.raises(RecipeError, match=r"`targets.num_layers` must be between 1 and the model's depth \(3\), but is 9"):
         make_trained("image_tiny", targets=TargetConfig(num_layers=9))
     with pytest.raises(ValueError, match="`num_views` must be at least 1"):
-        Data2Vec2Config(num_views=0)
+        Data2Vec2Criterion(Data2Vec2Config(num_views=0), SAMPLERS)
     with pytest.raises(ValueError, match="keys audio, image or text, but has `video`"):
-        Data2Vec2Config(modalities={"video": ModalityOverrides()})
+        Data2Vec2Criterion(Data2Vec2Config(modalities={"video": ModalityOverrides()}), SAMPLERS)

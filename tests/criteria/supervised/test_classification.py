@@ -11,6 +11,9 @@ from torch import Tensor
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import StepInfo
 from d2v_plugin.criteria.supervised.classification import ClassificationConfig, ClassificationCriterion
+from d2v_plugin.criteria.supervised.ctc import CtcConfig, CtcCriterion
+from d2v_plugin.criteria.supervised.feature_masks import FeatureMaskConfig
+from d2v_plugin.criteria.supervised.tagging import AudioTaggingConfig, AudioTaggingCriterion
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.models.data2vec1.archs import ARCHS as ARCHS_V1
 from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
@@ -18,6 +21,7 @@ from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, TextFrontendConfig
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.models.data2vec2.model import Data2VecModel
+from d2v_plugin.scoring.ctc_decoding import BeamSearchConfig
 
 STEP = StepInfo(number=1, seed=1)
 
@@ -166,3 +170,18 @@ def test_what_is_left_trainable_is_what_gets_gradients(name: str) -> None:
 
     # In parallel training a trainable parameter without a gradient would be an unused one.
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("kls", "config", "message"),
+    [
+        (ClassificationCriterion, ClassificationConfig(dropout=1.0), "`dropout` must be at least 0 and less than 1, but is 1.0"),
+        (ClassificationCriterion, ClassificationConfig(scores=[]), "`scores` must name at least one score"),
+        (AudioTaggingCriterion, AudioTaggingConfig(mixup=1.5), "`mixup` must be at least 0 and less than 1, but is 1.5"),
+        (CtcCriterion, CtcConfig(masking=FeatureMaskConfig(length=0)), "`masking` is not valid: `length` must be at least 1"),
+        (CtcCriterion, CtcConfig(beam_search=BeamSearchConfig(beam_size=0)), "`beam_size` must be at least 1, but is 0"),
+    ],
+)
+def test_settings_of_python_callers_are_checked(kls: Any, config: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kls(config)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fairseq2.nn.utils.module import reset_parameters
 
-from d2v_plugin.criteria.data2vec1.teacher import copy_teacher
+from d2v_plugin.criteria.data2vec1.teacher import Data2Vec1Teacher
 from d2v_plugin.models.base import BlockList
 from d2v_plugin.models.data2vec1.archs import ARCHS
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model
@@ -43,7 +43,7 @@ def test_parameters_have_the_names_and_shapes_of_the_original(arch: str) -> None
 
 @pytest.mark.parametrize("arch", BASE)
 def test_teacher_has_what_the_original_averages(arch: str) -> None:
-    teacher = copy_teacher(build_on_meta(arch), "encoder")
+    teacher = Data2Vec1Teacher(build_on_meta(arch), "encoder")
 
     prefix = "encoder.sentence_encoder." if arch == "text_base" else "encoder."
     expected = {prefix + name: tuple(shape) for name, shape in original(arch, "ema").items()}

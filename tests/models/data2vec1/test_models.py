@@ -15,7 +15,7 @@ from d2v_plugin.core.batch import Modality
 from d2v_plugin.models.data2vec1.archs import ARCHS
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model, attention_mask
 from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
-from d2v_plugin.weights.convert.fairseq_data2vec1 import convert_config_v1, convert_state_dict_v1
+from d2v_plugin.weights.convert.fairseq_data2vec1 import convert_config, convert_state_dict
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 CASES = [("audio", "nopad"), ("audio", "pad"), ("text", "nopad"), ("text", "pad"), ("vision", "img")]
@@ -30,8 +30,8 @@ def load_original(name: str, *, original_padding: bool = True) -> Data2Vec1Model
     folder = GOLDEN / f"d2v1_{name}_tiny"
     settings = json.loads((folder / "config.json").read_text())["model"]
     weights = read(folder / "weights.safetensors", "model/")
-    state = convert_state_dict_v1(settings, weights)
-    config = convert_config_v1(settings, state)
+    state = convert_state_dict(settings, weights)
+    config = convert_config(settings, state)
     config.original_padding = original_padding
     model = create_model_v1(config)
     model.load_state_dict(state)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from d2v_plugin.criteria.data2vec2.teacher import Teacher
+from d2v_plugin.criteria.data2vec2.teacher import Data2Vec2Teacher
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.config import AlibiConfig, AudioFrontendConfig, Data2VecConfig, ImageFrontendConfig
 from d2v_plugin.models.data2vec2.factory import create_model
@@ -42,7 +42,7 @@ def test_teacher_has_what_the_original_averages(arch: str) -> None:
     modality = arch.split("_")[0]
     with torch.device("meta"):
         model = create_model(ARCHS[arch]())
-        teacher = Teacher(model, {modality.upper(): SCOPES[modality]})
+        teacher = Data2Vec2Teacher(model, {modality.upper(): SCOPES[modality]})
 
     prefix = "blocks." if modality == "text" else ""
     expected = {prefix + name: tuple(shape) for name, shape in original(arch)["ema"].items()}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.contracts import Views
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model
@@ -99,10 +100,10 @@ def test_padding_does_not_change_predictions(audio_model: Data2VecModel) -> None
         keep = torch.ones(2, length, dtype=torch.bool).scatter(1, masked, False)
         kept = keep.nonzero()[:, 1].view(2, -1)
         local = frontend.extract_local(x, mask)
-        hidden = audio_model.encode_views(frontend, local, kept, masked)
-        views = None if local.padding_mask is None else local.padding_mask.repeat_interleave(2, dim=0)
+        padding_mask = None if local.padding_mask is None else local.padding_mask.repeat_interleave(2, dim=0)
+        views = Views(kept, masked, padding_mask, torch.arange(2), num_views=2)
         assert frontend.decoder is not None
-        return audio_model.decode(frontend.decoder, hidden, kept, masked, noise, views)
+        return audio_model.decode(frontend.decoder, audio_model.encode_views(local, views), views, noise)
 
     with torch.no_grad():
         assert torch.allclose(predict(waveform, None, num_frames), predict(padded, padding_mask, num_padded), atol=1e-5)
@@ -114,14 +115,15 @@ def test_masked_tokens_do_not_reach_the_encoder() -> None:
     torch.manual_seed(0)
     model = create_model(ARCHS["image_tiny"]()).eval()
     frontend = model.frontend()
-    kept, masked = torch.arange(0, 64, 4).unsqueeze(0), torch.tensor([[i for i in range(64) if i % 4]])
+    masked = torch.tensor([[i for i in range(64) if i % 4]])
+    views = Views(torch.arange(0, 64, 4).unsqueeze(0), masked, None, torch.arange(1))
     images = torch.randn(1, 3, 32, 32)
     changed = images.clone().unflatten(3, (8, 4)).unflatten(2, (8, 4))
     rows, columns = masked[0] // 8, masked[0] % 8
     changed[:, :, rows, :, columns] += 10.0
     changed = changed.flatten(4, 5).flatten(2, 3)
 
-    outputs = [model.encode_views(frontend, frontend.extract_local(x), kept, masked) for x in (images, changed)]
+    outputs = [model.encode_views(frontend.extract_local(x), views) for x in (images, changed)]
 
     assert not torch.equal(images, changed)
     assert torch.equal(*outputs)
@@ -133,10 +135,9 @@ def test_views_share_one_pass_of_the_local_encoder() -> None:
     frontend = model.frontend()
     assert frontend.local_encoder is not None
     frontend.local_encoder.register_forward_hook(lambda module, args, output: calls.append(output.size(0)))
-    kept = torch.arange(16).expand(6, -1)
-    masked = torch.arange(16, 64).expand(6, -1)
+    views = Views(torch.arange(16).expand(6, -1), torch.arange(16, 64).expand(6, -1), None, torch.arange(6), num_views=3)
 
-    model.encode_views(frontend, frontend.extract_local(torch.randn(2, 3, 32, 32)), kept, masked)
+    model.encode_views(frontend.extract_local(torch.randn(2, 3, 32, 32)), views)
 
     assert calls == [2]
 

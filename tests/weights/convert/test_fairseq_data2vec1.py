@@ -13,16 +13,16 @@ from torch import Tensor
 
 import d2v_plugin
 from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.criteria.data2vec1.teacher import copy_teacher
+from d2v_plugin.criteria.data2vec1.teacher import Data2Vec1Teacher
 from d2v_plugin.models.data2vec1.archs import ARCHS
 from d2v_plugin.models.data2vec1.factory import create_model as create_model_v1
 from d2v_plugin.weights.convert.fairseq import convert_fairseq
 from d2v_plugin.weights.convert.fairseq_data2vec1 import (
-    convert_config_v1,
-    convert_state_dict_v1,
-    convert_teacher_v1,
+    convert_config,
+    convert_state_dict,
+    convert_teacher,
     rename_beit,
-    teacher_scope_v1,
+    teacher_scope,
 )
 from d2v_plugin.weights.directory import write_directory
 
@@ -54,15 +54,15 @@ def load_original(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def test_student_and_teacher_fit_the_converted_model(name: str) -> None:
     settings, weights = load_original(name)
 
-    state = convert_state_dict_v1(settings, weights)
-    model = create_model_v1(convert_config_v1(settings, state))
-    teacher = convert_teacher_v1(settings, weights["encoder._ema" if name == "text" else "_ema"])
+    state = convert_state_dict(settings, weights)
+    model = create_model_v1(convert_config(settings, state))
+    teacher = convert_teacher(settings, weights["encoder._ema" if name == "text" else "_ema"])
 
     model.load_state_dict(state)
     assert teacher.keys() <= state.keys()
-    averaged = copy_teacher(model, "encoder").state_dict()
+    averaged = Data2Vec1Teacher(model, "encoder").state_dict()
     assert averaged.keys() <= teacher.keys()
-    assert teacher_scope_v1(settings) == SCOPES[name]
+    assert teacher_scope(settings) == SCOPES[name]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -71,7 +71,7 @@ def test_the_base_configurations_are_the_base_archs(name: str) -> None:
     with torch.device("meta"):
         weights = {key: torch.empty(shape) for key, (shape, *_) in ORIGINALS[f"d2v1_{name}_base"]["state"].items()}
 
-    config = convert_config_v1(settings, convert_state_dict_v1(settings, weights))
+    config = convert_config(settings, convert_state_dict(settings, weights))
 
     arch = ARCHS[f"{name}_base"]()
     if name == "vision":
@@ -82,7 +82,7 @@ def test_the_base_configurations_are_the_base_archs(name: str) -> None:
 
 def test_names_of_earlier_versions_are_understood() -> None:
     settings, weights = load_original("text")
-    expected = convert_state_dict_v1(settings, weights)
+    expected = convert_state_dict(settings, weights)
     old = {
         key.replace("encoder.", "decoder.", 1)
         .replace(".layernorm_embedding.", ".emb_layer_norm.")
@@ -90,11 +90,11 @@ def test_names_of_earlier_versions_are_understood() -> None:
         for key, value in weights.items()
         if not key.endswith("_ema")
     }
-    assert convert_state_dict_v1(settings, old).keys() == expected.keys()
+    assert convert_state_dict(settings, old).keys() == expected.keys()
 
     settings, weights = load_original("audio")
     old = {key.replace("final_proj.", "final_proj.0."): value for key, value in weights.items()}
-    assert convert_state_dict_v1(settings, old).keys() == convert_state_dict_v1(settings, weights).keys()
+    assert convert_state_dict(settings, old).keys() == convert_state_dict(settings, weights).keys()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,8 +103,8 @@ def test_models_without_head_or_mask_embedding_are_complete(name: str) -> None:
     gone = ("final_proj.", "encoder.regression_head.", "mask_emb", "_ema", "encoder._ema")
     weights = {key: value for key, value in weights.items() if not key.startswith(gone)}
 
-    state = convert_state_dict_v1(settings, weights)
-    config = convert_config_v1(settings, state)
+    state = convert_state_dict(settings, weights)
+    config = convert_config(settings, state)
 
     assert config.head_layers == 0
     create_model_v1(config).load_state_dict(state)
@@ -112,7 +112,7 @@ def test_models_without_head_or_mask_embedding_are_complete(name: str) -> None:
 
 def test_the_published_vision_models_have_other_names() -> None:
     settings, weights = load_original("vision")
-    expected = convert_state_dict_v1(settings, weights)
+    expected = convert_state_dict(settings, weights)
     names = {"cls_emb": "cls_token", "mask_emb": "mask_token", ".mlp.0.": ".mlp.fc1.", ".mlp.2.": ".mlp.fc2."}
     beit: dict[str, Tensor] = {}
     for key, value in expected.items():
@@ -192,7 +192,7 @@ def test_a_file_that_does_not_agree_with_its_configuration_is_refused(tmp_path: 
 )
 def test_what_no_published_model_uses_is_refused(name: str, changes: dict[str, Any], message: str) -> None:
     settings, weights = load_original(name)
-    state = convert_state_dict_v1(settings, weights)
+    state = convert_state_dict(settings, weights)
     changed = json.loads(json.dumps(settings))
     target, change = changed, changes
     while isinstance(next(iter(change.values())), dict):
@@ -201,4 +201,4 @@ def test_what_no_published_model_uses_is_refused(name: str, changes: dict[str, A
     target.update(change)
 
     with pytest.raises(CheckpointError, match=message):
-        convert_config_v1(changed, state)
+        convert_config(changed, state)

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.contracts import Views
 from d2v_plugin.layers.convolution import convolve_blocks
-from d2v_plugin.masking.base import mark_positions
 from d2v_plugin.models.base import LocalFeatures
 from d2v_plugin.models.data2vec2.config import AudioFrontendConfig, Data2VecConfig
 from d2v_plugin.models.data2vec2.frontends.base import Frontend, select_tokens
@@ -40,19 +40,12 @@ class AudioFrontend(Frontend):
         return x + self.relative_positional_encoder(x, None if self.original_padding else padding_mask)  # type: ignore[no-any-return]
 
     @override
-    def _keep_tokens(self, local: LocalFeatures, kept: Tensor, masked: Tensor) -> tuple[Tensor, Tensor | None]:
-        x, padding_mask = local.x, local.padding_mask
-        num_views = kept.size(0) // x.size(0)
-
+    def _keep_tokens(self, local: LocalFeatures, views: Views) -> Tensor:
         # Positions see the full sequence, with zeros where it is masked: (N, S, D) -> (N·M, S, D)
-        views = x.repeat_interleave(num_views, dim=0)
-        views = views.masked_fill(mark_positions(masked, x.size(1)).unsqueeze(-1), 0.0)
-        no_leak = padding_mask if padding_mask is not None and not self.original_padding else None
-        if no_leak is not None:
-            no_leak = no_leak.repeat_interleave(num_views, dim=0)
-        positions = self.relative_positional_encoder(views, no_leak)
+        x = local.x.repeat_interleave(views.num_views, dim=0).masked_fill(views.mask.unsqueeze(-1), 0.0)
+        positions = self.relative_positional_encoder(x, None if self.original_padding else views.padding_mask)
 
-        return select_tokens(x, kept) + select_tokens(positions, kept), self._select_padding(padding_mask, kept)
+        return select_tokens(local.x, views.kept) + select_tokens(positions, views.kept)
 
 
 class ConvPositions(nn.Module):
@@ -79,5 +72,4 @@ class ConvPositions(nn.Module):
         if self.pre_norm:
             norm, stack = blocks
             x, blocks = norm(x), list(stack.children())
-
         return convolve_blocks(x, blocks, padding_mask)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.contracts import Views
 from d2v_plugin.layers.alibi import attention_biases, token_distances
 from d2v_plugin.models.base import LocalFeatures, scale_gradient
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, FrontendConfig
@@ -30,11 +32,14 @@ class Tokens:
 class Frontend(nn.Module):
     """One modality's part of the model; the names of its modules are the original's.
 
-    :meth:`extract_local` sees each sample once; :meth:`contextualise` sees each view, and in it only the kept tokens
+    :meth:`extract_local` sees each sample once; :meth:`contextualize` sees each view, and in it only the kept tokens
     (data2vec 2.0, section 3.1).
     """
 
     modality: ClassVar[Modality]
+
+    side: int | None = None
+    """Patches along each side of an image; None for sequences."""
 
     local_encoder: nn.Module | None
     project_features: nn.Module | None
@@ -98,29 +103,26 @@ class Frontend(nn.Module):
     def encode_local(self, inputs: Tensor) -> Tensor:
         """The first half of :meth:`extract_local`: raw input -> (N, S, C)."""
         assert self.local_encoder is not None
-
         return scale_gradient(self.local_encoder, inputs, self.local_grad_scale)
 
     def project_local(self, x: Tensor, padding_mask: Tensor | None = None) -> LocalFeatures:
         """The second half of :meth:`extract_local`: from the local encoder's channels to the model's width."""
         if self.project_features is not None:
             x = self.project_features(x)
-
         return LocalFeatures(x, self._downsample_padding(padding_mask, x.size(1)), self.modality)
 
-    def contextualise(self, local: LocalFeatures, kept: Tensor | None = None, masked: Tensor | None = None) -> Tokens:
+    def contextualize(self, local: LocalFeatures, views: Views | None = None) -> Tokens:
         """Add positions, drop the masked tokens and run the prenet.
 
         :param local: N samples.
-        :param kept: (N·M, K) positions of the kept tokens of M views per sample, the views of a sample adjacent;
-            None = one view that keeps everything.
-        :param masked: (N·M, S - K) the other positions.
+        :param views: N·M masked views of them; None = one view of each that keeps everything.
         """
-        if kept is None or masked is None:
+        if views is None:
             x, padding_mask = self._add_positions(local.x, local.padding_mask), local.padding_mask
+            positions = torch.arange(x.size(1), device=x.device).unsqueeze(0)
         else:
-            x, padding_mask = self._keep_tokens(local, kept, masked)
-        positions = kept if kept is not None else torch.arange(x.size(1), device=x.device).unsqueeze(0)
+            x, positions = self._keep_tokens(local, views), views.kept
+            padding_mask = None if views.padding_mask is None else views.padding_mask.gather(1, views.kept)
 
         if self.num_extra_tokens > 0:
             # The more precise of both, which under autocast is that of the parameters.
@@ -145,48 +147,27 @@ class Frontend(nn.Module):
     def _add_positions(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
         return x
 
-    def _keep_tokens(self, local: LocalFeatures, kept: Tensor, masked: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Kept tokens (N·M, K, D) with positions, and their padding mask."""
-        x = self._add_positions(local.x, local.padding_mask)
-
-        return select_tokens(x, kept), self._select_padding(local.padding_mask, kept)
-
-    def _select_padding(self, padding_mask: Tensor | None, kept: Tensor) -> Tensor | None:
-        return None if padding_mask is None else select_tokens(padding_mask.unsqueeze(-1), kept).squeeze(-1)
+    def _keep_tokens(self, local: LocalFeatures, views: Views) -> Tensor:
+        """Kept tokens with positions, (N·M, K, D)."""
+        return select_tokens(self._add_positions(local.x, local.padding_mask), views.kept)
 
     def _build_biases(self, positions: Tensor, padding_mask: Tensor | None) -> list[Tensor | None]:
         """The attention bias of every block of this frontend and of the shared encoder."""
+        num_extra = self.num_extra_tokens
         if padding_mask is not None:
-            if self.num_extra_tokens > 0:
-                no_padding = padding_mask.new_zeros(padding_mask.size(0), self.num_extra_tokens)
-                padding_mask = torch.cat([no_padding, padding_mask], dim=1)
-            # (R, X + K) -> (R, 1, 1, X + K)
-            padding_mask = padding_mask[:, None, None, :]
-
+            # (R, K) -> (R, 1, 1, X + K)
+            padding_mask = F.pad(padding_mask, (num_extra, 0))[:, None, None, :]
         if self.alibi is None:
             return [None if padding_mask is None else ~padding_mask] * self.num_layers
 
         with torch.autocast(positions.device.type, enabled=False):
-            biases = attention_biases(
-                token_distances(positions, self._grid_width, self.alibi.distance),
-                self.alibi_scale,
-                num_layers=self.num_layers,
-                num_heads=self.num_heads,
-                num_extra_tokens=self.num_extra_tokens,
-            )
-        if padding_mask is None:
-            return list(biases)
+            distances = token_distances(positions, self.side, self.alibi.distance)
+            biases = attention_biases(distances, self.alibi_scale, num_heads=self.num_heads, num_extra_tokens=num_extra)
+        if padding_mask is not None:
+            biases = [bias.masked_fill(padding_mask, -torch.inf) for bias in biases]
 
-        masked_biases: dict[int, Tensor] = {}
-        for bias in biases:
-            if id(bias) not in masked_biases:
-                masked_biases[id(bias)] = bias.masked_fill(padding_mask, -torch.inf)
-
-        return [masked_biases[id(bias)] for bias in biases]
-
-    @property
-    def _grid_width(self) -> int | None:
-        return None
+        # One scale for all layers: the bias is built once.
+        return [*biases] * self.num_layers if len(biases) == 1 else [*biases]
 
 
 def select_tokens(x: Tensor, positions: Tensor) -> Tensor:
@@ -201,3 +182,10 @@ def select_tokens(x: Tensor, positions: Tensor) -> Tensor:
     first = torch.arange(num_samples, device=x.device).repeat_interleave(num_views) * length
 
     return x.flatten(0, 1).index_select(0, (positions + first.unsqueeze(-1)).flatten()).view(*positions.shape, x.size(-1))
+
+
+def fill_in(views: Views, kept: Tensor, masked: Tensor) -> Tensor:
+    """Put the tokens of each view in their order: (N·M, K, D) and (N·M, S - K, D) -> (N·M, S, D)."""
+    order = torch.cat([views.kept, views.masked], dim=1).argsort(dim=1)
+
+    return select_tokens(torch.cat([kept, masked.to(kept.dtype)], dim=1), order)

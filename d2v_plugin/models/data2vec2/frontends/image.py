@@ -19,6 +19,7 @@ class ImageFrontend(Frontend):
 
     modality = Modality.IMAGE
     project_features = None
+    side: int
 
     def __init__(self, config: Data2VecConfig, image: ImageFrontendConfig) -> None:
         super().__init__(config, image, context_norm=True)
@@ -39,24 +40,17 @@ class ImageFrontend(Frontend):
         if inputs.shape[-2] % self.side or inputs.shape[-1] % self.side:
             shape = tuple(inputs.shape)
             raise ValueError(f"`inputs` must divide into {self.side} x {self.side} patches, but has the shape {shape}.")
-
         return super().encode_local(inputs)
 
     @override
     def _downsample_padding(self, padding_mask: Tensor | None, length: int) -> Tensor | None:
         refuse_padding(padding_mask)
-
         return None
 
     @override
     def _add_positions(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
         # In the precision of the table, also where autocast made patches less precise.
         return x if self.fixed_positional_encoder is None else x + self.fixed_positional_encoder.positions
-
-    @property
-    @override
-    def _grid_width(self) -> int:
-        return self.side
 
 
 class SinusoidalPositions(nn.Module):

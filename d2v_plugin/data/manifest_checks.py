@@ -1,0 +1,150 @@
+"""Checks of all rows of a manifest, at once: fields, paths, numbers, classes, files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from d2v_plugin.data.manifest_text import ManifestText
+from d2v_plugin.data.problems import Problems
+from d2v_plugin.data.tsv_scan import BoolArray, IntArray
+
+(_SLASH,) = b"/"
+_MAX_PATH = 4096
+
+
+def check_rows(text: ManifestText, numbers: Mapping[str, IntArray], problems: Problems, *, check_files: bool) -> None:
+    """Add what is wrong with each row to ``problems``.
+
+    :param numbers: the columns of numbers, as they were read.
+    :param check_files: look for every file (archives: for every byte range too).
+    """
+    checks = _RowChecks(text, problems)
+    checks.check_fields()
+    checks.check_paths()
+    for name, values in numbers.items():
+        checks.check_numbers(name, values)
+    checks.check_classes()
+    if check_files:
+        checks.check_files()
+
+
+class _RowChecks:
+    def __init__(self, text: ManifestText, problems: Problems) -> None:
+        self._text = text
+        self._problems = problems
+        self._valid = np.ones(len(text), dtype=bool)
+
+    def _report(self, rows: BoolArray, describe: Callable[[int], str]) -> None:
+        """Say what is wrong with rows, once for each row: what is found first is the cause of the rest."""
+        rows = rows & self._valid
+        self._valid &= ~rows
+        for row in np.flatnonzero(rows).tolist():
+            self._problems.add(self._text.path, self._text.first_line + row, describe(row))
+
+    def check_fields(self) -> None:
+        """Check that no row has too few fields or too many."""
+        names, num_tabs = self._text.names, self._text.num_tabs
+        wrong = (num_tabs < self._text.num_required - 1) | (num_tabs >= len(names))
+        self._report(wrong, lambda row: f"{num_tabs[row] + 1} column(s), expected {', '.join(names)}")
+
+    def check_paths(self) -> None:
+        """Check that each path names a file inside a root."""
+        text, starts, ends = self._text, self._text.starts, self._text.path_ends
+        self._report(ends == starts, lambda row: "the path is empty")
+        self._report(ends - starts > _MAX_PATH, lambda row: f"the path is longer than {_MAX_PATH:,} bytes")
+        self._report(text.sizes == 0, lambda row: "the byte range is empty")
+        if not text.roots:
+            return
+        suspect = text.buffer[np.minimum(starts, len(text.buffer) - 1)] == _SLASH
+        prefixes = tuple(os.fsencode(os.path.join(root, "")) for root in text.roots)
+        for row in np.flatnonzero(suspect).tolist():
+            suspect[row] = not text.data[starts[row] : ends[row]].startswith(prefixes)
+        for pattern in (b"..", b"\0"):
+            suspect[text.rows_with(pattern)] = True
+        escapes = np.zeros_like(suspect)
+        for row in np.flatnonzero(suspect):
+            name = text.data[starts[row] : ends[row]]
+            escapes[row] = b"\0" in name or not _lies_inside(text.file_of(name), text.roots)
+            if b".." in name.split(b"/") and not escapes[row]:
+                # Behind a symbolic link `..` leads elsewhere than it reads.
+                real_roots = [os.path.realpath(root) for root in text.roots]
+                escapes[row] = not _lies_inside(os.path.realpath(text.file_of(name)), real_roots)
+        roots = ", ".join(text.roots)
+        self._report(escapes, lambda row: f"{text.field('path', row)!r:.200} lies outside of the root ({roots})")
+
+    def check_numbers(self, name: str, values: IntArray) -> None:
+        """Check that what stands in a column of numbers is a number, or nothing where that is allowed."""
+        text = self._text
+        starts, ends = text.bounds(name)
+        wrong = (values < 0) & ((ends > starts) | (text.names.index(name) < text.num_required))
+        self._report(wrong, lambda row: f"`{name}` must be a number, but is `{text.field(name, row) or ''}`")
+
+    def check_classes(self) -> None:
+        """Check that labels are among the declared classes."""
+        text = self._text
+        if text.classes is None or "label" not in text.names:
+            return
+        classes = {label.encode("utf-8", errors="surrogateescape") for label in text.classes} | {b""}
+        wrong = np.zeros(len(text), dtype=bool)
+        for row, label in text.walk(*text.bounds("label")):
+            if label not in classes:
+                wrong[row] = True
+        self._report(wrong, lambda row: f"label `{text.field('label', row)}` is not declared in `#classes`")
+
+    def check_files(self) -> None:
+        """Check that files exist, by listing folders rather than by asking for each file, and that archives are long enough."""
+        text = self._text
+        listings: dict[bytes, set[bytes]] = {}
+        archive_sizes: dict[bytes, int] = {}
+        missing = np.zeros(len(text), dtype=bool)
+        lengths = np.full(len(text), np.iinfo(np.int64).max)
+        ranged, valid = (text.sizes >= 0).tolist(), self._valid.tolist()
+        for row, name in text.walk(text.starts, text.path_ends):
+            if not valid[row]:
+                continue
+            if not ranged[row]:
+                folder, _, file = name.rpartition(b"/")
+                if name.startswith(b"/"):
+                    folder = folder or b"/"
+                if folder not in listings:
+                    listings[folder] = _list_folder(text.file_of(folder))
+                missing[row] = file not in listings[folder]
+                continue
+            if name not in archive_sizes:
+                archive_sizes[name] = _file_size(text.file_of(name))
+            lengths[row] = archive_sizes[name]
+        missing |= lengths < 0
+        self._report(missing, lambda row: f"`{self._file(row)}` does not exist")
+        short = (text.offsets + np.maximum(text.sizes, 0)) > lengths
+        self._report(
+            short,
+            lambda row: (
+                f"`{self._file(row)}:{text.offsets[row]}:{text.sizes[row]}` reaches beyond the end of the file "
+                f"({lengths[row]} bytes)"
+            ),
+        )
+
+    def _file(self, row: int) -> str:
+        return self._text.file_of(self._text.data[self._text.starts[row] : self._text.path_ends[row]])
+
+
+def _lies_inside(path: str, roots: list[str]) -> bool:
+    path = os.path.normpath(path)
+    return any(root == "/" or path.startswith(root + "/") for root in roots)
+
+
+def _list_folder(path: str) -> set[bytes]:
+    try:
+        return set(os.listdir(os.fsencode(path)))
+    except OSError:
+        return set()
+
+
+def _file_size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1

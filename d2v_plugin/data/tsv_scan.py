@@ -1,0 +1,52 @@
+"""A text file in memory, and what stands in it: places of a byte, decimal numbers; found by NumPy, all at once."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+_CACHED = 1 << 13
+_MAX_DIGITS = 18
+(_ZERO,) = b"0"
+
+
+def map_file(path: Path) -> mmap.mmap | bytes:
+    """The bytes of a file, read from disk when they are looked at.
+
+    :raises OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        # An empty file cannot be mapped.
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
+
+
+def find_byte(buffer: NDArray[np.uint8], byte: int) -> IntArray:
+    """(B,) -> (places,) where a byte occurs; by chunks, since comparing costs as much memory as the file has bytes."""
+    step = 1 << 24
+    found = [np.flatnonzero(buffer[at : at + step] == byte) + at for at in range(0, len(buffer), step)]
+    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+
+def parse_numbers(buffer: NDArray[np.uint8], starts: IntArray, ends: IntArray, where: BoolArray) -> IntArray:
+    """Parse the decimal number in each [start, end). (rows,) -> (rows,), -1 where there is none or ``where`` is false."""
+    # By chunks that fit the processor's cache.
+    chunks = [slice(first, first + _CACHED) for first in range(0, len(starts), _CACHED)]
+    found = [_parse_chunk(buffer, starts[chunk], ends[chunk], where[chunk]) for chunk in chunks]
+    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+
+def _parse_chunk(buffer: NDArray[np.uint8], starts: IntArray, ends: IntArray, where: BoolArray) -> IntArray:
+    values = np.where(where & (ends > starts) & (ends - starts <= _MAX_DIGITS), 0, -1)
+    longest = int((ends - starts)[values == 0].max(initial=0))
+    for digit in range(longest):
+        active = np.flatnonzero((starts + digit < ends) & (values >= 0))
+        digits = buffer[starts[active] + digit].astype(np.int64) - _ZERO
+        values[active] = np.where((digits >= 0) & (digits <= 9), values[active] * 10 + digits, -1)
+    return values

@@ -1,0 +1,26 @@
+"""BERT's initialisation, from which both families start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from torch import Tensor, nn
+
+normal: Final = partial(nn.init.normal_, std=0.02)
+
+
+def initialize_as_bert(module: nn.Module, linear: Callable[[Tensor], Tensor] = normal) -> None:
+    """Initialise linear layers and embeddings by themselves; other modules stay as they are.
+
+    :param linear: initialises the weights of linear layers.
+    """
+    if isinstance(module, nn.Linear):
+        linear(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        normal(module.weight)
+        if module.padding_idx is not None and not module.weight.is_meta:
+            nn.init.zeros_(module.weight[module.padding_idx])

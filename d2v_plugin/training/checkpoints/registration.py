@@ -1,0 +1,46 @@
+"""Our checkpoint manager in the place of fairseq2's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fairseq2.checkpoint import CheckpointDir, CheckpointManager
+from fairseq2.gang import Gangs
+from fairseq2.recipe.config import RegimeSection
+from fairseq2.recipe.error import RecipeError
+from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+from fairseq2.utils.threading import ThreadPool
+
+from d2v_plugin.core.fairseq2_private import remove_provider
+from d2v_plugin.training.checkpoints.manager import VerifiedCheckpointManager
+from d2v_plugin.training.checkpoints.resume import Resume
+from d2v_plugin.training.host_group import HostGroup
+from d2v_plugin.weights.run_folder import RunFolder
+
+
+def register_checkpoints(container: DependencyContainer, resume: Resume) -> None:
+    """Take the place of fairseq2's checkpoint manager, which it registers before a recipe registers its own objects."""
+
+    def create_hosts(resolver: DependencyResolver) -> HostGroup:
+        return HostGroup(resolver.resolve(Gangs).root)
+
+    def create_manager(resolver: DependencyResolver) -> CheckpointManager:
+        regime = resolver.resolve(RegimeSection)
+        every, after = regime.publish_metrics_every_n_steps, regime.publish_metrics_after_n_steps
+        folder = resolver.resolve(CheckpointDir).path or RunFolder(resolver.resolve(Path)).checkpoints
+        if ":/" in str(folder):
+            raise RecipeError(f"--checkpoint-dir {folder}: checkpoints must be on a local or mounted file system.")
+
+        return VerifiedCheckpointManager(
+            folder,
+            resolver.resolve(Gangs),
+            resolver.resolve(HostGroup),
+            resolver.resolve(ThreadPool),
+            resume=resume,
+            keep_hours=getattr(regime, "keep_checkpoints_for_hours", None),
+            publishes=lambda step_nr: every is not None and step_nr > after and step_nr % every == 0,
+        )
+
+    container.register(HostGroup, create_hosts, singleton=True)
+    remove_provider(container, CheckpointManager)
+    container.register(CheckpointManager, create_manager, singleton=True)
