@@ -26,7 +26,7 @@ _NUM_CROP_TRIES = 10
 
 @dataclass(kw_only=True)
 class ColorJitterConfig:
-    """Random changes of colour, as in data2vec 1.0 (which uses 0.4 for the first three)."""
+    """Random changes of colour, as in data2vec 1.0 (which uses 0.4 for all three)."""
 
     brightness: float = 0.0
     """The factor is drawn from [1 - brightness, 1 + brightness]."""
@@ -103,14 +103,15 @@ def _decode_first(data: bytes | bytearray) -> Tensor:
 
 
 def augment(image: Tensor, config: ImageReadingConfig, seed: int, epoch: int, sample_id: int) -> Tensor:
-    """Crop, resize, flip and jitter. (3, H, W) -> (3, size, size), uint8."""
+    """Jitter, crop, resize and flip. (3, H, W) -> (3, size, size), uint8."""
     draws = draw_uniform(seed, epoch, Purpose.AUGMENTATION, sample_id, 2 * _NUM_CROP_TRIES + 7).tolist()
+    if not config.color_jitter.is_off:
+        # Of the whole picture, as in BEiT: changes of contrast are about its mean.
+        image = _jitter_colors(image, config.color_jitter, draws[-5:-1])
     left, top, width, height = choose_crop(image.size(-1), image.size(-2), config, draws)
     image = _resize(image.numpy()[:, top : top + height, left : left + width], config.size, config.size)
     if draws[-1] < config.flip:
         image = image.flip(-1)
-    if not config.color_jitter.is_off:
-        image = _jitter_colors(image, config.color_jitter, draws[-5:-1])
 
     return image
 

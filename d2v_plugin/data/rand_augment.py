@@ -1,4 +1,4 @@
-"""RandAugment as timm's ``rand-m9-mstd0.5-inc1``, with which MAE, BEiT and data2vec fine-tune: stateless, on torchvision.
+"""RandAugment as timm's ``rand-m9-mstd0.5-inc1``, bicubic, with which MAE, BEiT and data2vec fine-tune: stateless.
 
 Fifteen operations, of which some are drawn for each image with replacement. Each is applied with some probability, and changes
 the more the larger its magnitude is, of which 10 is the most. torchvision's own ``RandAugment`` has other operations and other
@@ -7,15 +7,15 @@ magnitudes, and draws from the process's generator.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from fairseq2.utils.validation import Validatable, ValidationResult
+from PIL import Image
 from scipy.special import ndtri
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 from typing_extensions import override
 
@@ -71,43 +71,56 @@ def rand_augment(
     return image
 
 
+Color = tuple[int, int, int]
+
 Operation = Callable[[Tensor, float, float, list[float]], Tensor]
 """Changes an image: the magnitude from 0 to 1, its sign, and the fill."""
 
 
 def _rotate(image: Tensor, share: float, sign: float, fill: list[float]) -> Tensor:
-    return _warp(image, fill, angle=30.0 * share * sign)
+    return _warp(
+        image, lambda picture, color: picture.rotate(30.0 * share * sign, Image.Resampling.BICUBIC, fillcolor=color), fill
+    )
 
 
 def _shear(axis: int) -> Operation:
     def apply(image: Tensor, share: float, sign: float, fill: list[float]) -> Tensor:
-        degrees = [0.0, 0.0]
-        degrees[axis] = math.degrees(math.atan(0.3 * share * sign))
-        return _warp(image, fill, shear=degrees, center=[0.0, 0.0])
+        matrix = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+        matrix[1 + 2 * axis] = 0.3 * share * sign
+
+        return _map_places(image, matrix, fill)
 
     return apply
 
 
 def _translate(axis: int) -> Operation:
     def apply(image: Tensor, share: float, sign: float, fill: list[float]) -> Tensor:
-        pixels = [0.0, 0.0]
-        pixels[axis] = 0.45 * share * sign * image.size(-1 - axis)
-        return _warp(image, fill, translate=pixels)
+        matrix = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+        matrix[2 + 3 * axis] = 0.45 * share * sign * image.size(-1 - axis)
+
+        return _map_places(image, matrix, fill)
 
     return apply
 
 
-def _warp(
-    image: Tensor,
-    fill: list[float],
-    *,
-    angle: float = 0.0,
-    translate: Sequence[float] = (0.0, 0.0),
-    shear: Sequence[float] = (0.0, 0.0),
-    center: list[float] | None = None,
-) -> Tensor:
-    mode = InterpolationMode.BILINEAR
-    return transforms.affine_image(image, -angle, list(translate), 1.0, list(shear), mode, fill=fill, center=center)  # type: ignore[no-any-return]
+def _map_places(image: Tensor, matrix: Sequence[float], fill: list[float]) -> Tensor:
+    """
+    :param matrix: (a, b, c, d, e, f): what comes to lie at (x, y) was at (a·x + b·y + c, d·x + e·y + f).
+    """
+
+    def apply(picture: Image.Image, color: Color) -> Image.Image:
+        return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=color)
+
+    return _warp(image, apply, fill)
+
+
+def _warp(image: Tensor, apply: Callable[[Image.Image, Color], Image.Image], fill: list[float]) -> Tensor:
+    """Change the geometry by Pillow: torchvision does not interpolate tensors as the originals do, bicubic."""
+    red, green, blue = (int(value) for value in fill)
+    # (3, H, W) -> (H, W, 3) and back
+    picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+
+    return torch.from_numpy(np.array(apply(picture, (red, green, blue)))).permute(2, 0, 1)
 
 
 def _enhance(adjust: Callable[[Tensor, float], Tensor]) -> Operation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -37,6 +37,10 @@ class Data2VecAdamWConfig(Validatable):
 
     decay_all: bool = False
     """Decay every parameter. This is what the original did: its exception for biases and norms was never applied."""
+
+    decay_tokens: list[str] = field(default_factory=list)
+    """Learned tokens that are decayed although they are vectors, by the last part of their names: ``extra_tokens`` and
+    ``mask_token`` in MAE, ``mask_emb`` in data2vec 1.0 for images."""
 
     layer_decay: float = 1.0
     """How much smaller the learning rate of each layer is than that of the layer above it, for fine-tuning: the last block has
@@ -133,7 +137,8 @@ def group_parameters(model: nn.Module, config: Data2VecAdamWConfig) -> list[dict
     """Split the trainable parameters by learning rate and weight decay.
 
     Biases and everything that is a vector in disguise (norms, the class token, the ALiBi scale of shape (1, 1, H, 1, 1))
-    are not decayed. The rule looks at shapes and at the last part of a name, so wrappers that prefix names do not matter.
+    are not decayed, unless ``decay_tokens`` names them. The rule looks at shapes and at the last part of a name, so wrappers
+    that prefix names do not matter.
 
     :returns: groups for :class:`torch.optim.Optimizer`, from the input to the head; empty ones are omitted.
     """
@@ -145,7 +150,7 @@ def group_parameters(model: nn.Module, config: Data2VecAdamWConfig) -> list[dict
             # The head has groups of its own: what is trained alone at first counts its own updates.
             found = groups.setdefault((layer.is_head, lr, decay if wants_decay else 0.0), [])
             for name, parameter in layer.parameters.items():
-                if parameter.requires_grad and (config.decay_all or _is_matrix(name, parameter)) == wants_decay:
+                if parameter.requires_grad and _is_decayed(name, parameter, config) == wants_decay:
                     found.append(parameter)
 
     return [
@@ -165,7 +170,10 @@ def _rates(layer: Layer, config: Data2VecAdamWConfig) -> tuple[float, float]:
     return config.lr * config.layer_decay**layer.below_head, config.weight_decay
 
 
-def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+def _is_decayed(name: str, parameter: nn.Parameter, config: Data2VecAdamWConfig) -> bool:
+    if config.decay_all or name.rpartition(".")[2] in config.decay_tokens:
+        return True
+
     return sum(size > 1 for size in parameter.shape) > 1 and not name.endswith("bias")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from d2v_plugin.data.files import Location
 from d2v_plugin.data.image import ColorJitterConfig, ImageReadingConfig, augment, choose_crop, decode, fit, normalize
 from d2v_plugin.data.random import Purpose, draw_uniform
 
+AUGMENTATION = json.loads((Path(__file__).parents[1] / "golden" / "augmentation.json").read_text())
 RAMP = np.linspace(0, 255, 600).reshape(20, 30)
 COLORS = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1).astype(np.uint8)
 PICTURE = Image.fromarray(COLORS)
@@ -131,6 +134,59 @@ def test_pixels_are_those_of_torchvisions_resized_crop(layout: str) -> None:
         left, top, width, height = choose_crop(30, 20, config, draws)
         expected = functional.resized_crop(image, top, left, height, width, [12, 12], functional.InterpolationMode.BICUBIC)
         assert torch.equal(augment(image, config, 0, 0, sample), expected)
+
+
+@pytest.mark.parametrize("name", AUGMENTATION["crops"])
+def test_crops_are_distributed_as_the_originals(name: str) -> None:
+    expected = AUGMENTATION["crops"][name]
+    (width, height), config = expected["size"], ImageReadingConfig(crop_scale=expected["scale"])
+    draws = [draw_uniform(0, 0, Purpose.AUGMENTATION, i, 27).tolist() for i in range(6000)]
+    left, top, w, h = np.array([choose_crop(width, height, config, each) for each in draws], dtype=np.float64).T
+
+    found = {"area": w * h / (width * height), "log_ratio": np.log(w / h), "left": left / width, "top": top / height}
+    for key, values in found.items():
+        mean, deviation, *quantiles = expected[key]
+        error = 5 * deviation * np.sqrt(1 / 6000 + 1 / 20000)
+        assert values.mean() == pytest.approx(mean, abs=error), key
+        assert values.std() == pytest.approx(deviation, abs=error), key
+        np.testing.assert_allclose(np.quantile(values, [0.1, 0.5, 0.9]), quantiles[1:4], atol=3 * error, err_msg=key)
+
+
+def test_jitters_are_distributed_as_the_originals(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, names = AUGMENTATION["color_jitter"], ("brightness", "contrast", "saturation")
+    calls: list[tuple[int, float]] = []
+    for index, name in enumerate(names):
+        change = partial(lambda image, factor, index: (calls.append((index, factor)), image)[1], index=index)
+        monkeypatch.setattr(functional, f"adjust_{name}_image", change)
+    config, image = ImageReadingConfig(size=1, color_jitter=ColorJitterConfig(**dict.fromkeys(names, 0.4))), torch.zeros(3, 1, 1)
+    for i in range(6000):
+        augment(image.to(torch.uint8), config, 0, 0, i)
+
+    for index, name in enumerate(names):
+        mean, deviation, *quantiles = expected[name]
+        factors = [factor for which, factor in calls if which == index]
+        assert np.mean(factors) == pytest.approx(mean, abs=0.02) and np.std(factors) == pytest.approx(deviation, abs=0.01)
+        np.testing.assert_allclose(np.quantile(factors, [0.0, 0.1, 0.5, 0.9, 1.0]), quantiles, atol=0.03)
+    orders = ["".join(str(which) for which, _ in calls[i : i + 3]) for i in range(0, len(calls), 3)]
+    assert {order: orders.count(order) / 6000 for order in expected["orders"]} == pytest.approx(expected["orders"], abs=0.03)
+
+
+def test_half_of_the_images_are_flipped() -> None:
+    image = torch.arange(2, dtype=torch.uint8).expand(3, 2, 2)
+    config = ImageReadingConfig(size=2, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+
+    assert np.mean([bool(augment(image, config, 0, 0, i)[0, 0, 0]) for i in range(4000)]) == pytest.approx(0.5, abs=0.03)
+
+
+def test_colors_change_before_the_crop_so_that_contrast_is_about_the_mean_of_the_whole_picture() -> None:
+    image = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    image[:, :, 20:] = 200
+    config = ImageReadingConfig(size=8, crop_scale=(0.05, 0.05), color_jitter=ColorJitterConfig(contrast=0.4))
+    crops = [augment(image, config, 0, 0, i) for i in range(50)]
+
+    # Within a crop of one colour, which is its own mean, nothing would change.
+    bright = [int(crop[0, 0, 0]) for crop in crops if crop.unique().numel() == 1 and crop.max() > 100]
+    assert len(bright) > 10 and sum(value != 200 for value in bright) > 0.8 * len(bright)
 
 
 def test_flipping_can_be_switched_off() -> None:

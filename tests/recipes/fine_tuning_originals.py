@@ -215,6 +215,7 @@ def expect_run_class_finetuning(o: Original) -> Expected:
     )
     o.pass_over("replaced by RandAugment", "color_jitter")
     o.pass_over("the weights hold it", "layer_scale_init_value")
+    o.pass_over("the schedule is made without it, from 0", "warmup_lr")
     o.pass_over("off with it", "(min|max)_mask_patches_per_block|model_ema_.*|momentum|data_set.*")
     warmup = o("warmup_epochs")
 
@@ -241,6 +242,6 @@ def expect_run_class_finetuning(o: Original) -> Expected:
         "optimizer.config.layer_decay": o("layer_decay"),
         "trainer.max_grad_norm": None,
         "lr_scheduler.config.num_warmup_steps": per_epoch * warmup,
-        "lr_scheduler.config.start_lr": o("warmup_lr"),
+        "lr_scheduler.config.start_lr": 0.0,
         "lr_scheduler.config.final_lr": o("min_lr"),
     }

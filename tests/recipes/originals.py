@@ -163,7 +163,7 @@ def expect_schedule(o: Original, prefix: str, updates: int) -> Expected:
         case "cosine":
             o.off(prefix, warmup_init_lr=-1, t_mult=1.0, lr_period_updates=-1)
             o.pass_over("of later periods", f"{prefix}lr_shrink", f"{prefix}lr", f"{prefix}max_update")
-            last = {f"{ours}final_lr": o(f"{prefix}min_lr")}
+            last = {f"{ours}final_lr": o(f"{prefix}min_lr"), f"{ours}start_lr": o.values[f"{prefix}min_lr"]}
             return {"lr_scheduler.name": "cosine_annealing", f"{ours}num_warmup_steps": o(f"{prefix}warmup_updates"), **last}
         case "tri_stage":
             o.off(prefix, warmup_steps=0, hold_steps=0, decay_steps=0)

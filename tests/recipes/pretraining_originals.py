@@ -314,6 +314,7 @@ def expect_run_cyclical(o: Original) -> Expected:
         loss_scale=-1,
     )
     o.pass_over("the decay is that of `ema_decay` from the first update on", "ema_decay_init")
+    o.pass_over("the schedule is made without it, from 0", "warmup_lr")
     o.pass_over("off with it", "var_margin[01]", "momentum")
     targets = "criterion.config.targets."
 
@@ -333,6 +334,7 @@ def expect_run_cyclical(o: Original) -> Expected:
         "criterion.config.ema.start": o("ema_decay"),
         "criterion.config.ema.end": o.values["ema_decay"],
         "criterion.config.teacher_scope": "all",
+        "criterion.config.full_precision_teacher": True,
         "criterion.config.target_feature": "block",
         f"{targets}num_layers": len(o("target_layers")),
         f"{targets}layer_norm_layers": o("post_target_layer_norm"),
@@ -350,8 +352,10 @@ def expect_run_cyclical(o: Original) -> Expected:
         "optimizer.config.betas": [0.9, 0.999] if o("opt_betas") is None else None,
         "optimizer.config.eps": o("opt_eps"),
         "optimizer.config.weight_decay": o("weight_decay"),
+        # It spares one-dimensional parameters, biases, and by name the CLS token.
+        "optimizer.config.decay_tokens": ["mask_emb"],
         "lr_scheduler.config.num_warmup_steps": per_epoch * o("warmup_epochs"),
-        "lr_scheduler.config.start_lr": o("warmup_lr"),
+        "lr_scheduler.config.start_lr": 0.0,
         "lr_scheduler.config.final_lr": o("min_lr"),
         "trainer.max_grad_norm": o("clip_grad"),
     }
@@ -406,6 +410,9 @@ def expect_mae(o: Original) -> Expected:
         "model.activation_dropout": o("model.activation_dropout"),
         "model.norm_first": True,
         "model.mae_init": True,
+        "model.image.extra_tokens_std": 0.02,
+        # Its groups spare one-dimensional parameters and biases.
+        "optimizer.config.decay_tokens": ["extra_tokens", "mask_token"],
         "model.image.prenet_depth": 0,
         "model.image.num_extra_tokens": 1,
     }

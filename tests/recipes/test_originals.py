@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fairseq2.utils.config import StandardConfigMerger
-from fairseq2.utils.structured import StandardValueConverter
 from fine_tuning_originals import (
     expect_audioset,
     expect_ctc,
@@ -28,11 +26,8 @@ from pretraining_originals import (
     expect_run_cyclical,
     expect_wav2vec2,
 )
+from resolution import ROOT, dump, read_model
 from ruamel.yaml import YAML
-
-from d2v_plugin.models.families import FAMILIES
-
-ROOT = Path(__file__).parents[2] / "recipes"
 
 # Deviations that are meant: recipes, our key, and what the header says of it.
 DEVIATIONS = [
@@ -41,6 +36,7 @@ DEVIATIONS = [
     ("audio/finetune_audioset.yaml", "optimizer.config.lr", "The YAML has one learning rate, 6e-5; the paper has 3e-5"),
     ("audio/wav2vec2_base.yaml", POSITIONS, "positions by five narrow convolutions"),
     ("text/data2vec1_base.yaml", "task.config.break_mode", "Samples are filled to 512 tokens"),
+    ("image/finetune_imagenet_[bl]*", "lr_scheduler.config.start_lr", "The warm-up starts at 0"),
     ("text/pretrain_large_1m.yaml", DECODER_GROUP, "parameter group"),
     ("text/finetune_glue_*", TOKENS, "4,400"),
     ("text/finetune_glue_*", EPOCHS, "10 epochs"),
@@ -77,19 +73,13 @@ def translate(name: str) -> tuple[Original, Expected]:
 
 def resolve(command: Any, name: str) -> dict[str, Any]:
     """The whole configuration of a recipe, the model's arch and overrides made into one."""
-    outcome = command("recipe", "train", "--config-file", ROOT / name, "--dump-config")
-    assert outcome.status == 0, outcome.err
-    config: dict[str, Any] = YAML(typ="safe").load(outcome.out)
-    section, family = config["model"], FAMILIES[config["model"]["family"]]
-    converter = StandardValueConverter()
-    arch = converter.unstructure(family.archs[section["arch"]]())
-    merged = StandardConfigMerger().merge(arch, section["config_overrides"] or {})
-    model = asdict(converter.structure(merged, family.config_kls))
+    config = dump(command, name)
+    section = config["model"]
     schedule = config["lr_scheduler"]["config"]
     if schedule is not None and schedule.get("final_lr_scale") is not None and "final_lr" in schedule:
         schedule["final_lr"] = schedule["final_lr_scale"] * config["optimizer"]["config"]["lr"]
 
-    return config | {"model": {"family": section["family"], "arch": section["arch"], **model}}
+    return config | {"model": {"family": section["family"], "arch": section["arch"], **asdict(read_model(section))}}
 
 
 def look_up(config: Any, key: str) -> Any:

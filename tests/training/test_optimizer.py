@@ -40,6 +40,15 @@ def test_only_matrices_are_decayed() -> None:
     assert kept["weight_decay"] == 0.0
 
 
+def test_tokens_are_decayed_if_they_are_named() -> None:
+    model = Net()
+
+    decayed, kept = group_parameters(model, Data2VecAdamWConfig(weight_decay=0.1, decay_tokens=["cls_token"]))
+
+    assert names_of(model, decayed) == {"linear.weight", "cls_token"}
+    assert "alibi_scale" in names_of(model, kept)
+
+
 def test_frozen_parameters_are_left_out() -> None:
     model = Net()
 

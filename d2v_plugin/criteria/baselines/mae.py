@@ -142,8 +142,9 @@ class MaeDecoder(nn.Module):
         x = self.embed(x)
         num_extra = x.size(1) - views.kept.size(1)
         extra, x = x[:, :num_extra], x[:, num_extra:]
-        mask_tokens = self.mask_token.to(x.dtype).expand(*views.masked.shape, -1)
-        x = fill_in(views, x, mask_tokens) + self.positions.positions.to(x.dtype)
+        mask_tokens = self.mask_token.expand(*views.masked.shape, -1)
+        # In the precision of the tokens, also where autocast made the encoded patches less precise.
+        x = fill_in(views, x.to(mask_tokens.dtype), mask_tokens) + self.positions.positions
 
         x = torch.cat([extra, x], dim=1)
         for block in self.blocks:

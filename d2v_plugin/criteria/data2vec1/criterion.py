@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from fairseq2.recipe.error import RecipeError
@@ -74,6 +74,10 @@ class Data2Vec1Config(Validatable):
 
     target_window: int | None = None
     """The same in positions to each side (images: in patches, to each side and up and down)."""
+
+    full_precision_teacher: bool = False
+    """Run the teacher in the precision of its weights, whatever that of the student: as the original did for images. It takes
+    longer."""
 
     loss_beta: float = 0.0
     """Distance at which smooth L1 turns from quadratic to linear; 0 = squared error."""
@@ -206,6 +210,15 @@ class Data2Vec1Criterion(DistillationCriterion[Data2Vec1Model]):
     def run_teacher(self, model: Data2Vec1Model, batch: Batch, local: LocalFeatures) -> Iterator[Tensor]:
         for output in self.teacher(model, batch, local, context=self._restrict_context(model, local)):
             yield getattr(output, self.config.target_feature)[:, model.num_extra_tokens :]
+
+    @override
+    @torch.no_grad()
+    def compute_targets(self, model: Data2Vec1Model, batch: Batch, local: LocalFeatures) -> Tensor:
+        if not self.config.full_precision_teacher:
+            return super().compute_targets(model, batch, local)
+        x = local.x.float() if local.x.is_floating_point() else local.x
+        with torch.autocast(x.device.type, enabled=False):
+            return super().compute_targets(model, batch, replace(local, x=x))
 
     def _restrict_context(self, model: Data2Vec1Model, local: LocalFeatures) -> Tensor | None:
         """The positions that each one sees, see :func:`context_window`; None = all."""

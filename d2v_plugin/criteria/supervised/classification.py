@@ -51,10 +51,13 @@ class ClassificationConfig(SupervisedConfig, Validatable):
     """Layer norm of the pooled features."""
 
     hidden: bool = False
-    """A layer with tanh before the last one, as RoBERTa has."""
+    """A layer with tanh before the last one, as RoBERTa has; both start as PyTorch's linear layers do, as there."""
 
     dropout: float = 0.0
     """Dropout before every linear layer of the head."""
+
+    init_scale: float = 1.0
+    """Factor of the last layer's weights at the start; BEiT begins with small outputs, 0.001."""
 
     label_smoothing: float = 0.0
     """This share of each target is spread evenly over all classes."""
@@ -180,10 +183,12 @@ class Head(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.dense = nn.Linear(dim, dim) if config.hidden else None
         self.proj = nn.Linear(dim, num_outputs)
-        for layer in (self.dense, self.proj):
-            if layer is not None:
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        if not config.hidden:
+            nn.init.trunc_normal_(self.proj.weight, std=0.02)
+            nn.init.zeros_(self.proj.bias)
+        with torch.no_grad():
+            self.proj.weight.mul_(config.init_scale)
+            self.proj.bias.mul_(config.init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D) -> (N, C)"""

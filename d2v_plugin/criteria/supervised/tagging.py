@@ -68,6 +68,12 @@ class AudioTaggingCriterion(FrameCriterion):
             raise ValueError("the dataset has no tags; set `task.name: audio_classification` and `task.config.tags: true`.")
         super().set_labels(labels)
 
+    @override
+    def build(self, model: EncoderModel) -> None:
+        super().build(model)
+        # The original's starts as PyTorch's linear layers do.
+        self.head.reset_parameters()
+
     def compute_log_probs(self, model: EncoderModel, batch: Batch, step: StepInfo | None = None) -> Tensor:
         """(N, C) the logarithm of each tag's probability, float32, less than 0."""
         pool = pool_linear_softmax if self.config.pooling == "linear_softmax" else pool_mean

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 from torch import nn
 
@@ -13,8 +12,8 @@ from d2v_plugin.models.data2vec1.base import Data2Vec1Model
 from d2v_plugin.models.data2vec1.blocks import BeitBlock
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig
 from d2v_plugin.models.data2vec1.text import Data2VecTextModel
-from d2v_plugin.models.data2vec1.vision import Data2VecVisionModel
-from d2v_plugin.models.initialization import initialize_as_bert, normal
+from d2v_plugin.models.data2vec1.vision import Data2VecVisionModel, cut_normal_
+from d2v_plugin.models.initialization import initialize_as_bert
 
 
 def create_model(config: Data2Vec1ModelConfig) -> Data2Vec1Model:
@@ -37,14 +36,23 @@ def create_model(config: Data2Vec1ModelConfig) -> Data2Vec1Model:
 
 
 def initialize(model: Data2Vec1Model) -> None:
-    """Apply BERT's initialisation of the encoder (text: of everything); convolutions, projections and heads keep PyTorch's."""
-    is_vision = isinstance(model, Data2VecVisionModel)
-    for module in model.get_submodule("encoder").modules():
-        initialize_as_bert(module, partial(nn.init.trunc_normal_, std=0.02) if is_vision else normal)
-
+    """Apply the original's initialisation: BEiT's (images), or BERT's of the encoder, while the rest keeps PyTorch's."""
     if isinstance(model, Data2VecVisionModel):
-        # BEiT: deeper blocks start with smaller residuals.
-        for i, block in enumerate(model.encoder.blocks):
-            assert isinstance(block, BeitBlock)
-            for weight in (block.attn.proj.weight, block.mlp.get_parameter("2.weight")):
-                weight.data.div_(math.sqrt(2.0 * (i + 1)))
+        _initialize_as_beit(model)
+        return
+    for module in model.get_submodule("encoder").modules():
+        initialize_as_bert(module)
+
+
+def _initialize_as_beit(model: Data2VecVisionModel) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            cut_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    # Deeper blocks start with smaller residuals.
+    for i, block in enumerate(model.encoder.blocks):
+        assert isinstance(block, BeitBlock)
+        for weight in (block.attn.proj.weight, block.mlp.get_parameter("2.weight")):
+            weight.data.div_(math.sqrt(2.0 * (i + 1)))

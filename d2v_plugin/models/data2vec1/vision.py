@@ -2,7 +2,9 @@
 
 Differences from fairseq's ``data2vec_vision``: its debugging output and ``assert`` are gone, tables for each block work, and the
 head (``final_proj``), which it creates but never applies, is applied, as in the code that the published models come from
-(github.com/facebookresearch/data2vec_vision). ``head_layers: 0`` has no head, which is what fairseq's code computes.
+(github.com/facebookresearch/data2vec_vision). ``head_layers: 0`` has no head, which is what fairseq's code computes. Weights
+start as in that repository, too: fairseq's are twice as large, and its CLS token and mask embedding have N(0.02, 1), because it
+passes the deviation as the mean.
 """
 
 from __future__ import annotations
@@ -42,12 +44,9 @@ class Data2VecVisionModel(Data2Vec1Model):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise the parameters that no child module owns.
-
-        fairseq passes BEiT's standard deviation as the mean; both embeddings have had N(0.02, 1) since.
-        """
+        """Initialise the parameters that no child module owns."""
         for parameter in (self.cls_emb, self.mask_emb):
-            nn.init.trunc_normal_(parameter, mean=0.02)
+            cut_normal_(parameter)
 
     @override
     def embed(self, inputs: Tensor) -> Tensor:
@@ -57,7 +56,8 @@ class Data2VecVisionModel(Data2Vec1Model):
             raise ValueError(f"`inputs` must have the height and width {size} (`image_size`), but has the shape {shape}.")
         x = self.patch_embed(inputs)
 
-        return torch.cat([self.cls_emb.to(x.dtype).expand(x.size(0), -1, -1), x], dim=1)
+        # The more precise of both, which under autocast is that of the parameters.
+        return torch.cat([self.cls_emb.expand(x.size(0), -1, -1), x], dim=1)
 
     @override
     def mask_local(self, local: LocalFeatures, mask: Tensor | None, fill: Tensor | None = None) -> LocalFeatures:
@@ -65,7 +65,7 @@ class Data2VecVisionModel(Data2Vec1Model):
             return local
 
         # (N, S) -> (N, 1 + S, 1)
-        return replace(local, x=torch.where(F.pad(mask, (1, 0)).unsqueeze(-1), self.mask_emb.to(local.x.dtype), local.x))
+        return replace(local, x=torch.where(F.pad(mask, (1, 0)).unsqueeze(-1), self.mask_emb, local.x))
 
     @override
     def downsample_padding(self, padding_mask: Tensor | None, length: int) -> Tensor | None:
@@ -123,6 +123,11 @@ class RelativePositionBias(nn.Module):
     def reset_parameters(self) -> None:
         """Start without a bias."""
         nn.init.zeros_(self.relative_position_bias_table)
+
+
+def cut_normal_(weight: Tensor) -> None:
+    """Draw from N(0, 0.02), cut at one deviation to each side: what is left has a deviation of 0.0108."""
+    nn.init.trunc_normal_(weight, std=0.02, a=-0.02, b=0.02)
 
 
 def relative_positions(side: int, device: Device | None = None) -> Tensor:

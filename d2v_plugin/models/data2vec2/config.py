@@ -85,7 +85,10 @@ class FrontendConfig:
     """Learned tokens before the sequence; the last is the CLS token."""
 
     init_extra_tokens_zero: bool = True
-    """Start the first extra token from zero, otherwise from N(0, 1) as the rest."""
+    """Start the first extra token from zero, otherwise at random as the rest."""
+
+    extra_tokens_std: float = 1.0
+    """Standard deviation with which extra tokens start; MAE's CLS token has 0.02."""
 
     local_grad_scale: float = 1.0
     """Factor of the gradient that reaches the local encoder; 0 freezes it without computing any."""
@@ -193,8 +196,7 @@ class Data2VecConfig(EncoderConfig):
     """A 1-D decoder for all modalities beside those of the frontends; only conversions of foreign checkpoints set it."""
 
     mae_init: bool = False
-    """Initialise linear layers with Xavier's uniform distribution instead of N(0, 0.02); only conversions of foreign checkpoints
-    set it."""
+    """Initialise linear layers with Xavier's uniform distribution, as MAE does, instead of N(0, 0.02)."""
 
     original_padding: bool = False
     """Reproduce the original's handling of padding, which lets padded positions change valid ones (README, differences)."""

@@ -1,9 +1,8 @@
-"""The base models have the original's parameters, under its names and with its initialisation."""
+"""The base models have the original's parameters, under its names."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +50,6 @@ def test_teacher_has_what_the_original_averages(arch: str) -> None:
     # The original averages the final norm of images, and does not use it.
     expected = {name: shape for name, shape in expected.items() if not name.startswith("encoder.norm.")}
     assert {name: tuple(p.shape) for name, p in teacher.named_parameters()} == expected
-
-
-@pytest.mark.parametrize("arch", BASE)
-def test_initialisation_has_the_statistics_of_the_original(arch: str) -> None:
-    torch.manual_seed(0)
-    state = create_data2vec1(ARCHS[arch]()).state_dict()
-
-    for name, (_, _, mean, std, absmax) in original(arch, "state").items():
-        tensor = state[name].double()
-        # Five standard errors of the mean and of the standard deviation, for ours and theirs together.
-        tolerance = 5 * math.sqrt(2) * (std + 1e-7) / math.sqrt(tensor.numel()) + 1e-6
-        assert float(tensor.mean()) == pytest.approx(mean, abs=tolerance), name
-        assert float(tensor.std()) == pytest.approx(std, abs=tolerance), name
-        assert float(tensor.abs().max()) <= 1.5 * absmax + 1e-9, name
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -53,6 +53,7 @@ class Frontend(nn.Module):
         self.prenet_depth = frontend.prenet_depth
         self.num_extra_tokens = frontend.num_extra_tokens
         self.init_extra_tokens_zero = frontend.init_extra_tokens_zero
+        self.extra_tokens_std = frontend.extra_tokens_std
         self.local_grad_scale = frontend.local_grad_scale
         self.alibi = frontend.alibi
         self.original_padding = config.original_padding
@@ -80,7 +81,7 @@ class Frontend(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise the parameters that no child module owns."""
         if self.num_extra_tokens > 0:
-            nn.init.normal_(self.extra_tokens)
+            nn.init.normal_(self.extra_tokens, std=self.extra_tokens_std)
             if self.init_extra_tokens_zero:
                 nn.init.zeros_(self.extra_tokens[:, :1])
         if self.alibi is not None:
@@ -124,7 +125,8 @@ class Frontend(nn.Module):
             padding_mask = None if views.padding_mask is None else views.padding_mask.gather(1, views.kept)
 
         if self.num_extra_tokens > 0:
-            x = torch.cat([self.extra_tokens.to(x.dtype).expand(x.size(0), -1, -1), x], dim=1)
+            # The more precise of both, which under autocast is that of the parameters.
+            x = torch.cat([self.extra_tokens.expand(x.size(0), -1, -1), x], dim=1)
         biases = self._build_biases(positions, padding_mask)
         x = self.context_encoder(x, biases[: self.prenet_depth])
 

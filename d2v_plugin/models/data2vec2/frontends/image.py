@@ -49,7 +49,8 @@ class ImageFrontend(Frontend):
 
     @override
     def _add_positions(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
-        return x if self.fixed_positional_encoder is None else x + self.fixed_positional_encoder.positions.to(x.dtype)
+        # In the precision of the table, also where autocast made patches less precise.
+        return x if self.fixed_positional_encoder is None else x + self.fixed_positional_encoder.positions
 
 
 class SinusoidalPositions(nn.Module):
