@@ -94,16 +94,17 @@ class LengthOrder(Order):
     Rows of equal length change places in every epoch, the sizes of the batches never change.
     """
 
-    def __init__(self, rows: Rows, lengths: Rows, max_num_elements: int, seed: int) -> None:
+    def __init__(self, rows: Rows, lengths: Rows, max_num_elements: int, seed: int, max_batch_size: int | None = None) -> None:
         """
         :param rows: (R,) the rows to read.
         :param lengths: (R,) how long each is.
         :param max_num_elements: most elements of a batch when padded to its longest row.
+        :param max_batch_size: most rows of a batch; None = no limit.
         :raises RecipeError: a row alone is longer than that.
         """
         self._rows = rows
         self._lengths = lengths
-        self._bounds = _cut_batches(np.sort(lengths)[::-1], max_num_elements)
+        self._bounds = _cut_batches(np.sort(lengths)[::-1], max_num_elements, max_batch_size or len(lengths))
         super().__init__(len(self._bounds) - 1, seed)
 
     @override
@@ -116,7 +117,7 @@ class LengthOrder(Order):
         return Plan(np.concatenate([batches[batch] for batch in order]), np.concatenate([[0], np.cumsum(sizes)]))
 
 
-def _cut_batches(lengths: Rows, max_num_elements: int) -> Rows:
+def _cut_batches(lengths: Rows, max_num_elements: int, max_batch_size: int) -> Rows:
     """Cut lengths, longest first, into batches; returns where each starts, and the end."""
     if len(lengths) and lengths[0] > max_num_elements:
         raise RecipeError(
@@ -125,7 +126,8 @@ def _cut_batches(lengths: Rows, max_num_elements: int) -> Rows:
         )
     bounds = [0]
     while bounds[-1] < len(lengths):
-        bounds.append(min(len(lengths), bounds[-1] + max_num_elements // max(1, int(lengths[bounds[-1]]))))
+        size = min(max_batch_size, max_num_elements // max(1, int(lengths[bounds[-1]])))
+        bounds.append(min(len(lengths), bounds[-1] + size))
 
     return np.array(bounds)
 

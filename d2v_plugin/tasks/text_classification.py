@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from fairseq2.datasets import DataReader
@@ -18,7 +18,7 @@ from d2v_plugin.core.validation import report
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
 from d2v_plugin.data.batches import ReadBatch, batch_rows, make_batch
 from d2v_plugin.data.labels import LabelSet, RowLabels
-from d2v_plugin.data.order import RowBatch, WindowOrder, share_batch
+from d2v_plugin.data.order import LengthOrder, Order, RowBatch, WindowOrder, share_batch
 from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.sentences import Sentences
 from d2v_plugin.data.text import TokenIds, pad_tokens
@@ -39,6 +39,10 @@ class TextClassificationConfig(Validatable):
     max_batch_size: int | None = None
     """Most samples in one forward pass on one rank; more are accumulated. None = no limit."""
 
+    max_num_tokens: int | None = None
+    """Most tokens of a forward pass on one rank, padding included: long samples come in smaller batches, as in fairseq, and the rest
+    in full ones. Samples of a batch are of similar length then, whatever ``length_window`` is. None = no limit."""
+
     max_length: int = 512
     """Longest sample in tokens, ``<s>`` and separators included. Of a longer one the end is dropped, of a pair the end of the
     longer sentence."""
@@ -50,6 +54,10 @@ class TextClassificationConfig(Validatable):
     def validate(self) -> ValidationResult:
         return report(
             (self.max_length < 8, f"`max_length` must be at least 8, but is {self.max_length}."),
+            (
+                self.max_num_tokens is not None and self.max_num_tokens < self.max_length,
+                f"`max_num_tokens` must be at least `max_length` ({self.max_length}) or null, but is {self.max_num_tokens}.",
+            ),
             (self.length_window < 1, f"`length_window` must be at least 1, but is {self.length_window}."),
         )
 
@@ -87,7 +95,10 @@ class TextClassificationTask(Task[TextClassificationConfig, Sentences]):
         lengths, read, bad_samples = self._open_sentences(config.split)
         if self.dataset.split(config.split).labels is None:
             raise RecipeError(f"The split `{config.split}` has no labels; nothing can be learned from it.")
-        order = WindowOrder(lengths, config.batch_size, config.length_window, seed)
+        order: Order = WindowOrder(lengths, config.batch_size, config.length_window, seed)
+        if config.max_num_tokens is not None:
+            order = LengthOrder(np.arange(len(lengths)), lengths, config.max_num_tokens, seed, max_batch_size=share.items)
+            share = replace(share, items=1)
         return TrainReader(order, share, gangs, read, bad_samples)
 
     @override

@@ -6,7 +6,6 @@ from originals import (
     EPOCHS,
     IMAGENET,
     RECIPES,
-    TOKENS,
     Expected,
     Original,
     expect_audio,
@@ -180,7 +179,7 @@ def expect_glue(o: Original) -> Expected:
         "task.config.batch_size": o("dataset.batch_size") * o("distributed_training.distributed_world_size"),
         "task.config.max_length": o("task.max_positions"),
         "regime.score_metric": scores.get(metric, metric),
-        TOKENS: o("dataset.max_tokens"),
+        "task.config.max_num_tokens": o("dataset.max_tokens"),
         EPOCHS: o("optimization.max_epoch"),
     }
 

@@ -22,7 +22,6 @@ Expected = dict[str, Any]
 
 DECODER_GROUP = "parameter group of the decoder"
 EPOCHS = "limit of epochs"
-TOKENS = "limit of tokens in a batch"
 POSITIONS = "positions by one convolution"
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

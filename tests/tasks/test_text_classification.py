@@ -68,6 +68,16 @@ def test_training_batches_hold_samples_of_similar_length(pairs: Sentences) -> No
     assert padded < 0.03 * count
 
 
+def test_long_samples_come_in_smaller_batches_if_tokens_are_limited(pairs: Sentences) -> None:
+    reader = create_task(batch_size=16, max_num_tokens=700).open(pairs, report=None).create_train_reader(GANGS, seed=1)
+
+    batches = [next(reader)[0] for _ in range(60)]
+    assert max(batch.inputs.numel() for batch in batches) <= 700
+    assert {batch.num_examples for batch in batches} > {16} and max(batch.num_examples for batch in batches) == 16
+    with pytest.raises(ValueError, match="`max_num_tokens` must be at least `max_length`"):
+        create_task(max_num_tokens=100).open(pairs, report=None)
+
+
 @pytest.mark.parametrize("family", ["data2vec", "data2vec1"])
 def test_other_samples_of_a_batch_do_not_change_features(pairs: Sentences, family: str) -> None:
     torch.manual_seed(1)
