@@ -69,11 +69,12 @@ def test_training_batches_hold_samples_of_similar_length(pairs: Sentences) -> No
 
 
 def test_long_samples_come_in_smaller_batches_if_tokens_are_limited(pairs: Sentences) -> None:
-    reader = create_task(batch_size=16, max_num_tokens=700).open(pairs, report=None).create_train_reader(GANGS, seed=1)
+    reader = create_task(batch_size=8, max_num_tokens=700).open(pairs, report=None).create_train_reader(GANGS, seed=1)
 
     batches = [next(reader)[0] for _ in range(60)]
     assert max(batch.inputs.numel() for batch in batches) <= 700
-    assert {batch.num_examples for batch in batches} > {16} and max(batch.num_examples for batch in batches) == 16
+    sizes = {batch.num_examples for batch in batches}
+    assert max(sizes) == 8 and len(sizes) > 1
     with pytest.raises(ValueError, match="`max_num_tokens` must be at least `max_length`"):
         create_task(max_num_tokens=100).open(pairs, report=None)
 
