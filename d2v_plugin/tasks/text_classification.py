@@ -40,8 +40,8 @@ class TextClassificationConfig(Validatable):
     """Most samples in one forward pass on one rank; more are accumulated. None = no limit."""
 
     max_num_tokens: int | None = None
-    """Most tokens of a forward pass on one rank, padding included: long samples come in smaller batches, as in fairseq. Samples of
-    a batch are of similar length then, whatever ``length_window`` is. None = no limit."""
+    """Most tokens of a forward pass on one rank, padding included: long samples come in smaller batches, as in fairseq. Samples
+    of a batch are of similar length then, whatever ``length_window`` is. None = no limit."""
 
     max_length: int = 512
     """Longest sample in tokens, ``<s>`` and separators included. Of a longer one the end is dropped, of a pair the end of the
