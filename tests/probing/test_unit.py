@@ -17,7 +17,7 @@ from fairseq2.gang import FakeGang, Gangs, create_fake_gangs
 from fairseq2.metrics import Mean, MetricBag
 
 from d2v_plugin.core.batch import Batch, Modality
-from d2v_plugin.models.base import EncoderModel, Features
+from d2v_plugin.models.base import EncoderModel, Features, LocalFeatures
 from d2v_plugin.probing.attentive import AttentiveProbe, AttentiveProbeConfig
 from d2v_plugin.probing.base import Probe, ProbeData, probe_scores
 from d2v_plugin.probing.knn import KnnProbe, KnnProbeConfig
@@ -43,16 +43,32 @@ class PatchModel(EncoderModel):
         for block in self.blocks:
             nn.init.normal_(block.weight, generator=generator)
 
-    def extract_features(
+    def extract_local(
         self, inputs: Tensor, padding_mask: Tensor | None = None, *, modality: Modality | None = None
-    ) -> Features:
+    ) -> LocalFeatures:
         assert modality is Modality.IMAGE
-        x, layers = inputs.mean(dim=2).transpose(1, 2), []
+
+        return LocalFeatures(inputs.mean(dim=2).transpose(1, 2), padding_mask, modality)
+
+    def mask_local(self, local: LocalFeatures, mask: Tensor | None, fill: Tensor | None = None) -> LocalFeatures:
+        return local
+
+    def encode_whole(self, local: LocalFeatures) -> Features:
+        x, layers = local.x, []
         for block in self.blocks:
             x = self.dropout(block(x)).tanh()
             layers.append(x)
 
-        return Features(x, padding_mask, layers, None)
+        return Features(x, local.padding_mask, layers, None)
+
+    def resolve_modality(self, modality: Modality | None) -> Modality:
+        return Modality.IMAGE
+
+    def output_length(self, input_length: int, modality: Modality | None = None) -> int:
+        return input_length
+
+    def blocks_of(self, modality: Modality) -> Sequence[nn.Module]:
+        return list(self.blocks)
 
 
 def make_batches(ids: Sequence[int], batch_size: int) -> list[Batch]:

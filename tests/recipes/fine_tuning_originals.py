@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from originals import (
+from original_settings import (
     EPOCHS,
     IMAGENET,
     RECIPES,

@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-from originals import (
+from original_settings import (
     DECODER_GROUP,
     IMAGENET,
     INCEPTION,

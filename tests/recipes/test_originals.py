@@ -18,7 +18,7 @@ from fine_tuning_originals import (
     expect_imagenet,
     expect_run_class_finetuning,
 )
-from originals import DECODER_GROUP, EPOCHS, POSITIONS, RECIPES, Expected, Original
+from original_settings import DECODER_GROUP, EPOCHS, POSITIONS, RECIPES, Expected, Original
 from pretraining_originals import (
     expect_data2vec1,
     expect_data2vec2,

@@ -11,6 +11,7 @@ from fairseq2.gang import create_fake_gangs
 
 from d2v_plugin.cli.main import main
 from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.contracts import LossOutput
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig
 from d2v_plugin.data.reader import name_sample
 from d2v_plugin.data.sentences import Sentences, SentencesConfig
@@ -23,7 +24,7 @@ from d2v_plugin.tasks.base import Task
 from d2v_plugin.tasks.image_classification import ImageClassificationConfig, ImageClassificationTask
 from d2v_plugin.tasks.speech_recognition import SpeechRecognitionConfig, SpeechRecognitionTask
 from d2v_plugin.tasks.text_classification import TextClassificationConfig, TextClassificationTask
-from d2v_plugin.training.health.incidents import Pass, Suspects
+from d2v_plugin.training.health.incidents import Incidents
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "manifests"
@@ -53,8 +54,9 @@ def open_sentences() -> Task[Any, Any]:
 def test_a_report_of_fine_tuning_names_file_and_line(task: Task[Any, Any], tmp_path: Path) -> None:
     reader = task.create_train_reader(GANGS, 1)
     (batch,) = next(reader)
-    suspects = Suspects(tmp_path, 0, lambda modality, sample: name_sample(reader, modality, sample))
-    suspects.add(1, "spike", [Pass(batch.modality, batch.ids, torch.zeros(()))], [1.0], 1.0)
+    incidents = Incidents(tmp_path, 0, lambda modality, sample: name_sample(reader, modality, sample))
+    incidents.after_forward(batch, LossOutput(torch.zeros(()), num_targets=1))
+    incidents.add(1, "spike", norm=1.0, losses=[1.0])
     rows = [line.split("\t") for line in (tmp_path / "suspects" / "rank_0.tsv").read_text().splitlines()[1:]]
 
     assert [int(row[5]) for row in rows] == batch.ids.tolist()
