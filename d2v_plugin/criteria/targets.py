@@ -88,7 +88,10 @@ def _normalize_samples(x: Tensor, padding_mask: Tensor | None, original_axes: bo
     :param whole: all channels together.
     """
     if original_axes:
-        x, padding_mask = x.transpose(0, 1), None if padding_mask is None else padding_mask.T
+        x = x.transpose(0, 1)
+        if padding_mask is not None:
+            # Where every sample is padded there is nothing to leave out, or the mean would be of none.
+            padding_mask = padding_mask.T & ~padding_mask.all(dim=0).unsqueeze(-1)
     if whole:
         # (N, S, D) -> (N, S·D, 1)
         mask = None if padding_mask is None else padding_mask.repeat_interleave(x.size(-1), dim=1)
