@@ -23,7 +23,7 @@ from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.families import AnyConfig
 from d2v_plugin.weights.convert import fairseq_data2vec1
 from d2v_plugin.weights.convert.fairseq_config import convert_config
-from d2v_plugin.weights.convert.fairseq_info import describe_pretraining, read_labels, read_step, teacher_scope
+from d2v_plugin.weights.convert.fairseq_info import attributes_of, describe_pretraining, read_labels, read_step, teacher_scope
 from d2v_plugin.weights.convert.fairseq_settings import FineTuned, find_settings
 from d2v_plugin.weights.directory import ModelDirectory
 from d2v_plugin.weights.state import State, build_skeleton, compare
@@ -108,9 +108,12 @@ def _convert_data2vec1(path: Path, settings: Mapping[str, Any], student: State, 
 
 
 def _convert_data2vec2(path: Path, settings: Mapping[str, Any], student: State, teacher: State | None) -> Converted:
+    has_pixel_head = any(key.startswith("recon_proj.") for key in student)
     student = _rename(student)
     teacher = None if teacher is None else _rename_teacher(teacher)
     config, notes = _convert_config(path, settings, student)
+    if has_pixel_head:
+        notes.append("`recon_proj` is left out: it belongs to the loss on pixels, not to the model.")
     _check_agreement(path, config, student, teacher, partial(_is_averaged, scope=teacher_scope(settings)))
     if teacher is not None:
         # In pre-norm models the original also averages the final norm, and then uses the student's.
@@ -162,7 +165,6 @@ def _rename(state: Mapping[str, Tensor]) -> State:
     """Names and shapes of earlier versions of fairseq -> those of the last; everything in fp32."""
     renamed = {}
     for key, tensor in state.items():
-        # Constants of training, and the head of the loss on pixels.
         if re.fullmatch(r"modality_encoders\.\w+\.encoder_mask", key) or key.startswith("recon_proj."):
             continue
         key = key.replace(".positional_encoder.pos_embed", ".fixed_positional_encoder.positions")
@@ -203,8 +205,8 @@ def _convert_config(path: Path, settings: Mapping[str, Any], student: State) -> 
 
 def _ignored_layers(settings: Mapping[str, Any], modality: Modality) -> int | None:
     """How many layers the projection of the image decoder claims to have where it has not."""
-    decoder = settings.get("modalities", {}).get("image", {}).get("decoder") or {}
-    layers = decoder.get("projection_layers", 1)
+    image = attributes_of(attributes_of(settings.get("modalities")).get("image"))
+    layers: int = attributes_of(image.get("decoder")).get("projection_layers", 1)
 
     return layers if modality is Modality.IMAGE and layers != 1 else None
 

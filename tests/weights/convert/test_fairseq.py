@@ -321,6 +321,14 @@ def test_image_decoders_have_one_projection_whatever_their_settings_say(fairseq_
     ]
 
 
+def test_the_head_of_the_loss_on_pixels_is_left_out_by_name(fairseq_checkpoint: FairseqCheckpoint) -> None:
+    path = fairseq_checkpoint("image", lambda content: content["model"].update({"recon_proj.weight": torch.zeros(32, 32)}))
+
+    assert convert_fairseq(path).info["source"]["notes"] == [
+        "`recon_proj` is left out: it belongs to the loss on pixels, not to the model."
+    ]
+
+
 @pytest.mark.parametrize("weight", [0, -1.0])
 def test_a_regression_that_is_switched_off_has_no_weight(weight: float, fairseq_checkpoint: FairseqCheckpoint) -> None:
     path = fairseq_checkpoint("image", lambda content: set_at(content, (), d2v_loss=weight))
