@@ -1,4 +1,4 @@
-"""Checkpoints of random configurations of the original, converted, compute what it computed; see tests/golden/fuzz/FORMAT.md."""
+"""Checkpoints of random configurations of the original, converted, compute what it computed; see tests/golden/fuzz/FORMAT.txt."""
 
 from __future__ import annotations
 
