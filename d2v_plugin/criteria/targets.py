@@ -28,6 +28,10 @@ class TargetConfig:
     instance_norm_layers: bool = True
     """Normalise each channel of each layer over the tokens of the sample."""
 
+    group_norm_layers: bool = False
+    """Normalise each layer over the tokens of the sample and their channels together; only conversions of foreign checkpoints
+    set it."""
+
     layer_norm_layers: bool = False
     """Normalise each token of each layer over its channels."""
 
@@ -36,6 +40,11 @@ class TargetConfig:
 
     instance_norm: bool = False
     """Normalise each channel of the average over the tokens of the sample."""
+
+    original_axes: bool = False
+    """Take ``group_norm_layers`` and ``instance_norm`` over the samples of the batch, at each position, instead of over the
+    tokens of the sample: what fairseq's data2vec 1.0 for speech does by mistake where neither ``batch_norm_layers`` nor
+    ``instance_norm_layers`` is set. Only conversions of foreign checkpoints set it."""
 
 
 def make_targets(config: TargetConfig, layers: Iterable[Tensor], padding_mask: Tensor | None = None) -> Tensor:
@@ -54,6 +63,8 @@ def make_targets(config: TargetConfig, layers: Iterable[Tensor], padding_mask: T
             layer = _normalize_tokens(layer.flatten(0, 1).unsqueeze(0), whole_padding).view_as(layer)
         if config.instance_norm_layers:
             layer = _normalize_tokens(layer, padding_mask)
+        if config.group_norm_layers:
+            layer = _normalize_samples(layer, padding_mask, config.original_axes, whole=True)
         if config.layer_norm_layers:
             layer = F.layer_norm(layer, layer.shape[-1:])
         total = layer if total is None else total + layer
@@ -65,9 +76,30 @@ def make_targets(config: TargetConfig, layers: Iterable[Tensor], padding_mask: T
     if config.layer_norm:
         targets = F.layer_norm(targets, targets.shape[-1:])
     if config.instance_norm:
-        targets = _normalize_tokens(targets, padding_mask)
+        targets = _normalize_samples(targets, padding_mask, config.original_axes)
 
     return targets
+
+
+def _normalize_samples(x: Tensor, padding_mask: Tensor | None, original_axes: bool, *, whole: bool = False) -> Tensor:
+    """Normalise each channel, or all together, over the valid tokens of the sample: (N, S, D) -> (N, S, D).
+
+    :param original_axes: over the samples of the position instead.
+    :param whole: all channels together.
+    """
+    if original_axes:
+        x = x.transpose(0, 1)
+        if padding_mask is not None:
+            # Where every sample is padded there is nothing to leave out, or the mean would be of none.
+            padding_mask = padding_mask.T & ~padding_mask.all(dim=0).unsqueeze(-1)
+    if whole:
+        # (N, S, D) -> (N, S·D, 1)
+        mask = None if padding_mask is None else padding_mask.repeat_interleave(x.size(-1), dim=1)
+        normalized = _normalize_tokens(x.flatten(1).unsqueeze(-1), mask).view(x.shape)
+    else:
+        normalized = _normalize_tokens(x, padding_mask)
+
+    return normalized.transpose(0, 1) if original_axes else normalized
 
 
 def _normalize_tokens(x: Tensor, padding_mask: Tensor | None, eps: float = 1e-5) -> Tensor:

@@ -22,9 +22,10 @@ def token_distances(positions: Tensor, grid_width: int | None, metric: str) -> T
 
     :param positions: (R, K) index of each token in the full sequence, row-major for images.
     :param grid_width: width of the grid of patches; None for sequences.
+    :param metric: of patches: ``manhattan``, ``euclidean``, or ``sequential`` as if they were a sequence.
     :returns: (R, K, K) fp32.
     """
-    if grid_width is None:
+    if grid_width is None or metric == "sequential":
         return (positions.unsqueeze(-1) - positions.unsqueeze(-2)).abs().float()
 
     # (R, K) -> (R, K, 2)
@@ -34,14 +35,21 @@ def token_distances(positions: Tensor, grid_width: int | None, metric: str) -> T
     return torch.cdist(points, points, p=1.0 if metric == "manhattan" else 2.0, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def attention_biases(distances: Tensor, scale: Tensor, *, num_heads: int, num_extra_tokens: int) -> list[Tensor]:
+def attention_biases(
+    distances: Tensor, scale: Tensor, *, num_heads: int, num_extra_tokens: int, num_biased_heads: int | None = None
+) -> list[Tensor]:
     """The biases of attention; extra tokens are at distance 0 from everything.
 
     :param distances: (R, K, K)
-    :param scale: (1 or L, 1, H or 1, 1, 1); negative values act as 0.
+    :param scale: (1 or L, 1, B or 1, 1, 1); negative values act as 0.
+    :param num_biased_heads: B, how many heads have a bias, the first ones; None = all.
     :returns: one for each scale, (R, H, X + K, X + K).
     """
-    slopes = alibi_slopes(num_heads, distances.device).view(-1, 1, 1)
+    num_biased_heads = num_heads if num_biased_heads is None else num_biased_heads
+    # The heads behind have the slope 0.
+    slopes = F.pad(alibi_slopes(num_biased_heads, distances.device), (0, num_heads - num_biased_heads)).view(-1, 1, 1)
+    if 1 < scale.size(2) < num_heads:
+        scale = F.pad(scale, (0, 0, 0, 0, 0, num_heads - num_biased_heads))
     if num_extra_tokens > 0:
         distances = F.pad(distances, (num_extra_tokens, 0, num_extra_tokens, 0))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -57,11 +58,49 @@ WAV2VEC2 = Names(
     },
 )
 
+# Names of transformers 5 -> those of 4, which the tests use.
+VIT_RENAMED = {
+    r"^vit\.layers\.": "vit.encoder.layer.",
+    r"\.attention\.q_proj\.": ".attention.attention.query.",
+    r"\.attention\.k_proj\.": ".attention.attention.key.",
+    r"\.attention\.v_proj\.": ".attention.attention.value.",
+    r"\.attention\.o_proj\.": ".attention.output.dense.",
+    r"\.mlp\.fc1\.": ".intermediate.dense.",
+    r"\.mlp\.fc2\.": ".output.dense.",
+}
+
 
 class HuggingFace:
     """Draws weights for their model and gives them our names."""
 
     vit, roberta, wav2vec2 = VIT, ROBERTA, WAV2VEC2
+
+    @staticmethod
+    def rename_vit(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights, or gradients, of a ViT of any version of their library under the names of version 4."""
+        renamed = {}
+        for name, tensor in state.items():
+            for pattern, replacement in VIT_RENAMED.items():
+                name = re.sub(pattern, replacement, name)
+            renamed[name] = tensor
+
+        return renamed
+
+    @staticmethod
+    def gradients(model: nn.Module) -> dict[str, Tensor]:
+        """The gradients of all parameters that have one."""
+        return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+    @staticmethod
+    def assert_gradients(model: nn.Module, expected: dict[str, Tensor], *, but: tuple[str, ...] = ()) -> None:
+        """Each gradient of ours is theirs to 1e-5 of the largest.
+
+        :param but: names of which theirs have none.
+        """
+        gradients = HuggingFace.gradients(model)
+        assert gradients.keys() - set(but) == expected.keys()
+        for name, gradient in expected.items():
+            assert float((gradients[name] - gradient).abs().max()) <= 1e-5 * max(1.0, float(gradient.abs().max())), name
 
     @staticmethod
     def randomise(model: nn.Module) -> None:

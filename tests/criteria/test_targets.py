@@ -9,7 +9,7 @@ from torch import Tensor
 
 from d2v_plugin.criteria.targets import TargetConfig, make_targets
 
-NORMS = ["batch_norm_layers", "instance_norm_layers", "layer_norm_layers", "layer_norm", "instance_norm"]
+NORMS = ["batch_norm_layers", "instance_norm_layers", "group_norm_layers", "layer_norm_layers", "layer_norm", "instance_norm"]
 
 
 def only(*names: str) -> TargetConfig:
@@ -34,6 +34,7 @@ def test_norms_of_layers_are_those_of_pytorch(layers: list[Tensor]) -> None:
     for name, norm in {
         "batch_norm_layers": batch_norm,
         "instance_norm_layers": instance_norm,
+        "group_norm_layers": lambda x: F.layer_norm(x, (7, 5)),
         "layer_norm_layers": lambda x: F.layer_norm(x, (5,)),
     }.items():
         expected = torch.stack([norm(layer) for layer in layers]).mean(dim=0)
@@ -47,6 +48,21 @@ def test_norms_of_the_average_come_last(layers: list[Tensor]) -> None:
     assert torch.allclose(make_targets(only("layer_norm"), layers), F.layer_norm(average, (5,)), atol=1e-5)
     both = instance_norm(F.layer_norm(average, (5,)))
     assert torch.allclose(make_targets(only("layer_norm", "instance_norm"), layers), both, atol=1e-5)
+
+
+def test_the_original_takes_norms_over_the_batch_where_nothing_transposes_the_layers(layers: list[Tensor]) -> None:
+    """fairseq's layers of speech have the time first; what should be a sample is a position then."""
+    average = torch.stack([F.layer_norm(layer.transpose(0, 1), (2, 5)) for layer in layers]).mean(dim=0)
+    expected = F.instance_norm(average.transpose(1, 2)).permute(2, 0, 1)
+
+    config = only("group_norm_layers", "instance_norm")
+    config.original_axes = True
+    assert torch.allclose(make_targets(config, layers), expected, atol=1e-5)
+
+    padding_mask = torch.zeros(2, 7, dtype=torch.bool)
+    padding_mask[:, 6] = True
+    assert make_targets(config, layers, padding_mask)[:, :6].allclose(expected[:, :6], atol=1e-5)
+    assert make_targets(config, layers, padding_mask).isfinite().all()
 
 
 @pytest.mark.parametrize("name", NORMS)

@@ -137,7 +137,8 @@ class Data2Vec1Criterion(DistillationCriterion[Data2Vec1Model]):
         if not isinstance(model, Data2Vec1Model):
             raise RecipeError(f"`data2vec1` trains models of the family `data2vec1`, but `model` is a {type(model).__name__}.")
         super().build(model)
-        self.teacher = Data2Vec1Teacher(model, self.config.teacher_scope)
+        ema = self.config.ema
+        self.teacher = Data2Vec1Teacher(model, self.config.teacher_scope, freezes=max(ema.start, ema.end) >= 1.0)
 
     @override
     def forward(self, model: Data2Vec1Model, batch: Batch, step: StepInfo, *, mask: Tensor | None = None) -> LossOutput:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.criteria.distillation import Teacher
@@ -19,13 +20,18 @@ from d2v_plugin.models.data2vec1.blocks import BlockOutput
 class Data2Vec1Teacher(Teacher[Data2Vec1Model]):
     """A copy of the student without what only predicts and what it shares with its teacher."""
 
-    def __init__(self, model: Data2Vec1Model, scope: TeacherScope) -> None:
+    def __init__(self, model: Data2Vec1Model, scope: TeacherScope, *, freezes: bool = False) -> None:
+        """
+        :param freezes: the decay reaches 1, and the whole teacher stands still from then on: positions that it would share with
+            the student are copied after every update until then, as fairseq does.
+        """
         super().__init__()
         self.scope = scope
+        self.copies_positions = scope == "layers" and freezes
         left_out = [find_part(model, name) for name in model.head_modules]
         if scope != "all":
             left_out += [find_part(model, name) for name in model.local_modules]
-        if scope == "layers":
+        if scope == "layers" and not freezes:
             encoder = model.context_encoder
             left_out += [find_part(encoder, name) for name in encoder.position_modules]
 
@@ -38,6 +44,16 @@ class Data2Vec1Teacher(Teacher[Data2Vec1Model]):
         self._copied = (copied,)
         self.requires_grad_(False)
         self.eval()
+
+    @override
+    @torch.no_grad()
+    def follow(self, model: Data2Vec1Model, decay: float) -> None:
+        super().follow(model, decay)
+        if self.copies_positions and decay < 1.0:
+            prefixes = tuple(f"{model.encoder_name}.{name}." for name in model.context_encoder.position_modules)
+            for name, copied in self.named_parameters():
+                if name.startswith(prefixes):
+                    copied.copy_(model.get_parameter(name))
 
     @torch.no_grad()
     def forward(
@@ -52,6 +68,6 @@ class Data2Vec1Teacher(Teacher[Data2Vec1Model]):
         """
         (copied,) = self._copied
         x = copied.embed(batch.inputs) if self.scope == "all" else local.x.detach()
-        positions = model if self.scope == "layers" else copied
+        positions = model if self.scope == "layers" and not self.copies_positions else copied
 
         yield from copied.context_encoder.run(positions.context_encoder.prepare(x, local.padding_mask, context))

@@ -122,7 +122,7 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
         self.samplers = samplers
         self.settings = {modality: config.of(modality) for modality in Modality}
         self.name_metrics(
-            regression_loss=True,
+            regression_loss=config.regression_weight > 0.0,
             cls_loss=any(s.cls_weight > 0.0 for s in self.settings.values()),
             reconstruction_loss=any(s.reconstruction_weight > 0.0 for s in self.settings.values()),
         )
@@ -134,6 +134,9 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
             modality = Modality[name]
             if frontend.decoder is None and model.shared_decoder is None:
                 raise RecipeError(f"A decoder is needed: set `decoder` of `{modality.value}` or `shared_decoder` of the model.")
+            settings = self.settings[modality]
+            if max(settings.regression_weight, settings.cls_weight, settings.reconstruction_weight) <= 0.0:
+                raise RecipeError("One of `regression_weight`, `cls_weight` and `reconstruction_weight` must be greater than 0.")
             if frontend.num_extra_tokens == 0 and self.settings[modality].cls_weight > 0.0:
                 raise RecipeError(f"The CLS loss needs a token: set `num_extra_tokens` of `{modality.value}` or `cls_weight: 0`.")
         scopes = {name: self.settings[Modality[name]].teacher_scope for name in model.modality_encoders}
@@ -164,9 +167,13 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
         targets = self.compute_targets(model, batch, local)
         masked_targets = select_tokens(targets, views.masked)
 
-        terms = {"regression_loss": self._regress_tokens(predictions, masked_targets) * scale * config.regression_weight}
+        terms = {}
+        # Without its loss a decoder has no gradient at all, so that the optimizer leaves it alone.
+        if config.regression_weight > 0.0:
+            terms["regression_loss"] = self._regress_tokens(predictions, masked_targets) * scale * config.regression_weight
         if config.cls_weight > 0.0:
-            cls_loss = self._regress_samples(x[:, num_extra - 1], targets, local, views)
+            padding_mask = None if model.config.original_padding else local.padding_mask
+            cls_loss = self._regress_samples(x[:, num_extra - 1], targets, padding_mask, views)
             terms["cls_loss"] = cls_loss * scale * config.cls_weight
         if config.reconstruction_weight > 0.0:
             reconstruction_loss = self._reconstruct_pixels(model, batch, predictions[0], views)
@@ -217,12 +224,13 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
         """The regression of masked tokens, summed over them and over the decoders."""
         return torch.stack([self.distance(prediction, masked_targets) for prediction in predictions]).sum()
 
-    def _regress_samples(self, x: Tensor, targets: Tensor, local: LocalFeatures, views: Views) -> Tensor:
+    def _regress_samples(self, x: Tensor, targets: Tensor, padding_mask: Tensor | None, views: Views) -> Tensor:
         """The regression of each sample's mean target.
 
         :param x: (N·M, D) the encoder's output at the CLS token.
+        :param padding_mask: (N, S) what the mean leaves out.
         """
-        means = mean_valid(targets, local.padding_mask).repeat_interleave(views.num_views, dim=0)
+        means = mean_valid(targets, padding_mask).repeat_interleave(views.num_views, dim=0)
 
         # Each view counts as often as it has targets: the trainer's normalisation then leaves a mean over the views.
         return self.distance(x, means) * views.masked.size(1)

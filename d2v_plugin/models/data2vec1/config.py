@@ -108,9 +108,9 @@ class Data2Vec1ModelConfig(EncoderConfig):
     and twice the width."""
 
     original_padding: bool = False
-    """Audio: reproduce the original's handling of padding. It sets padded frames to zero once, before the first position
-    convolution, so that the *amount* of padding changes the last valid frames, and includes padding in the statistics of
-    targets. Ours acts as if nothing followed the sample."""
+    """Audio and text: reproduce the original's handling of padding. It sets padded positions to zero once, for audio before the
+    first position convolution, so that the *amount* of padding changes the last valid frames, and includes padding in the
+    statistics of targets. Ours acts as if nothing followed the sample."""
 
     @property
     def modality(self) -> Modality:

@@ -60,10 +60,15 @@ class SentenceEncoder(TokenEmbedding, Encoder):
         # Not part of the embedding, which the teacher may share with a student in training.
         self.input_dropout = Dropout(config.dropout)
         self.layers = build_post_norm_blocks(config)
+        self.original_padding = config.original_padding
 
     @override
     def prepare(self, local: Tensor, padding_mask: Tensor | None = None, context: Tensor | None = None) -> EncoderInput:
-        return EncoderInput(self(local), attention_mask(padding_mask, context))
+        x = self(local)
+        if self.original_padding and padding_mask is not None:
+            # Nobody attends to them, but they are in the statistics of normalised targets.
+            x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
+        return EncoderInput(x, attention_mask(padding_mask, context))
 
     @override
     def start(self, x: Tensor) -> Tensor:

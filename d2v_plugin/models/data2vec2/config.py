@@ -61,8 +61,12 @@ class AlibiConfig:
     """One scale per layer, otherwise all layers share it (and the bias is built once); only conversions of foreign checkpoints
     set it."""
 
-    distance: Literal["manhattan", "euclidean"] = "manhattan"
-    """Distance of two patches of an image; for sequences both are the same. Only conversions of foreign checkpoints set it."""
+    distance: Literal["manhattan", "euclidean", "sequential"] = "manhattan"
+    """Distance of two patches of an image, ``sequential`` as if they were a sequence, row by row; for sequences all are the same.
+    Only conversions of foreign checkpoints set it."""
+
+    num_heads: int | None = None
+    """How many attention heads have a bias, the first ones; None = all. Only conversions of foreign checkpoints set it."""
 
 
 @dataclass(kw_only=True)
@@ -203,7 +207,13 @@ class Data2VecConfig(EncoderConfig):
 
     @override
     def validate(self) -> ValidationResult:
+        biased = {f.alibi.num_heads for f in self.frontends.values() if f.alibi is not None} - {None}
+
         return report(
+            (
+                any(not 1 <= number <= self.num_heads for number in biased),
+                f"`alibi.num_heads` must be between 1 and `num_heads` ({self.num_heads}), but is {', '.join(map(str, biased))}.",
+            ),
             (not self.frontends, "One of `audio`, `image` and `text` must be configured, but all are None."),
             (self.dim % self.num_heads != 0, f"`num_heads` must divide `dim` ({self.dim}), but is {self.num_heads}."),
         )

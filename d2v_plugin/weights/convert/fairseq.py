@@ -17,54 +17,19 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.families import AnyConfig
 from d2v_plugin.weights.convert import fairseq_data2vec1
 from d2v_plugin.weights.convert.fairseq_config import convert_config
 from d2v_plugin.weights.convert.fairseq_info import attributes_of, describe_pretraining, read_labels, read_step, teacher_scope
+from d2v_plugin.weights.convert.fairseq_settings import FineTuned, find_settings
 from d2v_plugin.weights.directory import ModelDirectory
 from d2v_plugin.weights.state import State, build_skeleton, compare
 from d2v_plugin.weights.torch_file import read_torch_file
 
-KNOWN_MODELS: Final = ("data2vec_multi", *fairseq_data2vec1.MODEL_NAMES)
-"""Names of pre-trained models."""
-
 TEACHER_KEY: Final = "_ema"
-
-
-@dataclass(frozen=True)
-class FineTuned:
-    """Layout of one of fairseq's fine-tuned models around the pre-trained one."""
-
-    kind: str
-    """Our word for it."""
-
-    config_key: str
-    """Where in ``cfg.model`` the pre-training configuration is."""
-
-    prefix: str
-    """Before the names of the pre-trained weights."""
-
-    head_prefixes: tuple[str, ...]
-    """Before the names of the others."""
-
-
-FINE_TUNED: Final = {
-    "wav2vec_ctc": FineTuned("ctc", "w2v_args", "w2v_encoder.w2v_model.", ("w2v_encoder.proj.",)),
-    "mae_image_classification": FineTuned("image_classification", "pretrained_model_args", "model.", ("head.", "fc_norm.")),
-    "data2vec_text_classification": FineTuned(
-        "text_classification", "pretrained_model_args", "model.", ("classification_heads.",)
-    ),
-}
-
-OTHER_MODELS: Final = {
-    "data2vec_image_classification": "a fine-tuned data2vec 1.0 for images",
-    "wav2vec2": "wav2vec 2.0",
-    "hubert": "HuBERT",
-    "mae": "a masked autoencoder",
-    "masked_lm": "a masked language model",
-}
 
 
 def convert_fairseq(path: Path, *, teacher_weights: bool = False, original_padding: bool = False) -> ModelDirectory:
@@ -79,7 +44,7 @@ def convert_fairseq(path: Path, *, teacher_weights: bool = False, original_paddi
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise CheckpointError(f"{path} is not a fairseq checkpoint: it has no `model` with weights.")
 
-    name, fine_tuned, settings = _find_settings(path, content)
+    name, fine_tuned, settings = find_settings(path, content)
     student, head = _split_head(dict(content["model"]), fine_tuned)
     teacher = _pop_teacher(student)
     _check_tensors(path, student | head | (teacher or {}))
@@ -129,19 +94,26 @@ def _convert_data2vec1(path: Path, settings: Mapping[str, Any], student: State, 
     with _explained(path):
         config = fairseq_data2vec1.convert_config(settings, student)
 
+    is_whole = fairseq_data2vec1.teacher_scope(settings) == "all"
+
     def is_averaged(key: str) -> bool:
-        return key.startswith("encoder.") and not key.startswith("encoder.regression_head.")
+        return is_whole or (key.startswith("encoder.") and not key.startswith("encoder.regression_head."))
 
     _check_agreement(path, config, student, teacher, is_averaged)
     notes = [] if config.head_layers else ["The file has no trained prediction head, so the model has none."]
+    if (mlp_ratio := settings.get("mlp_ratio", 4)) != 4:
+        notes.append(f"`mlp_ratio: {mlp_ratio}` is left out: the original never read it, its blocks have 4.")
 
     return Converted(config, student, teacher, notes, fairseq_data2vec1.describe_pretraining(settings))
 
 
 def _convert_data2vec2(path: Path, settings: Mapping[str, Any], student: State, teacher: State | None) -> Converted:
+    has_pixel_head = any(key.startswith("recon_proj.") for key in student)
     student = _rename(student)
     teacher = None if teacher is None else _rename_teacher(teacher)
     config, notes = _convert_config(path, settings, student)
+    if has_pixel_head:
+        notes.append("`recon_proj` is left out: it belongs to the loss on pixels, not to the model.")
     _check_agreement(path, config, student, teacher, partial(_is_averaged, scope=teacher_scope(settings)))
     if teacher is not None:
         # In pre-norm models the original also averages the final norm, and then uses the student's.
@@ -164,34 +136,6 @@ def _pop_teacher(student: dict[str, Any]) -> dict[str, Any] | None:
     """Take the teacher, which is one entry of the weights, from the student."""
     candidates = [student.pop(key, None) for key in (TEACHER_KEY, f"encoder.{TEACHER_KEY}")]
     return next((teacher for teacher in candidates if isinstance(teacher, dict)), None)
-
-
-def _find_settings(path: Path, content: Mapping[str, Any]) -> tuple[str, FineTuned | None, Mapping[str, Any]]:
-    """The name of the model, how it was fine-tuned, and the configuration of the pre-trained model."""
-    section = attributes_of(attributes_of(content.get("cfg")).get("model"))
-    name = section.get("_name") or attributes_of(content.get("args")).get("arch")
-    if not isinstance(name, str):
-        raise CheckpointError(f"{path} does not say which model it holds: neither `cfg.model._name` nor `args.arch` is there.")
-    if name in KNOWN_MODELS:
-        return name, None, {**section, "_name": name}
-
-    fine_tuned = FINE_TUNED.get(name)
-    if fine_tuned is None:
-        raise CheckpointError(f"{path} holds {_describe_model(name)}, not data2vec.")
-
-    origin = attributes_of(section.get(fine_tuned.config_key))
-    section = attributes_of(origin.get("model")) or origin
-    origin_name = section.get("_name") or section.get("arch")
-    if not isinstance(origin_name, str):
-        raise CheckpointError(f"{path} lacks the configuration of the pre-trained model, `cfg.model.{fine_tuned.config_key}`.")
-    if origin_name not in KNOWN_MODELS:
-        raise CheckpointError(f"{path} holds `{name}` on top of {_describe_model(origin_name)}, not of data2vec.")
-
-    return name, fine_tuned, {**section, "_name": origin_name}
-
-
-def _describe_model(name: str) -> str:
-    return f"{OTHER_MODELS[name]} (`{name}`)" if name in OTHER_MODELS else f"`{name}`"
 
 
 def _split_head(weights: dict[str, Any], fine_tuned: FineTuned | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -247,6 +191,8 @@ def _convert_config(path: Path, settings: Mapping[str, Any], student: State) -> 
     notes = []
     for modality, frontend in config.frontends.items():
         prefix = f"modality_encoders.{modality.name}.decoder."
+        if frontend.decoder is not None and (layers := _ignored_layers(settings, modality)) is not None:
+            notes.append(f"`projection_layers: {layers}` of the image decoder is left out: the original never read it and has 1.")
         if frontend.decoder is not None and not any(key.startswith(prefix) for key in student):
             frontend.decoder = None
             notes.append(f"The file has no weights of the {modality.value} decoder, so the model has none.")
@@ -255,6 +201,14 @@ def _convert_config(path: Path, settings: Mapping[str, Any], student: State) -> 
         notes.append("The file has no weights of the shared decoder, so the model has none.")
 
     return config, notes
+
+
+def _ignored_layers(settings: Mapping[str, Any], modality: Modality) -> int | None:
+    """How many layers the projection of the image decoder claims to have where it has not."""
+    image = attributes_of(attributes_of(settings.get("modalities")).get("image"))
+    layers: int = attributes_of(image.get("decoder")).get("projection_layers", 1)
+
+    return layers if modality is Modality.IMAGE and layers != 1 else None
 
 
 def _check_agreement(

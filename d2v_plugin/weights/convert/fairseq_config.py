@@ -1,6 +1,6 @@
 """fairseq's data2vec 2.0 configuration -> ours.
 
-Only what the original can do and ours cannot is refused; keys that belong to training are ignored.
+Only what the original can do and ours cannot is refused, and what nobody here knows; see :mod:`fairseq_keys`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from d2v_plugin.models.data2vec2.config import (
     ImageFrontendConfig,
     TextFrontendConfig,
 )
+from d2v_plugin.weights.convert.fairseq_keys import EMA_KEYS, LOSS_KEYS, MASK_KEYS, TARGET_KEYS, check_keys
 
 Fields = dict[str, tuple[str, Any]]
 """Keys of fairseq: our names, and fairseq's own defaults. Released files were written by earlier versions of its code, whose
@@ -52,7 +53,6 @@ _ALIBI: Final[Fields] = {
     "learned_alibi_scale": ("learned_scale", False),
     "learned_alibi_scale_per_head": ("per_head", False),
     "learned_alibi_scale_per_layer": ("per_layer", False),
-    "alibi_distance": ("distance", "manhattan"),
 }
 _MODALITIES: Final[dict[str, Fields]] = {
     "AUDIO": {
@@ -80,6 +80,37 @@ _DECODER: Final[Fields] = {
     "projection_layers": ("projection_layers", 1),
     "projection_ratio": ("projection_ratio", 2.0),
 }
+_DROP_PATH: Final = ("start_drop_path_rate", "end_drop_path_rate")
+
+_CONVERTED: Final[dict[str, set[str]]] = {
+    "model": {
+        *_MODEL,
+        *_DROP_PATH,
+        *TARGET_KEYS,
+        *LOSS_KEYS,
+        *EMA_KEYS,
+        "clone_batch",
+        "ema_encoder_only",
+        "modalities",
+        "shared_decoder",
+        "supported_modality",
+    },
+    "modality": {
+        *_MODALITY,
+        *_DROP_PATH,
+        *_ALIBI,
+        *MASK_KEYS,
+        "use_alibi_encoder",
+        "num_alibi_heads",
+        "decoder",
+        "ema_local_encoder",
+    },
+    "audio": {*_MODALITIES["AUDIO"], "feature_encoder_spec", "extractor_mode"},
+    "image": {*_MODALITIES["IMAGE"], "alibi_dims", "alibi_distance"},
+    "text": {*_MODALITIES["TEXT"]},
+}
+"""By section: the keys that are converted, or recorded by :func:`fairseq_info.describe_pretraining`."""
+
 _CONV_LAYERS: Final = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]"
 
 _MAX_CONV_LAYERS: Final = 100
@@ -97,8 +128,12 @@ def convert_config(
     """
     names = modality_names(model) or modalities or [m.name for m in Modality]
     sections = {name: dict(model.get("modalities", {}).get(name.lower(), {})) for name in names}
+    check_keys(model, "model", _CONVERTED["model"])
+    check_keys(model.get("modalities", {}), (), [m.value for m in Modality], place="modalities.")
     for name, section in sections.items():
-        _refuse_unsupported(name, section)
+        kind = name.lower()
+        check_keys(section, ("modality", kind), _CONVERTED["modality"] | _CONVERTED[kind], place=f"modalities.{kind}.")
+        section["num_alibi_heads"] = _biased_heads(model, section, kind)
     decoder = model.get("shared_decoder")
 
     return Data2VecConfig(
@@ -107,7 +142,7 @@ def convert_config(
         text=_text(sections["TEXT"], vocab_size, pad_idx) if "TEXT" in sections else None,
         **_take(model, _MODEL),
         drop_path=_drop_path(model),
-        shared_decoder=None if decoder is None else _decoder(decoder),
+        shared_decoder=None if decoder is None else _decoder(decoder, "shared_decoder."),
     )
 
 
@@ -153,29 +188,47 @@ def _text(section: Mapping[str, Any], vocab_size: int | None, pad_idx: int) -> T
 
 
 def _frontend(section: Mapping[str, Any], modality: str) -> dict[str, Any]:
-    decoder = section.get("decoder", {})
+    decoder, place = section.get("decoder", {}), f"modalities.{modality.lower()}.decoder."
+    if decoder and modality == "IMAGE":
+        # Read by decoders of sequences alone; those of images always have one layer.
+        decoder = dict(decoder) | {"projection_layers": 1}
     return {
         **_take(section, _MODALITY | _MODALITIES[modality]),
         "prenet_drop_path": _drop_path(section),
-        "alibi": AlibiConfig(**_take(section, _ALIBI)) if section.get("use_alibi_encoder", False) else None,
-        "decoder": None if decoder is None else _decoder(decoder),
+        "alibi": _alibi(section) if section.get("use_alibi_encoder", False) else None,
+        "decoder": None if decoder is None else _decoder(decoder, place),
     }
 
 
-def _decoder(section: Mapping[str, Any]) -> DecoderConfig:
-    for key in ("add_positions_masked", "add_positions_all"):
-        if section.get(key):
-            raise ValueError(f"`decoder.{key}` is not supported; no published model uses it.")
-    return DecoderConfig(**_take(section, _DECODER))
+def _alibi(section: Mapping[str, Any]) -> AlibiConfig:
+    distance, num_dims = section.get("alibi_distance", "manhattan"), section.get("alibi_dims", 2)
+    if num_dims not in (1, 2):
+        raise ValueError(f"`modalities.image.alibi_dims` must be 1 or 2, but is {num_dims!r}.")
+
+    return AlibiConfig(
+        **_take(section, _ALIBI),
+        distance="sequential" if num_dims == 1 else distance,
+        num_heads=section["num_alibi_heads"],
+    )
 
 
-def _refuse_unsupported(name: str, section: Mapping[str, Any]) -> None:
-    for key in ("learned_alibi", "transformer_decoder", "enc_dec_transformer", "no_token_positional_embeddings"):
-        if section.get(key):
-            raise ValueError(f"`modalities.{name.lower()}.{key}` is not supported; no published model uses it.")
-    for key in ("learned_pos", "no_scale_embedding", "layernorm_embedding"):
-        if not section.get(key, True):
-            raise ValueError(f"`modalities.{name.lower()}.{key}: false` is not supported; no published model uses it.")
+def _biased_heads(model: Mapping[str, Any], section: Mapping[str, Any], kind: str) -> int | None:
+    """How many heads have a bias; None = all, which is fairseq's default."""
+    num_heads = model.get("num_heads", _MODEL["num_heads"][1])
+    number = section.get("num_alibi_heads", num_heads)
+    if section.get("use_alibi_encoder", False) and not (isinstance(number, int) and 1 <= number <= num_heads):
+        raise ValueError(f"`modalities.{kind}.num_alibi_heads` must be from 1 to `num_heads` ({num_heads}), but is {number!r}.")
+
+    return None if number == num_heads else number
+
+
+def _decoder(section: Mapping[str, Any], place: str) -> DecoderConfig:
+    check_keys(section, "decoder", _DECODER, place=place)
+    config = DecoderConfig(**_take(section, _DECODER))
+    # fairseq's list of layers has the last one always.
+    config.projection_layers = max(1, config.projection_layers)
+
+    return config
 
 
 def parse_conv_layers(spec: str) -> list[tuple[int, int, int]]:

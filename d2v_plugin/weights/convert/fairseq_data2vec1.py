@@ -18,10 +18,64 @@ from d2v_plugin.models.data2vec1.base import TeacherScope
 from d2v_plugin.models.data2vec1.config import AudioConfig, Data2Vec1ModelConfig, ImageConfig, TextConfig
 from d2v_plugin.weights.convert.fairseq_config import parse_conv_layers
 from d2v_plugin.weights.convert.fairseq_info import describe_ema, describe_targets
+from d2v_plugin.weights.convert.fairseq_keys import (
+    EMA_KEYS,
+    IMAGE_MASK_KEYS,
+    LOSS_KEYS,
+    SPEECH_MASK_KEYS,
+    TARGET_KEYS,
+    check_keys,
+)
 from d2v_plugin.weights.state import State
 
 MODEL_NAMES: Final = ("data2vec_audio", "data2vec_text", "data2vec_vision")
 """Values of ``_name`` in fairseq's configurations of data2vec 1.0."""
+
+_PRETRAINING_KEYS: Final = {*TARGET_KEYS, *LOSS_KEYS[:2], *EMA_KEYS, *SPEECH_MASK_KEYS, *IMAGE_MASK_KEYS}
+_AUDIO_KEYS: Final = {
+    "conv_feature_layers",
+    "extractor_mode",
+    "conv_pos",
+    "conv_pos_groups",
+    "pos_conv_depth",
+    "feature_grad_mult",
+    "dropout_input",
+    "encoder_embed_dim",
+    "encoder_ffn_embed_dim",
+    "encoder_layers",
+    "encoder_attention_heads",
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "encoder_layerdrop",
+    "group_norm_target_layer",
+    "ema_layers_only",
+    "ema_transformer_only",
+}
+_TEXT_KEYS: Final = {"transformer", "head_layers", "ema_transformer_layers_only"}
+_TRANSFORMER_KEYS: Final = {
+    "encoder",
+    "max_source_positions",
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "relu_dropout",
+    "quant_noise",
+}
+_ENCODER_KEYS: Final = {"embed_dim", "ffn_embed_dim", "layers", "attention_heads", "layerdrop"}
+_IMAGE_KEYS: Final = {
+    "layer_scale_init_value",
+    "embed_dim",
+    "image_size",
+    "patch_size",
+    "in_channels",
+    "shared_rel_pos_bias",
+    "depth",
+    "num_heads",
+    "attention_dropout",
+    "drop_path",
+    "ema_transformer_only",
+}
 
 BEIT_NAMES: Final = {
     r"^cls_token$": "cls_emb",
@@ -85,6 +139,8 @@ def convert_teacher(model: Mapping[str, Any], teacher: Mapping[str, Tensor]) -> 
     :param model: see :func:`convert_config`.
     :param teacher: the entry ``_ema`` (text: ``encoder._ema``) of the checkpoint's weights.
     """
+    if teacher_scope(model) == "all":
+        return convert_state_dict(model, teacher)
     prefix = "encoder.sentence_encoder." if model.get("_name") == "data2vec_text" else "encoder."
     return {f"{prefix}{name}": tensor.float() for name, tensor in teacher.items() if not _is_constant(name)}
 
@@ -101,16 +157,30 @@ def teacher_scope(model: Mapping[str, Any]) -> TeacherScope:
 
 def describe_pretraining(model: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a criterion needs to go on, in the words of ``Data2Vec1Config`` except for the masks."""
-    get = model.get
+    get, scope, targets = model.get, teacher_scope(model), describe_targets(model)
+    loss_scale = get("loss_scale")
+    match model.get("_name"):
+        case "data2vec_audio":
+            targets["group_norm_layers"] = get("group_norm_target_layer", False)
+            # Nothing else transposes the layers, which have the time first; see TargetConfig.original_axes.
+            is_transposed = targets["batch_norm_layers"] or targets["instance_norm_layers"]
+            targets["original_axes"] = not is_transposed and (targets["group_norm_layers"] or targets["instance_norm"])
+            if scope == "all":
+                # A teacher with the convolutions hands out all layers, not the top ones.
+                targets["num_layers"] = model["encoder_layers"]
+        case "data2vec_text" if loss_scale is not None and loss_scale <= 0:
+            loss_scale = None
+        case "data2vec_vision" if loss_scale is not None and loss_scale <= 0:
+            loss_scale = 1.0
 
     return {
         "ema": describe_ema(model),
-        "teacher_scope": teacher_scope(model),
+        "teacher_scope": scope,
         "target_feature": "block" if get("end_of_block_targets", get("_name") == "data2vec_vision") else "ffn",
-        "targets": describe_targets(model),
+        "targets": targets,
         "loss_beta": get("loss_beta", 0.0),
-        "loss_scale": get("loss_scale"),
-        "fairseq_masks": {key: value for key, value in model.items() if "mask" in key},
+        "loss_scale": loss_scale,
+        "fairseq_masks": {key: value for key, value in model.items() if key in (*SPEECH_MASK_KEYS, *IMAGE_MASK_KEYS)},
     }
 
 
@@ -130,7 +200,7 @@ def _is_constant(name: str) -> bool:
 
 def _audio(model: Mapping[str, Any], weights: State) -> Data2Vec1ModelConfig:
     get = model.get
-    _require(model, layer_norm_first=False, conv_bias=False, layer_type="transformer", activation_fn="gelu")
+    check_keys(model, "data2vec_audio", _AUDIO_KEYS | _PRETRAINING_KEYS)
     if get("pos_conv_depth", 1) < 2:
         raise CheckpointError("`pos_conv_depth` must be at least 2; no published model has another.")
 
@@ -160,8 +230,10 @@ def _audio(model: Mapping[str, Any], weights: State) -> Data2Vec1ModelConfig:
 def _text(model: Mapping[str, Any], weights: State, pad_idx: int) -> Data2Vec1ModelConfig:
     transformer = model["transformer"]
     encoder = transformer["encoder"]
-    _require(transformer, activation_fn="gelu", layernorm_embedding=True, no_scale_embedding=True)
-    _require(encoder, normalize_before=False, learned_pos=True)
+    check_keys(model, "data2vec_text", _TEXT_KEYS | _PRETRAINING_KEYS)
+    check_keys(transformer, "transformer", _TRANSFORMER_KEYS, place="transformer.")
+    check_keys(encoder, "encoder", _ENCODER_KEYS, place="transformer.encoder.")
+    check_keys(transformer.get("quant_noise") or {}, "quant_noise", (), place="transformer.quant_noise.")
     embeddings = weights.get("encoder.sentence_encoder.embed_tokens.weight")
 
     return Data2Vec1ModelConfig(
@@ -177,7 +249,7 @@ def _text(model: Mapping[str, Any], weights: State, pad_idx: int) -> Data2Vec1Mo
         num_heads=encoder["attention_heads"],
         dropout=transformer.get("dropout", 0.1),
         attention_dropout=transformer.get("attention_dropout", 0.0),
-        activation_dropout=transformer.get("activation_dropout", 0.0),
+        activation_dropout=transformer.get("activation_dropout", 0.0) or transformer.get("relu_dropout", 0.0),
         layer_drop=encoder.get("layerdrop", 0.0),
         head_layers=model.get("head_layers", 1) if "encoder.regression_head.0.weight" in weights else 0,
     )
@@ -185,6 +257,7 @@ def _text(model: Mapping[str, Any], weights: State, pad_idx: int) -> Data2Vec1Mo
 
 def _vision(model: Mapping[str, Any]) -> Data2Vec1ModelConfig:
     get = model.get
+    check_keys(model, "data2vec_vision", _IMAGE_KEYS | _PRETRAINING_KEYS)
     layer_scale, dim = get("layer_scale_init_value", 1e-4), get("embed_dim", 768)
 
     return Data2Vec1ModelConfig(
@@ -196,7 +269,8 @@ def _vision(model: Mapping[str, Any]) -> Data2Vec1ModelConfig:
             relative_positions="shared" if get("shared_rel_pos_bias", True) else "per_layer",
         ),
         dim=dim,
-        ffn_dim=int(dim * get("mlp_ratio", 4)),
+        # `mlp_ratio` never reaches the blocks.
+        ffn_dim=4 * dim,
         depth=get("depth", 12),
         num_heads=get("num_heads", 12),
         dropout=0.0,
@@ -204,9 +278,3 @@ def _vision(model: Mapping[str, Any]) -> Data2Vec1ModelConfig:
         drop_path=get("drop_path", 0.1),
         head_layers=0,
     )
-
-
-def _require(section: Mapping[str, Any], **values: object) -> None:
-    for name, value in values.items():
-        if section.get(name, value) != value:
-            raise CheckpointError(f"`{name}` must be {value!r}, but is {section[name]!r}; no published model has another.")

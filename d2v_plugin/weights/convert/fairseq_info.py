@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.weights.convert.fairseq_keys import MASK_KEYS
 from d2v_plugin.weights.torch_file import InertObject
-
-_MASK_SETTINGS: Final = (
-    "mask_prob",
-    "mask_prob_min",
-    "mask_prob_adjust",
-    "mask_length",
-    "inverse_mask",
-    "mask_dropout",
-    "keep_masked_pct",
-    "mask_noise_std",
-    "encoder_zero_mask",
-    "mask_channel_prob",
-    "mask_channel_length",
-)
 
 
 def attributes_of(value: object) -> dict[str, Any]:
@@ -70,12 +57,13 @@ def describe_pretraining(settings: Mapping[str, Any], modalities: Sequence[str])
         "targets": describe_targets(settings, end_of_block=get("end_of_block_targets", False)),
         "loss_beta": get("loss_beta", 0.0),
         "loss_scale": get("loss_scale"),
-        "regression_weight": get("d2v_loss", 1.0),
+        # Below 0 as at 0 the original leaves it out.
+        "regression_weight": max(0.0, get("d2v_loss", 1.0)),
         "cls_loss_per_gpu": get("cls_loss", 0.0),
         "reconstruction_weight": get("recon_loss", 0.0),
         "num_steps": get("max_update"),
         "fairseq_masks": {
-            name.lower(): {key: value for key, value in _section(settings, name.lower()).items() if key in _MASK_SETTINGS}
+            name.lower(): {key: value for key, value in _section(settings, name.lower()).items() if key in MASK_KEYS}
             for name in modalities
         },
     }

@@ -197,6 +197,34 @@ def test_shared_modules_follow_the_student_at_once(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", TINY)
+def test_shared_modules_stand_still_too_once_the_decay_is_1(arch: str) -> None:
+    model = make_model(arch)
+    criterion = make_criterion(model, teacher_scope="layers", ema=EmaConfig(start=0.5, end=1.0, anneal_steps=2))
+    batch, name = make_batch(model), next(iter(model.context_encoder.position_modules))
+    (position, *_) = dict(model.context_encoder.get_submodule(name).named_parameters(prefix=f"{model.encoder_name}.{name}"))
+
+    def move_student() -> None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1)
+
+    move_student()
+    criterion.after_step(model, 1)
+    assert criterion.teacher.get_parameter(position).equal(model.get_parameter(position))  # copied, not averaged
+    frozen = {key: value.clone() for key, value in criterion.teacher.state_dict().items()}
+    with torch.no_grad():
+        local = model.extract_local(batch.inputs)
+        before = [output.block for output in criterion.teacher(model, batch, local)]
+        move_student()
+        criterion.after_step(model, 2)
+        after = [output.block for output in criterion.teacher(model, batch, local)]
+
+    assert all(value.equal(frozen[key]) for key, value in criterion.teacher.state_dict().items())
+    assert all(a.equal(b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("arch", TINY)
 def test_the_teacher_never_drops_out(arch: str) -> None:
     model = make_model(arch, dropout=0.5, attention_dropout=0.5, layer_drop=0.5, drop_path=0.5)
     criterion = make_criterion(model)

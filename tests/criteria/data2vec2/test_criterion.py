@@ -192,7 +192,42 @@ def test_modalities_have_their_own_masks_and_teacher_scopes(make_trained: MakeTr
     assert model(text, STEP).metrics["cls_loss"] == 0.0
 
 
+def test_without_its_loss_a_decoder_has_no_gradient(make_trained: MakeTrained) -> None:
+    """A gradient of zeros would let the optimizer decay it."""
+    model = make_trained("image_tiny", regression_weight=0.0, cls_weight=1.0)
+    output = model(images(0), STEP)
+    output.loss.backward()
+
+    assert output.metrics.keys() == set(model.criterion.metric_names)
+    assert all(parameter.grad is None for parameter in model.frontend().decoder.parameters())
+    assert model.blocks[0].attn.qkv.weight.grad is not None
+
+
+@pytest.mark.parametrize("original_padding", [False, True])
+def test_the_mean_target_leaves_padding_out_unless_the_original_is_asked_for(
+    make_trained: MakeTrained, original_padding: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ARCHS["text_tiny"]()
+    config.original_padding, config.text.num_extra_tokens = original_padding, 1
+    model = make_trained(config, cls_weight=1.0)
+    tokens = torch.randint(4, 900, (2, 16))
+    tokens[1, 10:] = 1
+    seen: list[Tensor] = []
+    distance = model.criterion.distance
+    monkeypatch.setattr(model.criterion, "distance", lambda x, y: (seen.append(y), distance(x, y))[1])
+
+    batch = Batch(Modality.TEXT, tokens, torch.arange(2), tokens == 1, min_length=10)
+    model(batch, STEP)
+    with torch.no_grad():
+        targets = model.criterion.compute_targets(model, batch, model.extract_local(tokens, tokens == 1))
+
+    expected = targets[1].mean(dim=0) if original_padding else targets[1, :10].mean(dim=0)
+    torch.testing.assert_close(seen[-1][-1], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_what_does_not_fit_is_refused(make_trained: MakeTrained) -> None:
+    with pytest.raises(RecipeError, match="One of `regression_weight`, `cls_weight` and `reconstruction_weight` must be"):
+        make_trained("image_tiny", regression_weight=0.0)
     with pytest.raises(RecipeError, match="set `num_extra_tokens` of `text`"):
         make_trained("text_tiny", cls_weight=1.0)
     with pytest.raises(RecipeError, match=r"`targets.num_layers` must be between 1 and the model's depth \(3\), but is 9"):

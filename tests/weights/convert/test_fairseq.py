@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pickle
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -237,10 +238,111 @@ def test_settings_that_earlier_versions_did_not_have_take_fairseqs_defaults(fair
         for key in ("norm_affine", "mae_init", "dropout_input", "ema_anneal_end_step"):
             del model[key]
         del model["modalities"]["image"]["decoder"]["projection_layers"]
-        model["something_forgotten"] = 3
 
     path = fairseq_checkpoint("image")
     assert convert_fairseq(fairseq_checkpoint("image", change)).config == convert_fairseq(path).config
+
+
+Keys = tuple[str, ...]
+IMAGE: Keys = ("modalities", "image")
+
+
+def set_at(content: Content, place: Keys, **values: Any) -> None:
+    section = content["cfg"]["model"]
+    for key in place:
+        section = section[key]
+    section.update(values)
+
+
+@pytest.mark.parametrize("place", [(), ("modalities",), IMAGE, (*IMAGE, "decoder")], ids=".".join)
+def test_an_unknown_key_stops_with_its_name_and_value(place: Keys, fairseq_checkpoint: FairseqCheckpoint) -> None:
+    path = fairseq_checkpoint("image", lambda content: set_at(content, place, something_new=3))
+
+    key = re.escape(".".join((*place, "something_new")))
+    with pytest.raises(CheckpointError, match=rf"image\.pt: .*`{key}: 3` is not known here") as info:
+        convert_fairseq(path)
+    assert "\n" not in str(info.value)
+
+
+def test_keys_of_modalities_that_the_model_has_not_do_not_matter(fairseq_checkpoint: FairseqCheckpoint) -> None:
+    path = fairseq_checkpoint("image", lambda content: set_at(content, ("modalities", "audio"), something_new=3))
+
+    convert_fairseq(path)
+
+
+def test_experiments_that_released_files_switch_off_do_not_matter(fairseq_checkpoint: FairseqCheckpoint) -> None:
+    """As large_imagenet.pt and huge_imagenet.pt have them."""
+
+    def change(content: Content) -> None:
+        set_at(
+            content, (), cosine_attention=False, qk_scale=None, bert_init=True, alt_cls_targets=False, modality_discrim_depth=0
+        )
+        set_at(content, IMAGE, mask_from_extra=False, max_alibi_scale=0.0, conv_mae=False, conv_mae_masking=True, fix_masks=False)
+        set_at(content, (*IMAGE, "decoder"), final_layer_norm=False, tanh_scale=0.0, residual_scale=1.0, post_residual_ln=False)
+
+    path = fairseq_checkpoint("image")
+    assert convert_fairseq(fairseq_checkpoint("image", change)).config == convert_fairseq(path).config
+
+
+@pytest.mark.parametrize(
+    ("place", "values", "message"),
+    [
+        ((), {"cosine_attention": True}, "`cosine_attention` must be False, but is True"),
+        (IMAGE, {"transformer_decoder": True}, "`modalities.image.transformer_decoder` must be False, but is True"),
+        (IMAGE, {"use_alibi_encoder": True, "learned_alibi": True}, "`modalities.image.learned_alibi` must be False"),
+        (IMAGE, {"use_alibi_encoder": True, "alibi_dims": 3}, "`modalities.image.alibi_dims` must be 1 or 2, but is 3"),
+        (
+            IMAGE,
+            {"use_alibi_encoder": True, "num_alibi_heads": 5},
+            r"num_alibi_heads` must be from 1 to `num_heads` \(4\), but is 5",
+        ),
+        ((*IMAGE, "decoder"), {"add_positions_all": True}, "`modalities.image.decoder.add_positions_all` must be False"),
+        ((*IMAGE, "decoder"), {"final_layer_norm": True}, "`modalities.image.decoder.final_layer_norm` must be False"),
+    ],
+)
+def test_what_only_fairseq_has_is_refused_by_name(
+    place: Keys, values: dict[str, Any], message: str, fairseq_checkpoint: FairseqCheckpoint
+) -> None:
+    path = fairseq_checkpoint("image", lambda content: set_at(content, place, **values))
+
+    with pytest.raises(CheckpointError, match=message):
+        convert_fairseq(path)
+
+
+def test_image_decoders_have_one_projection_whatever_their_settings_say(fairseq_checkpoint: FairseqCheckpoint) -> None:
+    def change(content: Content) -> None:
+        set_at(content, (*IMAGE, "decoder"), projection_layers=3)
+
+    expected, found = convert_fairseq(fairseq_checkpoint("image")), convert_fairseq(fairseq_checkpoint("image", change))
+
+    assert found.config == expected.config
+    assert found.info["source"]["notes"] == [
+        "`projection_layers: 3` of the image decoder is left out: the original never read it and has 1."
+    ]
+
+
+def test_the_head_of_the_loss_on_pixels_is_left_out_by_name(fairseq_checkpoint: FairseqCheckpoint) -> None:
+    path = fairseq_checkpoint("image", lambda content: content["model"].update({"recon_proj.weight": torch.zeros(32, 32)}))
+
+    assert convert_fairseq(path).info["source"]["notes"] == [
+        "`recon_proj` is left out: it belongs to the loss on pixels, not to the model."
+    ]
+
+
+@pytest.mark.parametrize("weight", [0, -1.0])
+def test_a_regression_that_is_switched_off_has_no_weight(weight: float, fairseq_checkpoint: FairseqCheckpoint) -> None:
+    path = fairseq_checkpoint("image", lambda content: set_at(content, (), d2v_loss=weight))
+
+    assert convert_fairseq(path).info["pretraining"]["regression_weight"] == 0.0
+
+
+@pytest.mark.parametrize("section", [{}, {"_name": "wav2vec_ctc", "w2v_args": {"arch": "data2vec_audio", "encoder_layers": 12}}])
+def test_flat_arguments_are_called_so(section: Content, fairseq_checkpoint: FairseqCheckpoint) -> None:
+    args = argparse.Namespace(arch="data2vec_audio", encoder_layers=12)
+    path = fairseq_checkpoint("audio", lambda content: content.update(cfg={"model": section}, args=args))
+
+    with pytest.raises(CheckpointError, match=r"audio\.pt has its settings in flat `args`.*`cfg\.model.*load_checkpoint_to_cpu"):
+        convert_fairseq(path)
 
 
 def test_the_weights_tell_the_frontends_of_a_model_whose_task_named_them(fairseq_checkpoint: FairseqCheckpoint) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from d2v_plugin.weights.convert.fairseq_data2vec1 import (
     convert_config,
     convert_state_dict,
     convert_teacher,
+    describe_pretraining,
     rename_beit,
     teacher_scope,
 )
@@ -181,12 +183,89 @@ def test_a_file_that_does_not_agree_with_its_configuration_is_refused(tmp_path: 
 
 
 @pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("audio", ()),
+        ("vision", ()),
+        ("text", ()),
+        ("text", ("transformer",)),
+        ("text", ("transformer", "encoder")),
+        ("text", ("transformer", "quant_noise")),
+    ],
+)
+def test_an_unknown_key_stops_with_its_name_and_value(name: str, place: tuple[str, ...]) -> None:
+    settings, weights = load_original(name)
+    state = convert_state_dict(settings, weights)
+    changed = json.loads(json.dumps(settings))
+    section = changed
+    for key in place:
+        section = section[key]
+    section["mask_something"] = 3
+
+    with pytest.raises(CheckpointError, match=rf"`{re.escape('.'.join((*place, 'mask_something')))}: 3` is not known here"):
+        convert_config(changed, state)
+
+
+def test_the_blocks_of_images_have_four_times_the_width_whatever_the_settings_say(tmp_path: Path) -> None:
+    path = save_checkpoint("vision", tmp_path / "in.pt")
+    content = torch.load(path, weights_only=True)
+    content["cfg"]["model"]["mlp_ratio"] = 2
+    torch.save(content, path)
+
+    directory = convert_fairseq(path)
+
+    assert directory.config.ffn_dim == 4 * directory.config.dim  # type: ignore[union-attr]
+    assert "`mlp_ratio: 2` is left out: the original never read it, its blocks have 4." in directory.info["source"]["notes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "expected"),
+    [
+        ("text", 0.0, None),
+        ("text", -1, None),
+        ("vision", 0, 1.0),
+        ("vision", -2.0, 1.0),
+        ("vision", None, None),
+        ("audio", 0.5, 0.5),
+    ],
+)
+def test_a_scale_that_is_not_positive_has_the_originals_meaning(name: str, scale: float | None, expected: float | None) -> None:
+    settings, _ = load_original(name)
+
+    assert describe_pretraining(settings | {"loss_scale": scale})["loss_scale"] == expected
+
+
+def test_norms_of_speech_act_over_the_batch_where_nothing_transposes_the_layers() -> None:
+    settings, _ = load_original("audio")
+    settings |= {"instance_norm_target_layer": False, "instance_norm_targets": True}
+
+    assert describe_pretraining(settings)["targets"]["original_axes"]
+    assert not describe_pretraining(settings | {"batch_norm_target_layer": True})["targets"]["original_axes"]
+    assert not describe_pretraining(settings | {"instance_norm_targets": False})["targets"]["original_axes"]
+    assert describe_pretraining(settings | {"group_norm_target_layer": True})["targets"]["group_norm_layers"]
+
+
+def test_a_teacher_with_the_convolutions_gives_all_layers_as_targets() -> None:
+    settings, _ = load_original("audio")
+    whole = describe_pretraining(settings | {"ema_layers_only": False, "ema_transformer_only": False})
+
+    assert whole["teacher_scope"] == "all"
+    assert whole["targets"]["num_layers"] == settings["encoder_layers"] > settings["average_top_k_layers"]
+
+
+@pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
+        ("audio", {"self_attn_norm_type": "deepnorm"}, "`self_attn_norm_type` must be None, but is 'deepnorm'"),
+        ("text", {"transformer": {"encoder": {"layers_to_keep": "0,2"}}}, "`transformer.encoder.layers_to_keep` must be None"),
         ("audio", {"layer_norm_first": True}, "`layer_norm_first` must be False, but is True"),
         ("audio", {"pos_conv_depth": 1}, "`pos_conv_depth` must be at least 2"),
-        ("text", {"transformer": {"activation_fn": "relu"}}, "`activation_fn` must be 'gelu', but is 'relu'"),
-        ("text", {"transformer": {"encoder": {"normalize_before": True}}}, "`normalize_before` must be False"),
+        ("text", {"transformer": {"activation_fn": "relu"}}, "`transformer.activation_fn` must be 'gelu', but is 'relu'"),
+        (
+            "text",
+            {"transformer": {"encoder": {"normalize_before": True}}},
+            "`transformer.encoder.normalize_before` must be False",
+        ),
         ("vision", {"_name": "mae"}, "`_name` must be one of data2vec_audio"),
     ],
 )

@@ -74,7 +74,7 @@ class Frontend(nn.Module):
             self.extra_tokens = nn.Parameter(torch.empty(1, frontend.num_extra_tokens, config.dim))
         if frontend.alibi is not None:
             num_scales = self.num_layers if frontend.alibi.per_layer else 1
-            num_scaled_heads = config.num_heads if frontend.alibi.per_head else 1
+            num_scaled_heads = (frontend.alibi.num_heads or config.num_heads) if frontend.alibi.per_head else 1
             self.alibi_scale = nn.Parameter(torch.empty(num_scales, 1, num_scaled_heads, 1, 1))
         self.reset_parameters()
 
@@ -162,7 +162,13 @@ class Frontend(nn.Module):
 
         with torch.autocast(positions.device.type, enabled=False):
             distances = token_distances(positions, self.side, self.alibi.distance)
-            biases = attention_biases(distances, self.alibi_scale, num_heads=self.num_heads, num_extra_tokens=num_extra)
+            biases = attention_biases(
+                distances,
+                self.alibi_scale,
+                num_heads=self.num_heads,
+                num_extra_tokens=num_extra,
+                num_biased_heads=self.alibi.num_heads,
+            )
         if padding_mask is not None:
             biases = [bias.masked_fill(padding_mask, -torch.inf) for bias in biases]
 
