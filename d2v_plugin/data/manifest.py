@@ -17,7 +17,6 @@ from d2v_plugin.data.manifest_text import Columns, ManifestText, decode
 from d2v_plugin.data.problems import ManifestError, Problems
 from d2v_plugin.data.tsv_scan import IntArray
 
-
 UNFINISHED_FILE: Final = "unfinished.txt"
 """There while the manifests of a folder are replaced, or after that was cut short."""
 
@@ -26,8 +25,8 @@ def check_finished(folder: Path) -> None:
     """:raises ManifestError: the folder was left by an update that did not end."""
     if (folder / UNFINISHED_FILE).exists():
         raise ManifestError(
-            f"{folder}: tools/make_manifest.py was stopped while it replaced the manifests, which may not belong together; run it "
-            f"again ({UNFINISHED_FILE} says so)."
+            f"{folder / UNFINISHED_FILE} is there: tools/make_manifest.py was stopped while it replaced the manifests, which may "
+            "not belong together; run it again."
         )
 
 

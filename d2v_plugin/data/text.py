@@ -85,7 +85,7 @@ class Vocabulary:
             raise RecipeError(f"{path} is damaged: {size:,} ids are stored as {dtype}, but it says {content['dtype']}.")
         model = folder / SENTENCEPIECE_FILE
         if vocabulary.tokenizer is not None and model.exists() and hash_tokenizer(read_content(model)) != vocabulary.tokenizer:
-            raise RecipeError(f"{path} was written for another {SENTENCEPIECE_FILE} than the one beside it; make the dataset anew.")
+            raise RecipeError(f"{path} and {SENTENCEPIECE_FILE} do not belong together; make the dataset anew.")
 
         return vocabulary
 
