@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import sentencepiece
 from fairseq2.recipe.error import RecipeError
@@ -15,7 +16,7 @@ _MAX_BYTES = 4192
 _RESERVED = "\u2585"
 
 
-def learn_pieces(lines: Iterable[str], *, size: int, num_more: int, source: str, **options: object) -> bytes:
+def learn_pieces(lines: Iterable[str], *, size: int, num_more: int, source: str, **options: Any) -> bytes:
     """Train a SentencePiece BPE model on lines of any length; returns its file.
 
     :param size: what the user asked for, in the error.

@@ -139,20 +139,22 @@ def prepare_text(
     out.mkdir(parents=True, exist_ok=True)
     # Aside, until the shards are there.
     aside = out / f".{SENTENCEPIECE_FILE}.tmp"
-    write_atomically(aside, model)
-    pieces = Tokenizer(aside)
-    writers = []
-    for split in (TRAIN, VALID):
-        if documents.sizes[split]:
-            writers.append(TokenWriter(out, split, pieces.vocabulary, shard_size))
-            report.splits[split] = write_tokens(
-                documents.read(split, report), writers[-1], pieces, num_documents=documents.sizes[split], workers=workers
-            )
-    with replace_manifests(out):
-        aside.replace(out / SENTENCEPIECE_FILE)
-        pieces.vocabulary.save(out, pieces.digest)
-        for writer in writers:
-            writer.write_manifest()
+    try:
+        write_atomically(aside, model)
+        pieces = Tokenizer(aside)
+        writers = []
+        for split in (TRAIN, VALID):
+            if number := documents.sizes[split]:
+                writers.append(TokenWriter(out, split, pieces.vocabulary, shard_size))
+                found = documents.read(split, report)
+                report.splits[split] = write_tokens(found, writers[-1], pieces, num_documents=number, workers=workers)
+        with replace_manifests(out):
+            aside.replace(out / SENTENCEPIECE_FILE)
+            pieces.vocabulary.save(out, pieces.digest)
+            for writer in writers:
+                writer.write_manifest()
+    finally:
+        aside.unlink(missing_ok=True)
     for writer in writers:
         writer.remove_others()
     report.facts["vocabulary"] = pieces.vocabulary.size
@@ -175,8 +177,7 @@ def write_tokens(
     finally:
         writer.discard()
     if writer.num_documents != num_documents:
-        raise RecipeError(
-            f"{num_documents:,} documents were counted, but then {writer.num_documents:,} were read; they have changed."
-        )
+        found = writer.num_documents
+        raise RecipeError(f"The text has changed while it was read: it had {num_documents:,} documents, and then {found:,}.")
 
     return {"documents": writer.num_documents, "tokens": writer.num_tokens}

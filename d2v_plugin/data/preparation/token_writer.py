@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ class TokenWriter:
     """
 
     def __init__(self, out: Path, split: str, vocabulary: Vocabulary, shard_size: int, *, is_shipped: bool = False) -> None:
-        """:param is_shipped: leave contents out of names, and the vocabulary out of the manifest; for datasets that never change."""
+        """:param is_shipped: for a dataset that never changes: contents are not in names, nor the vocabulary in the manifest."""
         self.num_documents = 0
         self.num_tokens = 0
         self._out = out
@@ -49,12 +48,10 @@ class TokenWriter:
         if label is not None:
             self._labelled.append((len(self._sizes) - 1, start, size, label))
         ends = start + np.cumsum([*map(len, pieces), 1])
-        for file, data in (
-            (self._tokens, np.concatenate([*pieces, [END]]).astype(self._dtype)),
-            (self._index, ends.astype("<i8")),
-        ):
-            file.write(data.tobytes())
-            self._hash.update(data.tobytes())
+        tokens = np.concatenate([*pieces, [END]]).astype(self._dtype)
+        for file, data in ((self._tokens, tokens.tobytes()), (self._index, ends.astype("<i8").tobytes())):
+            file.write(data)
+            self._hash.update(data)
         self._sizes[-1] += size + 1
         self.num_documents += 1
         self.num_tokens += size + 1
@@ -86,7 +83,7 @@ class TokenWriter:
         for file in (self._tokens, self._index):
             if file is not None:
                 file.close()
-                os.unlink(file.name)
+                Path(file.name).unlink(missing_ok=True)
 
     def _open_shard(self) -> None:
         aside = f".{self._split}.{uuid.uuid4().hex}"
