@@ -50,7 +50,7 @@ class Report:
 
     def drop(self, name: str, reason: str) -> None:
         """:param reason: what is the same for others comes first, then perhaps a colon and the details."""
-        self.dropped.append((name, reason))
+        self.dropped.append((make_printable(name), make_printable(reason)))
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -61,9 +61,11 @@ class Report:
         content: dict[str, object] = {"splits": self.splits, "facts": self.facts, "num_dropped": len(self.dropped)}
         content |= {"reasons": self.reasons, "dropped": [{"name": name, "reason": reason} for name, reason in self.dropped]}
         if self.duplicates is not None:
-            content["duplicates"] = [{TRAIN: train, VALID: valid} for train, valid in self.duplicates]
+            content["duplicates"] = [
+                {TRAIN: make_printable(train), VALID: make_printable(valid)} for train, valid in self.duplicates
+            ]
         text = json.dumps(content, indent=2, ensure_ascii=False)
-        write_atomically(folder / _REPORT, make_printable(text) + "\n")
+        write_atomically(folder / _REPORT, text + "\n")
 
     def __str__(self) -> str:
         lines = []
