@@ -93,7 +93,7 @@ def test_a_kill_while_repacking_never_gives_a_transcript_to_another_recording(
             prepare(0)
     config = ManifestConfig(path=tmp_path / "out")
     if where == "_write_split":
-        with pytest.raises(ManifestError, match="unfinished.txt is there: .* run it again"):
+        with pytest.raises(ManifestError, match=r"unfinished\.txt is there: .* run it again"):
             AudioManifest.open(config)
         assert run("inspect", tmp_path / "out" / "train.tsv") == 2
     else:
@@ -108,8 +108,15 @@ def test_a_kill_while_repacking_never_gives_a_transcript_to_another_recording(
     }
 
 
-@pytest.mark.parametrize(("module", "where", "number"), [(text, "write_tokens", 2), (text, "replace_manifests", 1),
-                                                         (text.TokenWriter, "write_manifest", 1), (text.TokenWriter, "write_manifest", 2)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("module", "where", "number"),
+    [
+        (text, "write_tokens", 2),
+        (text, "replace_manifests", 1),
+        (text.TokenWriter, "write_manifest", 1),
+        (text.TokenWriter, "write_manifest", 2),
+    ],
+)
 def test_a_kill_while_tokenizing_never_mixes_tokenizer_and_shards(
     module: object, where: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,7 +95,7 @@ def test_an_update_writes_what_a_full_run_writes_and_reads_only_what_is_new(
 def test_only_shards_with_changed_files_are_rewritten(kind: str, tmp_path: Path) -> None:
     source, suffix, write = make_source(tmp_path, kind)
     options = ["--shard-size", "20K" if kind == "audio" else "150"]
-    before = run(kind, source, tmp_path / "out", *options)
+    run(kind, source, tmp_path / "out", *options)
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.zip")}
     assert len(times) > 3
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from d2v_plugin.data.files import check_regular
-from d2v_plugin.data.preparation.common import Report
+from d2v_plugin.data.preparation.common import Report, make_printable
 
+_NUM_LISTED = 20
 _Identity = tuple[int, int]
 
 
@@ -28,6 +29,9 @@ def walk(roots: Sequence[Path], report: Report) -> Iterator[tuple[Path, str]]:
     walker.follow_links()
     for found in walker.files.values():
         yield from sorted(found)
+    if walker.followed:
+        more = ["…"] if len(walker.followed) > _NUM_LISTED else []
+        report.facts["links to folders that were followed"] = [*map(make_printable, walker.followed[:_NUM_LISTED]), *more]
     if walker.num_hidden:
         report.facts["names that begin with a point, not read"] = walker.num_hidden
 
@@ -36,6 +40,8 @@ class _Walker:
     def __init__(self, report: Report) -> None:
         self.files: dict[Path, list[tuple[Path, str]]] = {}
         """What was found, by root."""
+        self.followed: list[str] = []
+        """Links that lead to folders."""
         self.num_hidden = 0
         self._report = report
         self._links: deque[tuple[Path, str]] = deque()
@@ -60,6 +66,7 @@ class _Walker:
             elif _leads_up(path):
                 self._report.drop(name, "the link leads back to a folder above it")
             else:
+                self.followed.append(name)
                 self._scan(root, name)
 
     def _scan(self, root: Path, name: str) -> None:

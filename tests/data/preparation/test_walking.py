@@ -33,6 +33,7 @@ def test_linked_folders_and_files_are_found_by_the_name_of_the_link(tmp_path: Pa
     names, report = find(tmp_path / "root")
 
     assert names == ["cat/1", "cat/2", "dog/1"]
+    assert report.facts == {"links to folders that were followed": ["dog", "dog/deeper"]}
     # Met twice: as a file and in a folder.
     assert report.reasons == {"it was found by another name": 1}
 
