@@ -11,9 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torchvision.io import encode_png
 
-from d2v_plugin.data.preparation.text import Document, train_tokenizer, write_tokens
+from d2v_plugin.data.preparation.documents import Document
+from d2v_plugin.data.preparation.text import train_tokenizer, write_tokens
+from d2v_plugin.data.preparation.token_writer import TokenWriter
 from d2v_plugin.data.random import Purpose, draw_permutation
 from d2v_plugin.data.shards import ShardWriter
+from d2v_plugin.data.text import SENTENCEPIECE_FILE, Tokenizer
 
 SEED = 0
 NUM_PROBE_PER_DIGIT = 20
@@ -68,8 +71,11 @@ def write_splits(out: Path, classes: Sequence[str], **splits: Sequence[str]) -> 
 
 def write_documents(out: Path, train: Sequence[Document], probe: Sequence[Document], valid: Sequence[Document]) -> None:
     """Train, without labels, on all documents but the held-out ones; probes are fitted on labelled documents of the former."""
-    pieces = train_tokenizer(train, out, VOCABULARY_SIZE)
+    (out / SENTENCEPIECE_FILE).write_bytes(train_tokenizer(train, VOCABULARY_SIZE))
+    pieces = Tokenizer(out / SENTENCEPIECE_FILE)
     pieces.vocabulary.save(out)
     unlabelled = [Document(document.name, document.lines) for document in train]
     for split, found in (("train", unlabelled), ("probe", probe), ("valid", valid)):
-        print(split, write_tokens(found, out, split, pieces, SHARD_SIZE, num_documents=len(found)))
+        writer = TokenWriter(out, split, pieces.vocabulary, SHARD_SIZE, is_shipped=True)
+        print(split, write_tokens(found, writer, pieces, num_documents=len(found)))
+        writer.write_manifest()

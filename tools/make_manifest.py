@@ -11,6 +11,8 @@ python tools/make_manifest.py inspect OUT/train.tsv
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +22,7 @@ import d2v_plugin  # noqa: F401  # makes fairseq2 importable
 # isort: split
 from fairseq2.recipe.error import RecipeError
 
-from d2v_plugin.data.preparation.audio import prepare_audio
+from d2v_plugin.data.preparation.audio import RECEPTIVE_FIELD, prepare_audio
 from d2v_plugin.data.preparation.common import parse_size
 from d2v_plugin.data.preparation.image import prepare_images
 from d2v_plugin.data.preparation.inspection import inspect_manifest
@@ -39,11 +41,13 @@ def make_parser() -> argparse.ArgumentParser:
         made.add_argument("--seed", type=int, default=42, help="another seed holds out other files (default: 42)")
         made.add_argument("--shard-size", help="pack into archives of this many bytes, such as 1G")
         made.add_argument("--workers", type=int, help="threads (default: one per processor)")
+        made.add_argument("--check-duplicates", action="store_true", help="report equal contents in both splits")
         if kind != "text":
             made.add_argument("--reread", action="store_true", help="also read files that have not changed since the last run")
             made.add_argument("--labels", help="`folders` (the first folder below SRC is the class), or a file of path<TAB>label")
     audio, text = kinds.choices["audio"], kinds.choices["text"]
     audio.add_argument("--sample-rate", type=int, default=16_000, help="rate of the model; others are noted in a column")
+    audio.add_argument("--min-samples", type=int, default=RECEPTIVE_FIELD, help="drop what is shorter (default: %(default)s)")
     audio.add_argument("--transcripts", help="a file of path<TAB>transcript, for speech recognition")
     audio.add_argument("--segment-seconds", type=float, help="cut longer recordings into segments of at most this")
     audio.add_argument("--fairseq", action="store_true", help="write nothing fairseq could not read")
@@ -64,7 +68,7 @@ def make(arguments: argparse.Namespace) -> object:
         return inspect_manifest(arguments.manifest)
     if arguments.kind == "pieces":
         return train_pieces(arguments.manifests, arguments.vocabulary_size)
-    common = {"valid_percent": arguments.valid_percent, "seed": arguments.seed, "workers": arguments.workers}
+    common = {name: getattr(arguments, name) for name in ("valid_percent", "seed", "workers", "check_duplicates")}
     shard_size = parse_size(arguments.shard_size) if arguments.shard_size else None
     if arguments.kind == "text":
         return prepare_text(
@@ -90,16 +94,50 @@ def make(arguments: argparse.Namespace) -> object:
         sample_rate=arguments.sample_rate,
         segment_seconds=arguments.segment_seconds,
         fairseq=arguments.fairseq,
+        min_samples=arguments.min_samples,
         **common,
     )
 
 
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """:raises RecipeError: a number is out of its range."""
+    ranges = {
+        "valid_percent": (0.0, 100.0),
+        "workers": (1, 1024),
+        "vocabulary_size": (1, 1 << 24),
+        "sample_rate": (1, 10_000_000),
+        "min_samples": (0, 1 << 40),
+        "segment_seconds": (1e-6, 1e9),
+    }
+    for name, (low, high) in ranges.items():
+        value = getattr(arguments, name, None)
+        if value is not None and not low <= value <= high:
+            raise RecipeError(f"`--{name.replace('_', '-')}` must be from {low:g} to {high:,.0f}, but is {value}.")
+
+
+def describe(error: Exception) -> str:
+    """One line about an error that nobody has foreseen."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """:returns: the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # the terminal may know less than Unicode
+    parsed = make_parser().parse_args(arguments)
     try:
-        print(make(make_parser().parse_args(arguments)))
+        check_numbers(parsed)
+        print(make(parsed), flush=True)
+    except BrokenPipeError:  # such as `| head`; nothing is left to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        print(f"error: {describe(error)}", file=sys.stderr)
         return 2
 
     return 0

@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.data.labels import LabelSet, sort_labels
-from d2v_plugin.data.manifest import Manifest
+from d2v_plugin.data.manifest import Manifest, check_finished
 from d2v_plugin.data.manifest_text import Columns
 from d2v_plugin.data.problems import ManifestError, Problems
 from d2v_plugin.data.text import Vocabulary
@@ -46,8 +46,9 @@ class ManifestDataset:
         """Open all manifests of a folder.
 
         :raises RecipeError: there are none.
-        :raises ManifestError: lines of them are wrong; names them all.
+        :raises ManifestError: lines of them are wrong; names them all. Or they do not belong together.
         """
+        check_finished(config.path)
         paths = sorted(config.path.glob("*.tsv"))
         if not paths:
             raise RecipeError(
@@ -130,6 +131,15 @@ class AudioManifest(ManifestDataset):
     )
 
 
+def check_vocabulary(manifest: Manifest, vocabulary: Vocabulary) -> None:
+    """:raises ManifestError: the ids of a manifest were made with another vocabulary."""
+    if manifest.declared_vocabulary not in (None, vocabulary.tokenizer):
+        raise ManifestError(
+            f"{manifest.path} was written with another vocabulary than the one beside it; make both with the same tokenizer, or "
+            "remove the manifest."
+        )
+
+
 class TextManifest(ManifestDataset):
     """Runs of token ids: shards to train on, or labelled samples."""
 
@@ -137,8 +147,11 @@ class TextManifest(ManifestDataset):
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """:raises RecipeError: the folder has none."""
-        return Vocabulary.load(self.path)
+        """:raises RecipeError: the folder has none, or manifests were written with another one."""
+        vocabulary = Vocabulary.load(self.path)
+        for split in self.splits.values():
+            check_vocabulary(split, vocabulary)
+        return vocabulary
 
 
 @dataclass(kw_only=True)

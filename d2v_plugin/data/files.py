@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
@@ -50,6 +51,18 @@ class _Copy(_Descriptor):
 _open_archive = lru_cache(maxsize=256)(_Descriptor)
 _opening = Lock()
 _this_thread = threading.local()
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Refuse what is not read before it is opened: a pipe waits for ever, and some devices act when they are opened.
+
+    :raises OSError: it does not exist, or is a folder, pipe, socket or device.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"))
+        kind = next((name for is_kind, name in kinds if is_kind(mode)), "device")
+        raise OSError(f"{os.fspath(path)} is no file, but a {kind}.")
 
 
 def read_bytes(location: Location) -> bytearray:

@@ -8,13 +8,26 @@ What a row can be wrong about is checked at once, for all rows, when the manifes
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from d2v_plugin.data.files import Location
 from d2v_plugin.data.labels import sort_labels
 from d2v_plugin.data.manifest_checks import check_rows
 from d2v_plugin.data.manifest_text import Columns, ManifestText, decode
-from d2v_plugin.data.problems import Problems
+from d2v_plugin.data.problems import ManifestError, Problems
 from d2v_plugin.data.tsv_scan import IntArray
+
+UNFINISHED_FILE: Final = "unfinished.txt"
+"""There while the manifests of a folder are replaced, or after that was cut short."""
+
+
+def check_finished(folder: Path) -> None:
+    """:raises ManifestError: the folder was left by an update that did not end."""
+    if (folder / UNFINISHED_FILE).exists():
+        raise ManifestError(
+            f"{folder / UNFINISHED_FILE} is there: tools/make_manifest.py was stopped while it replaced the manifests, which may "
+            "not belong together; run it again."
+        )
 
 
 class Manifest:
@@ -31,6 +44,8 @@ class Manifest:
         """The folders that hold the files."""
         self.declared_classes = self._text.classes
         """The classes of ``#classes``; None = it does not declare any."""
+        self.declared_vocabulary = self._text.vocabulary
+        """The digest of ``#vocabulary``; None = it does not declare any."""
         self._integers = {name: self._text.numbers(name) for name in columns.integers if name in self._text.names}
         check_rows(self._text, self._integers, problems, check_files=check_files)
 

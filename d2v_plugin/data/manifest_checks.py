@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from d2v_plugin.data.manifest_text import ManifestText
+from d2v_plugin.data.manifest_text import ManifestText, is_utf8
 from d2v_plugin.data.problems import Problems
 from d2v_plugin.data.tsv_scan import BoolArray, IntArray
 
 (_SLASH,) = b"/"
 _MAX_PATH = 4096
+_LAST_ASCII = 0x7F
+_CHUNK = 1 << 20
 
 
 def check_rows(text: ManifestText, numbers: Mapping[str, IntArray], problems: Problems, *, check_files: bool) -> None:
@@ -24,6 +26,7 @@ def check_rows(text: ManifestText, numbers: Mapping[str, IntArray], problems: Pr
     checks = _RowChecks(text, problems)
     checks.check_fields()
     checks.check_paths()
+    checks.check_encoding()
     for name, values in numbers.items():
         checks.check_numbers(name, values)
     checks.check_classes()
@@ -74,6 +77,16 @@ class _RowChecks:
                 escapes[row] = not _lies_inside(os.path.realpath(text.file_of(name)), real_roots)
         roots = ", ".join(text.roots)
         self._report(escapes, lambda row: f"{text.field('path', row)!r:.200} lies outside of the root ({roots})")
+
+    def check_encoding(self) -> None:
+        """Check that all but paths, which are what the file system says, is UTF-8."""
+        wrong = np.zeros(len(self._text), dtype=bool)
+        buffer = self._text.buffer
+        if not any((buffer[at : at + _CHUNK] > _LAST_ASCII).any() for at in range(0, len(buffer), _CHUNK)):
+            return
+        for row, line in self._text.walk(self._text.starts, self._text.ends):
+            wrong[row] = not (line.isascii() or is_utf8(line.partition(b"\t")[2]))
+        self._report(wrong, lambda row: "a field is no UTF-8")
 
     def check_numbers(self, name: str, values: IntArray) -> None:
         """Check that what stands in a column of numbers is a number, or nothing where that is allowed."""

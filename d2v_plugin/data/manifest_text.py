@@ -44,6 +44,8 @@ class ManifestText:
         """The absolute folders of its paths."""
         self.classes: list[str] | None = None
         """As declared; None = they are not."""
+        self.vocabulary: str | None = None
+        """Digest of the tokenizer that made its ids, as declared; None = it is not."""
         self.data = map_file(path)
         self.buffer = np.frombuffer(self.data, dtype=np.uint8)
 
@@ -136,6 +138,10 @@ class ManifestText:
                 self._declare_columns(fields[1:], columns, line + 1, problems)
             elif fields[0] == "#classes":
                 self.classes = fields[1:]
+                if not is_utf8(self.data[self.starts[line] : self.ends[line]]):
+                    problems.add(self.path, line + 1, "a class is no UTF-8")
+            elif fields[0] == "#vocabulary":
+                self.vocabulary = "".join(fields[1:])
             else:
                 break
         else:
@@ -181,6 +187,14 @@ class ManifestText:
         ranged = inside & (offsets >= 0) & (sizes >= 0)
 
         return np.where(ranged, first_colons, ends), np.where(ranged, offsets, 0), np.where(ranged, sizes, -1)
+
+
+def is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def decode(text: bytes) -> str:

@@ -13,6 +13,8 @@ from d2v_plugin.data.audio import AudioReadingConfig, Recording, read_recording
 from d2v_plugin.data.files import Location
 from d2v_plugin.data.image import ImageReadingConfig, decode, fit
 from d2v_plugin.data.image import normalize as normalize_images
+from d2v_plugin.data.lines import read_lines
+from d2v_plugin.data.problems import Problems
 from d2v_plugin.data.text import END, pad_tokens
 from d2v_plugin.data.tokenizers import open_tokenizer
 
@@ -45,11 +47,11 @@ def read_text(path: str | Path, vocabulary: str | Path) -> Tensor:
 
     :param vocabulary: the folder of the dataset that the model was trained on, with its ``sentencepiece.model``, or a folder with
         the byte-level BPE of a converted model.
-    :raises RecipeError: there is no vocabulary.
-    :raises OSError: the file cannot be read.
+    :raises RecipeError: there is no vocabulary, the file cannot be read, or lines of it are no UTF-8.
     """
-    tokenizer = open_tokenizer(Path(vocabulary))
-    lines = [line for line in map(str.strip, Path(path).read_text(encoding="utf-8").splitlines()) if line]
+    tokenizer, problems = open_tokenizer(Path(vocabulary)), Problems()
+    lines = [line for line in map(str.strip, read_lines(Path(path), problems)) if line]
+    problems.raise_if_any()
     tokens = [np.append(line, END) for line in tokenizer.encode_lines(lines)] or [np.empty(0, dtype=np.int64)]
     inputs, _, _ = pad_tokens([np.concatenate(tokens)])
     return inputs

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from d2v_plugin.core.validation import report
+from d2v_plugin.data.lines import read_lines
 from d2v_plugin.data.problems import Problems
 
 
@@ -150,7 +151,7 @@ def check_labels(tables: Mapping[str, Table], layout: TableLayout, classes: Sequ
 def _read_table(path: Path, layout: TableLayout, problems: Problems, split: str, extra: Sequence[str] = ()) -> Table:
     """:param extra: columns of ``texts`` besides those of the layout."""
     wanted = [*layout.texts, *extra]
-    lines = _read_lines(path, problems)
+    lines = _read_fields(path, problems)
     names, first = _find_names(lines, layout)
     missing = [name for name in wanted if name not in names]
     has_label = layout.label in names
@@ -191,20 +192,9 @@ def _read_table(path: Path, layout: TableLayout, problems: Problems, split: str,
     )
 
 
-def _read_lines(path: Path, problems: Problems) -> list[list[str]]:
-    """The fields of each line; other line separators than ``\\n`` are part of a sentence."""
-    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    lines = content.removesuffix(b"\n").split(b"\n") if content else []
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            text = line.removesuffix(b"\r").decode()
-        except UnicodeDecodeError as error:
-            problems.add(path, number, f"byte {error.start + 1} is no UTF-8")
-            text = line.decode(errors="replace")
-        found.append(text.split("\t"))
-
-    return found
+def _read_fields(path: Path, problems: Problems) -> list[list[str]]:
+    """The fields of each line."""
+    return [line.split("\t") for line in read_lines(path, problems)]
 
 
 def _find_names(lines: Sequence[Sequence[str]], layout: TableLayout) -> tuple[Sequence[str], int]:
@@ -227,7 +217,7 @@ def _read_paraphrases(folder: Path, layout: TableLayout, problems: Problems) -> 
             f"`dataset.config_overrides.path` is `{folder}` (here: {folder.absolute()}), which must hold train.tsv and dev.tsv, "
             f"or {_MRPC_FILES['train']} and GLUE's list of the pairs for validation, {_MRPC_VALID_IDS[0]}."
         )
-    is_valid_id = {tuple(fields[:2]) for fields in _read_lines(listed, problems)}
+    is_valid_id = {tuple(fields[:2]) for fields in _read_fields(listed, problems)}
 
     tables = {}
     for split, name in _MRPC_FILES.items():

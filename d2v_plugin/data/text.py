@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +15,11 @@ from fairseq2.recipe.error import RecipeError
 from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor
 
+from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.batches import Padded, pad
+from d2v_plugin.data.files import check_regular
+from d2v_plugin.data.lines import read_content, read_json
 from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.problems import ManifestError, Problems
 
@@ -26,6 +30,8 @@ BEGINNING, PADDING, END, UNKNOWN = range(4)
 NUM_SPECIAL = 4
 VOCABULARY_FILE = "vocabulary.json"
 SENTENCEPIECE_FILE = "sentencepiece.model"
+_SPECIAL = ("beginning", "padding", "end", "unknown")
+_MAX_SIZE = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,9 @@ class Vocabulary:
     end: int = END
     unknown: int = UNKNOWN
 
+    tokenizer: str | None = field(default=None, compare=False)
+    """Digest of the SentencePiece model that it numbers the pieces of; None = it is not known."""
+
     @property
     def mask(self) -> int:
         return self.size - 1
@@ -49,31 +58,62 @@ class Vocabulary:
         """The type of ids in shards, in little-endian order."""
         return np.dtype("<u2" if self.size <= 1 << 16 else "<u4")
 
-    def save(self, folder: Path) -> None:
-        """Write ``vocabulary.json``."""
-        content = {**asdict(self), "mask": self.mask, "dtype": self.dtype.name}
-        (folder / VOCABULARY_FILE).write_text(json.dumps(content, indent=2) + "\n")
+    def save(self, folder: Path, tokenizer: str | None = None) -> None:
+        """Write ``vocabulary.json``.
+
+        :param tokenizer: :attr:`Tokenizer.digest` of the model beside it.
+        """
+        content = {**{name: getattr(self, name) for name in _SPECIAL}, "mask": self.mask, "dtype": self.dtype.name}
+        if tokenizer is not None:
+            content["tokenizer"] = tokenizer
+        write_atomically(folder / VOCABULARY_FILE, json.dumps({"size": self.size, **content}, indent=2) + "\n")
 
     @staticmethod
     def load(folder: Path) -> Vocabulary:
-        """:raises RecipeError: the folder has none, or one with other special ids."""
+        """:raises RecipeError: the folder has none, a damaged one, one with other special ids, or one of another tokenizer."""
         path = folder / VOCABULARY_FILE
-        if not path.is_file():
+        if not path.exists():
             raise RecipeError(f"{path} does not exist; a text dataset needs it. tools/make_manifest.py text writes it.")
-        content = json.loads(path.read_text())
-        vocabulary = Vocabulary(content["size"])
-        if any(content[name] != value for name, value in asdict(vocabulary).items()):
+        content = read_json(path)
+        size = content.get("size") if isinstance(content, dict) else None
+        if type(size) is not int or not NUM_SPECIAL < size <= _MAX_SIZE:
+            raise RecipeError(f"{path} is damaged: its `size` must be a number of ids. tools/make_manifest.py text writes it.")
+        vocabulary = Vocabulary(size, tokenizer=content.get("tokenizer"))
+        if any(content.get(name) != getattr(vocabulary, name) for name in _SPECIAL):
             raise RecipeError(f"{path} has other special ids than `<s>` 0, `<pad>` 1, `</s>` 2 and `<unk>` 3.")
+        if content.get("dtype", dtype := vocabulary.dtype.name) != dtype:
+            raise RecipeError(f"{path} is damaged: {size:,} ids are stored as {dtype}, but it says {content['dtype']}.")
+        model = folder / SENTENCEPIECE_FILE
+        if vocabulary.tokenizer is not None and model.exists() and hash_tokenizer(read_content(model)) != vocabulary.tokenizer:
+            raise RecipeError(f"{path} and {SENTENCEPIECE_FILE} do not belong together; make the dataset anew.")
 
         return vocabulary
+
+
+def hash_tokenizer(content: bytes) -> str:
+    """A short digest of a tokenizer's file."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def open_pieces(path: Path) -> tuple[SentencePieceProcessor, str]:
+    """A SentencePiece model, and its digest.
+
+    :raises RecipeError: it does not exist, or is no such model.
+    """
+    content = read_content(path)
+    try:
+        return SentencePieceProcessor(model_proto=content), hash_tokenizer(content)
+    except RuntimeError:
+        raise RecipeError(f"{path} is no SentencePiece model, or damaged ({len(content):,} bytes).") from None
 
 
 class Tokenizer:
     """A SentencePiece model whose pieces are renumbered to the layout of :class:`Vocabulary`."""
 
     def __init__(self, path: Path) -> None:
+        """:raises RecipeError: there is no such model."""
         self.path = path
-        self._model = SentencePieceProcessor(model_file=str(path))
+        self._model, self.digest = open_pieces(path)
         self._ids = np.full(self._model.vocab_size(), UNKNOWN, dtype=np.int64)
         special = {self._model.bos_id(): BEGINNING, self._model.pad_id(): PADDING, self._model.eos_id(): END}
         next_id = NUM_SPECIAL
@@ -83,7 +123,7 @@ class Tokenizer:
             elif not (self._model.is_control(piece) or self._model.is_unknown(piece) or self._model.is_unused(piece)):
                 self._ids[piece] = next_id
                 next_id += 1
-        self.vocabulary = Vocabulary(next_id + 1)
+        self.vocabulary = Vocabulary(next_id + 1, tokenizer=self.digest)
         self._pieces = {int(token): piece for piece, token in enumerate(self._ids) if token >= NUM_SPECIAL}
 
     def encode_lines(self, lines: Sequence[str], num_threads: int | None = None) -> list[TokenIds]:
@@ -175,17 +215,21 @@ class TokenStream:
     def line_ends(self) -> TokenIds:
         """The end of each line, from the ``.idx`` files beside the shards.
 
-        :raises ManifestError: such a file is missing or belongs to another shard.
+        :raises ManifestError: such a file is missing, damaged, or belongs to another shard.
         """
         found, first = [np.empty(0, dtype=np.int64)], 0
         for row, shard in enumerate(self._shards):
             path = Path(self.manifest.location(row).path).with_suffix(".idx")
             try:
-                ends = np.fromfile(path, dtype="<i8")
+                check_regular(path)
+                content = path.read_bytes()
             except OSError as error:
                 raise ManifestError(f"{self.manifest.path}:{self.manifest.line_of(row)}: {error}") from None
-            if ends[-1:].tolist() != [len(shard)][: len(shard)]:
+            ends = np.frombuffer(content[: len(content) // 8 * 8], dtype="<i8")
+            if len(content) % 8 or ends[-1:].tolist() != [len(shard)][: len(shard)]:
                 raise ManifestError(f"{path} does not fit its shard: it ends at {ends[-1:]} of {len(shard)} tokens.")
+            if (np.diff(ends, prepend=0) <= 0).any():
+                raise ManifestError(f"{path} does not fit its shard: the ends of lines must ascend.")
             found.append(ends + first)
             first += len(shard)
 

@@ -13,6 +13,8 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
+from d2v_plugin.data.lines import read_json, read_lines
+from d2v_plugin.data.problems import Problems
 from d2v_plugin.data.text import (
     BEGINNING,
     END,
@@ -55,8 +57,12 @@ class ByteBPETokenizer:
         :raises RecipeError: the special tokens have other ids than in fairseq.
         """
         try:
-            vocabulary, merge_list = BPE.read_file(str(pieces), str(merges))
-            self._pipeline = Pipeline(BPE(vocabulary, merge_list))
+            vocabulary, problems = read_json(pieces), Problems()
+            rules = [line for line in read_lines(merges, problems) if line and not line.startswith("#version")]
+            problems.raise_if_any()
+            self._pipeline = Pipeline(BPE(vocabulary, [tuple(rule.split(" ")) for rule in rules]))
+        except RecipeError:
+            raise
         except Exception as error:  # tokenizers raises nothing more specific
             raise RecipeError(f"{pieces} and {merges} are no vocabulary of byte-level BPE: {error}") from None
         self._pipeline.pre_tokenizer = ByteLevel(add_prefix_space=False)
@@ -68,7 +74,9 @@ class ByteBPETokenizer:
             self._ids = np.arange(len(vocabulary))
             self.vocabulary = Vocabulary(len(vocabulary))
         else:
-            symbols = [line.rsplit(" ", 1)[0] for line in dictionary.read_text(encoding="utf-8").splitlines()]
+            problems = Problems()
+            symbols = [line.rsplit(" ", 1)[0] for line in read_lines(dictionary, problems)]
+            problems.raise_if_any()
             self._ids = np.full(max(vocabulary.values()) + 1, UNKNOWN)
             for token, symbol in enumerate(symbols, NUM_SPECIAL):
                 if symbol.isdecimal() and int(symbol) < len(self._ids):  # others fill up the dictionary

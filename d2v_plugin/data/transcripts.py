@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from fairseq2.recipe.error import RecipeError
 from numpy.typing import NDArray
-from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.data.dataset import AudioManifest
 from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.data.lines import read_lines
 from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.problems import Problems
+from d2v_plugin.data.text import open_pieces
 
 BLANK: Final = "<blank>"
 WORD_END: Final = "|"
@@ -41,6 +42,12 @@ def is_blank_first(labels: LabelSet) -> bool:
 def join_symbols(symbols: Iterable[str]) -> str:
     """The text that symbols spell: words with a space in between."""
     return " ".join("".join(symbols).replace(WORD_END, " ").replace(WORD_START, " ").split())
+
+
+def find_reserved(text: str) -> str:
+    """Tell which symbols between words a transcript in plain words has, since they would come back as spaces; empty = none."""
+    found = " and ".join(f"`{symbol}`" for symbol in (WORD_END, WORD_START) if symbol in text)
+    return f"the transcript has {found}, which stands between words where text is spelled; write it as a word" if found else ""
 
 
 class Spelling(ABC):
@@ -75,7 +82,9 @@ class Characters(Spelling):
     def find_labels(self, lines: Iterable[Lines]) -> LabelSet:
         if self._dictionary is not None:
             # In the file's own order, which numbers the outputs of models trained elsewhere.
-            rows = self._dictionary.read_text(encoding="utf-8").splitlines()
+            problems = Problems()
+            rows = read_lines(self._dictionary, problems)
+            problems.raise_if_any()
             return LabelSet([BLANK, *dict.fromkeys(row.rsplit(" ", 1)[0] for row in rows if row.strip())])
         found = {symbol for part in lines for row in range(len(part)) for symbol in part.spell(row, self)}
         return LabelSet([BLANK, WORD_END, *sorted(found - {WORD_END})])
@@ -86,12 +95,12 @@ class Pieces(Spelling):
 
     def __init__(self, path: Path) -> None:
         """:raises RecipeError: there is no such model."""
-        if not path.is_file():
+        if not path.exists():
             raise RecipeError(
                 f"{path} does not exist, but `task.config.units` is `sentencepiece`. Set `task.config.sentencepiece`, or train a "
                 "model with tools/make_manifest.py pieces."
             )
-        self._model = SentencePieceProcessor(model_file=str(path))
+        self._model, _ = open_pieces(path)
 
     @override
     def spell(self, text: str) -> list[str]:
@@ -110,12 +119,16 @@ class Lines:
     """The transcripts of a split as they are written: fairseq's ``SPLIT.ltr`` beside the manifest, or its column ``label``."""
 
     def __init__(self, manifest: Manifest) -> None:
+        """:raises ManifestError: letter labels are no UTF-8; names all such lines."""
         self.path = manifest.path
         self._manifest = manifest
+        self._letters: list[str] | None = None
         letters = manifest.path.with_suffix(".ltr")
-        self._letters = letters.read_text(encoding="utf-8").splitlines() if letters.is_file() else None
-        if self._letters is not None:
+        if letters.exists():
             self.path = letters
+            problems = Problems()
+            self._letters = read_lines(letters, problems)
+            problems.raise_if_any()
 
     def __len__(self) -> int:
         return len(self._manifest)
@@ -141,6 +154,10 @@ class Lines:
             # Symbols of several letters, such as phones, stay as they are.
             return self._letters[row].split() if text else []
         return spelling.spell(text)
+
+    def find_fault(self, row: int) -> str:
+        """Tell why a row's transcript cannot be spelled; empty if it can."""
+        return "" if self._letters is not None else find_reserved(self.text(row))
 
     def check_length(self, problems: Problems) -> None:
         """Report letter labels without a row in the manifest; rows without labels count as empty."""
@@ -208,7 +225,9 @@ def _number_lines(lines: Lines, spelling: Spelling, labels: LabelSet, problems: 
         symbols = lines.spell(row, spelling)
         numbers = np.array([indices.get(symbol, -1) for symbol in symbols], dtype=np.int32)
         parts.append(numbers)
-        if not symbols:
+        if fault := lines.find_fault(row):
+            problems.add(lines.path, lines.line_of(row), fault)
+        elif not symbols:
             problems.add(lines.path, lines.line_of(row), "the transcript is empty")
         elif (numbers <= 0).any():
             unknown = " ".join(sorted({symbol for symbol, number in zip(symbols, numbers, strict=True) if number <= 0}))

@@ -21,7 +21,7 @@ def read_history(output_dir: Path, split: str, displayed: Mapping[str, str]) -> 
     path = RunFolder(output_dir).metrics / "valid" / f"{split}.jsonl"
     if not path.is_file():
         return {}
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    rows = [json.loads(line) for line in path.read_bytes().decode().split("\n") if line.endswith("}")]
 
     return {
         row["Step"]: {name: row[shown] for shown, name in displayed.items() if isinstance(row.get(shown), float)} for row in rows

@@ -21,6 +21,8 @@ from typing_extensions import override
 
 from d2v_plugin.core.validation import report
 from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.data.lines import read_lines
+from d2v_plugin.data.problems import Problems
 from d2v_plugin.data.transcripts import WORD_END, WORD_START, Characters, join_symbols
 
 _UNKNOWN: Final = "<unk>"
@@ -172,8 +174,10 @@ def read_lexicon(path: Path, labels: LabelSet) -> list[tuple[str, list[int]]]:
     :raises RecipeError: lines have no word, or symbols outside ``labels``; names them.
     """
     spelled_by_default = any(WORD_START in name for name in labels.names)
-    found, wrong = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    found, wrong, problems = [], [], Problems()
+    lines = read_lines(path, problems)
+    problems.raise_if_any()
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         word, tab, spelling = line.partition("\t")

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from d2v_plugin.data.preparation.text import Document
+from d2v_plugin.data.preparation.documents import Document
 from d2v_plugin.data.random import Purpose, draw_permutation
 from manifests.making import SEED, run, write_documents
 

@@ -154,12 +154,18 @@ def test_a_split_read_with_labels_must_have_them(images: Path) -> None:
 def test_names_that_are_no_utf8_are_read_and_reported(tmp_path: Path) -> None:
     name = b"caf\xe9.png"
     (tmp_path / name.decode("utf-8", errors="surrogateescape")).touch()
-    split = ImageManifest.open(write(tmp_path, b".\n" + name + b"\tcaf\xe9\n")).split("train")
+    split = ImageManifest.open(write(tmp_path, b".\n" + name + b"\tcaf\xc3\xa9\n")).split("train")
     assert Path(split.location(0).path).exists()
 
     with pytest.raises(ManifestError, match="does not exist") as caught:
-        ImageManifest.open(write(tmp_path, b".\n#classes\tcaf\xe9\nx" + name + b"\tcaf\xe9\n"))
+        ImageManifest.open(write(tmp_path, b".\nx" + name + b"\tcat\n"))
     str(caught.value).encode()
+
+
+def test_labels_and_classes_that_are_no_utf8_are_refused_with_their_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ManifestError, match=r"(?s)train.tsv:2: a class is no UTF-8.*train.tsv:3: a field is no UTF-8"):
+        ImageManifest.open(write(tmp_path, b".\n#classes\tcaf\xe9\na.png\tcaf\xe9\n"))
 
 
 OPEN_AND_MEASURE = """

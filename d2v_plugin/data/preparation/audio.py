@@ -13,9 +13,13 @@ from d2v_plugin.data.audio import AudioReadingConfig, Recording, measure, read_r
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.files import Location
 from d2v_plugin.data.preparation.common import Report
-from d2v_plugin.data.preparation.files import FileOptions, FoundFile, Inspected, find_files, prepare_files
+from d2v_plugin.data.preparation.files import FileOptions, Inspected, prepare_files
+from d2v_plugin.data.preparation.finding import FoundFile, find_files
+from d2v_plugin.data.transcripts import find_reserved
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au"})
+RECEPTIVE_FIELD = 400
+"""Samples that the usual convolutions (wav2vec 2.0, data2vec) need for one frame."""
 _COLUMNS = ("path", "size", "label", "start", "rate", "mean", "variance")
 
 
@@ -28,6 +32,7 @@ def prepare_audio(
     sample_rate: int,
     segment_seconds: float | None,
     fairseq: bool,
+    min_samples: int = RECEPTIVE_FIELD,
     **options: Unpack[FileOptions],
 ) -> Report:
     """Write an audio dataset.
@@ -36,18 +41,21 @@ def prepare_audio(
     :param sample_rate: the rate that need not be mentioned.
     :param segment_seconds: cut longer recordings into equal segments of at most this; None = do not.
     :param fairseq: write path and number of samples only.
+    :param min_samples: the shortest recording, or segment of one, that a model can hear, counted at ``sample_rate``.
     """
     report = Report()
 
     def inspect(source: FoundFile) -> Inspected:
         info = soundfile.info(str(source.path))
         if not info.frames:
-            raise SampleError("The recording is empty.")
+            raise SampleError("The recording has no samples.")
         longest = info.frames if segment_seconds is None else max(1, int(segment_seconds * info.samplerate))
         count = -(-info.frames // longest)
         bounds = [info.frames * index // count for index in range(count + 1)]
         rows = []
         for start, end in pairwise(bounds):
+            if (end - start) * sample_rate < min_samples * info.samplerate:
+                raise SampleError(f"The recording is too short: {min_samples} samples at {sample_rate} Hz make the first frame.")
             rows.append(_inspect_segment(source, start, end, info.samplerate, whole=count == 1))
             if info.samplerate == sample_rate:
                 del rows[-1]["rate"]
@@ -60,19 +68,34 @@ def prepare_audio(
             totals={"hours": info.frames / info.samplerate / 3600},
         )
 
-    sources = find_files(roots, SUFFIXES, labels or transcripts, report)
+    name = "label" if transcripts is None else "transcript"
+    sources = find_files(roots, SUFFIXES, labels or transcripts, report, label_name=name)
+    if transcripts is not None:
+        sources = [source for source in sources if not _drop_reserved(source, report)]
     prepare_files(
         sources,
         out,
         inspect,
         report,
-        settings={"kind": "audio", "sample_rate": sample_rate, "segment_seconds": segment_seconds, "fairseq": fairseq},
+        settings={
+            "kind": "audio",
+            "sample_rate": sample_rate,
+            "segment_seconds": segment_seconds,
+            "fairseq": fairseq,
+            "min_samples": min_samples,
+        },
         columns=_COLUMNS,
         declare_classes=transcripts is None,
         **options,
     )
 
     return report
+
+
+def _drop_reserved(source: FoundFile, report: Report) -> bool:
+    if fault := find_reserved(source.label or ""):
+        report.drop(source.name, fault)
+    return bool(fault)
 
 
 def _inspect_segment(source: FoundFile, start: int, end: int, rate: int, *, whole: bool) -> dict[str, object]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from d2v_plugin.core.storage import write_atomically
+from d2v_plugin.data.files import check_regular
 
 _FILE: Final = "known.txt"
 
@@ -37,8 +38,8 @@ class InspectionCache:
 
     def find(self, path: Path, stamp: str) -> Any:
         """Facts about a file; None = nothing is known, or its stamp was another."""
-        entry = self._old.get(_digest(str(path)), "")
-        return json.loads(entry.removeprefix(stamp)) if entry.startswith(stamp) else None
+        entry = self._old.get(_digest(str(path)))
+        return None if entry is None or not entry.startswith(stamp) else json.loads(entry.removeprefix(stamp))
 
     def remember(self, path: Path, stamp: str, facts: object) -> None:
         """:param facts: anything JSON can hold but None."""
@@ -59,12 +60,13 @@ class InspectionCache:
 
     def _load(self) -> dict[str, str]:
         try:
+            check_regular(self._path)
             seal, _, entries = self._path.read_text(encoding="utf-8").partition("\n")
         except (OSError, UnicodeDecodeError):
             return {}
         if seal != _digest(self._settings + entries):
             return {}
-        return dict(line.split("\t", 1) for line in entries.splitlines())
+        return dict(line.split("\t", 1) for line in entries.removesuffix("\n").split("\n") if line)
 
 
 def read_stamp(path: Path) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -17,12 +19,14 @@ from rich.console import Console
 from rich.progress import track
 
 from d2v_plugin.core.storage import write_atomically
+from d2v_plugin.data.manifest import UNFINISHED_FILE
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 TRAIN, VALID = "train", "valid"
 _REPORT = "report.json"
+_NUM_LISTED = 20
 
 
 @dataclass
@@ -38,14 +42,29 @@ class Report:
     dropped: list[tuple[str, str]] = field(default_factory=list)
     """Name and reason."""
 
+    duplicates: list[tuple[str, str]] | None = None
+    """Samples of equal contents in both splits: the name in ``train`` and that in ``valid``; None = nobody looked."""
+
     num_kept: int = 0
     """Files that have not changed since the last run, and were not read again; said on the screen only."""
 
+    def drop(self, name: str, reason: str) -> None:
+        """:param reason: what is the same for others comes first, then perhaps a colon and the details."""
+        self.dropped.append((make_printable(name), make_printable(reason)))
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many were dropped for each reason, the most frequent first; details of a reason are left out."""
+        return dict(Counter(reason.partition(": ")[0] for _, reason in self.dropped).most_common())
+
     def save(self, folder: Path) -> None:
-        reasons = dict(Counter(reason for _, reason in self.dropped).most_common())
-        content = {"splits": self.splits, "facts": self.facts, "num_dropped": len(self.dropped), "reasons": reasons}
-        dropped = [{"name": name, "reason": reason} for name, reason in self.dropped]
-        text = json.dumps({**content, "dropped": dropped}, indent=2, ensure_ascii=False)
+        content: dict[str, object] = {"splits": self.splits, "facts": self.facts, "num_dropped": len(self.dropped)}
+        content |= {"reasons": self.reasons, "dropped": [{"name": name, "reason": reason} for name, reason in self.dropped]}
+        if self.duplicates is not None:
+            content["duplicates"] = [
+                {TRAIN: make_printable(train), VALID: make_printable(valid)} for train, valid in self.duplicates
+            ]
+        text = json.dumps(content, indent=2, ensure_ascii=False)
         write_atomically(folder / _REPORT, text + "\n")
 
     def __str__(self) -> str:
@@ -54,13 +73,55 @@ class Report:
             listed = ", ".join(f"{value:,.2f} {key}" if value % 1 else f"{value:,.0f} {key}" for key, value in totals.items())
             lines.append(f"{name}: {listed}")
         lines += [f"{name}: {value}" for name, value in self.facts.items()]
-        lines += [f"dropped: {len(self.dropped)}", *(f"  {name}: {reason}" for name, reason in self.dropped[:20])]
+        if self.duplicates is not None:
+            lines.append(f"equal contents in {TRAIN} and {VALID}: {len(self.duplicates):,}")
+            lines += [f"  {train} = {valid}" for train, valid in self.duplicates[:_NUM_LISTED]]
+        lines.append(f"dropped: {len(self.dropped)}")
+        if len(self.dropped) > _NUM_LISTED:
+            lines += [f"  {count:,} x {reason}" for reason, count in self.reasons.items()][:_NUM_LISTED]
+        lines += [f"  {name}: {reason}" for name, reason in self.dropped[:_NUM_LISTED]]
         if self.num_kept:
             lines.insert(0, f"not read again, since the last run read them: {self.num_kept:,} files")
-        if len(self.dropped) > 20:
-            lines.append(f"  … and {len(self.dropped) - 20:,} more, see {_REPORT}")
+        if len(self.dropped) > _NUM_LISTED:
+            lines.append(f"  … and {len(self.dropped) - _NUM_LISTED:,} more, see {_REPORT}")
 
-        return "\n".join(lines)
+        return make_printable("\n".join(lines))
+
+
+def make_printable(text: str) -> str:
+    """Write the bytes of names that are no UTF-8 as ``\\xff``: they could neither be printed nor be read back."""
+    return text.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="backslashreplace")
+
+
+def check_out(out: Path) -> None:
+    """Refuse at once what could not be written to after hours of reading.
+
+    :raises RecipeError: it is no folder, or none can be made there.
+    """
+    existing = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise RecipeError(f"OUT is {out}, but {existing} is no folder; name another one.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RecipeError(f"OUT is {out}, but nothing can be written to {existing}.")
+
+
+@contextmanager
+def replace_manifests(out: Path) -> Iterator[None]:
+    """Replace what belongs together: whoever opens the dataset meanwhile, or after it was cut short, is told so."""
+    marker = out / UNFINISHED_FILE
+    write_atomically(marker, "The manifests beside this file are being replaced. Run tools/make_manifest.py again.\n")
+    yield
+    marker.unlink()
+
+
+def remove_other_shards(out: Path, split: str, kept: Collection[str], suffixes: str) -> None:
+    """Remove the shards of earlier runs.
+
+    :param suffixes: of shards, with ``|`` in between.
+    """
+    for path in out.glob(f"{split}-*"):
+        if path.name not in kept and re.fullmatch(rf"{split}-\d{{5}}(-[0-9a-f]{{16}})?\.({suffixes})", path.name):
+            path.unlink()
 
 
 def choose_split(name: str, valid_percent: float, seed: int) -> str:
@@ -100,17 +161,21 @@ def write_manifest(
     rows: Iterable[Sequence[object]],
     *,
     classes: Sequence[str] = (),
+    vocabulary: str | None = None,
 ) -> None:
     """Write a manifest, whole or not at all.
 
     :param columns: None = do not declare them.
     :param classes: none = do not declare them.
+    :param vocabulary: digest of the tokenizer that made the ids; None = do not declare it.
     """
     lines = ["\t".join(roots)]
     if columns is not None:
         lines.append("\t".join(["#columns", *columns]))
     if classes:
         lines.append("\t".join(["#classes", *classes]))
+    if vocabulary is not None:
+        lines.append(f"#vocabulary\t{vocabulary}")
     lines += ["\t".join(map(str, row)) for row in rows]
     write_atomically(path, "\n".join(lines) + "\n")
 

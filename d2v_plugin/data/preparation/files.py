@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
-from fairseq2.recipe.error import RecipeError
 from typing_extensions import NotRequired, Unpack
 
 from d2v_plugin.data.bad_samples import SampleError
@@ -18,32 +16,17 @@ from d2v_plugin.data.preparation.common import (
     TRAIN,
     VALID,
     Report,
+    check_out,
     choose_split,
     refuse_empty_splits,
+    remove_other_shards,
+    replace_manifests,
     work_in_parallel,
     write_manifest,
 )
+from d2v_plugin.data.preparation.duplicates import digest_file, find_duplicates
+from d2v_plugin.data.preparation.finding import FoundFile
 from d2v_plugin.data.preparation.packing import pack
-
-FOLDERS = "folders"
-
-
-@dataclass(frozen=True)
-class FoundFile:
-    """A file that was found."""
-
-    root: Path
-    """The folder, as given by the user, absolute."""
-
-    name: str
-    """Its path below that."""
-
-    label: str | None = None
-
-    @property
-    def path(self) -> Path:
-        return self.root / self.name
-
 
 Rows = list[dict[str, object]]
 
@@ -86,55 +69,8 @@ class FileOptions(TypedDict):
     reread: NotRequired[bool]
     """Also read what the last run into the same folder has read, and what has not changed since."""
 
-
-def find_files(roots: Sequence[Path], suffixes: Collection[str], labels: str | None, report: Report) -> list[FoundFile]:
-    """Find all files with one of ``suffixes`` below the roots, sorted.
-
-    :param labels: a file of lines ``path<TAB>label``, or ``folders``: the first folder below the root is the class.
-    :raises RecipeError: a root is no folder, or the file of labels cannot be used.
-    """
-    table = _read_labels(Path(labels)) if labels is not None and labels != FOLDERS else None
-    found: list[FoundFile] = []
-    for root in roots:
-        if not root.is_dir():
-            raise RecipeError(f"{root} is no folder.")
-        for path in sorted(_walk(root.absolute())):
-            name = os.path.relpath(path, root.absolute())
-            if "\t" in name or "\n" in name:
-                report.dropped.append((repr(name), "the name has a tab or a line break"))
-            elif Path(name).suffix.lower() not in suffixes:
-                report.dropped.append((name, f"the kind `{Path(name).suffix}` is not read"))
-            elif labels == FOLDERS:
-                folder, _, rest = name.partition("/")
-                found.append(FoundFile(root.absolute(), name, folder if rest else None))
-            else:
-                found.append(FoundFile(root.absolute(), name, None if table is None else table.get(name)))
-    if labels is not None and (unlabelled := [source for source in found if source.label is None]):
-        report.dropped += [(source.name, "it has no label") for source in unlabelled]
-        found = [source for source in found if source.label is not None]
-
-    return found
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.join(parent, name) for name in files if not name.startswith("."))
-
-
-def _read_labels(path: Path) -> Mapping[str, str]:
-    labels = {}
-    try:
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError as error:
-        raise RecipeError(f"`--labels` must be `folders` or a readable file: {error}") from None
-    for number, line in enumerate(lines, 1):
-        name, tab, label = line.partition("\t")
-        if not tab or not label or "\t" in label:
-            raise RecipeError(f"{path}:{number}: a line must be a path, a tab and a label.")
-        labels[name] = label
-
-    return labels
+    check_duplicates: NotRequired[bool]
+    """Compare the contents of the files of both splits, and report those that are equal."""
 
 
 def prepare_files(
@@ -157,6 +93,7 @@ def prepare_files(
     :returns: the sums of what was inspected.
     :raises RecipeError: a split would be empty; nothing is written then.
     """
+    check_out(out)
     valid_percent, seed, shard_size = options["valid_percent"], options["seed"], options["shard_size"]
     cache = InspectionCache(out, settings, reread=options.get("reread", False))
     results = work_in_parallel(
@@ -167,15 +104,24 @@ def prepare_files(
     refuse_empty_splits({split: len(found) for split, found in splits.items()}, report, valid_percent)
     report.splits = {split: report.splits[split] for split in splits if splits[split]}
 
+    if options.get("check_duplicates", False):
+        files = [(split, source.name, source.path) for split, found in splits.items() for source, _ in found]
+        paths = [path for _, _, path in files]
+        digests = work_in_parallel(digest_file, paths, workers=options["workers"], title="Comparing contents")
+        report.duplicates = find_duplicates((*file[:2], digest) for file, digest in zip(files, digests, strict=True))
     out.mkdir(parents=True, exist_ok=True)
     labels = {source.label for found in splits.values() for source, _ in found if source.label is not None}
     classes = sorted(labels) if declare_classes else []
-    for split, found in splits.items():
-        if found:
-            places = None
-            if shard_size is not None:
-                places = pack(split, [(source.name, source.path) for source, _ in found], out, shard_size, cache)
-            _write_split(out / f"{split}.tsv", found, places, columns=columns, classes=classes)
+    filled = {split: found for split, found in splits.items() if found}
+    places: dict[str, list[str]] = {}
+    if shard_size is not None:
+        for split, found in filled.items():
+            places[split] = pack(split, [(source.name, source.path) for source, _ in found], out, shard_size, cache)
+    with replace_manifests(out):
+        for split, found in filled.items():
+            _write_split(out / f"{split}.tsv", found, places.get(split), columns=columns, classes=classes)
+    for split, packed in places.items():
+        remove_other_shards(out, split, {place.partition(":")[0] for place in packed}, "zip")
     cache.save()
     report.save(out)
 
@@ -191,7 +137,7 @@ def _sort(
     sums: Counter[str] = Counter()
     for source, result in zip(sources, results, strict=True):
         if isinstance(result, str):
-            report.dropped.append((source.name, result))
+            report.drop(source.name, result)
             continue
         split = choose_split(source.name, valid_percent, seed)
         splits[split].append((source, result.rows))

@@ -12,7 +12,8 @@ from typing_extensions import Unpack
 from d2v_plugin.data.files import Location
 from d2v_plugin.data.image import decode
 from d2v_plugin.data.preparation.common import Report
-from d2v_plugin.data.preparation.files import FileOptions, FoundFile, Inspected, find_files, prepare_files
+from d2v_plugin.data.preparation.files import FileOptions, Inspected, prepare_files
+from d2v_plugin.data.preparation.finding import FoundFile, find_files
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"})
 _COLUMNS = ("path", "label")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from fairseq2.recipe.error import RecipeError
 from numpy.typing import NDArray
 
-from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestDataset, TextManifest
+from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestDataset, TextManifest, check_vocabulary
 from d2v_plugin.data.image import decode
-from d2v_plugin.data.manifest import Manifest
+from d2v_plugin.data.manifest import Manifest, check_finished
+from d2v_plugin.data.manifest_text import decode as decode_text
 from d2v_plugin.data.preparation.audio import SUFFIXES as AUDIO_SUFFIXES
 from d2v_plugin.data.problems import Problems
 from d2v_plugin.data.text import SENTENCEPIECE_FILE, VOCABULARY_FILE, Tokenizer, TokenStream, Vocabulary
@@ -29,6 +31,7 @@ def inspect_manifest(path: Path) -> str:
     """
     if not path.is_file():
         raise RecipeError(f"{path} is no manifest; name a file such as train.tsv.")
+    check_finished(path.parent)
     family = _guess_family(path)
     problems = Problems()
     manifest = Manifest(path, family.columns, problems)
@@ -54,8 +57,8 @@ def _guess_family(path: Path) -> type[ManifestDataset]:
     """Text has a vocabulary beside it; a second column of numbers, or the file name of a recording, is audio."""
     if (path.parent / VOCABULARY_FILE).is_file():
         return TextManifest
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:
-        for line in [line.rstrip("\r\n").split("\t") for _, line in zip(range(4), file, strict=False)][1:]:
+    with path.open("rb") as file:
+        for line in [decode_text(line.rstrip(b"\r\n")).split("\t") for line in islice(file, 1, 4)]:
             if line[0] == "#columns":
                 return AudioManifest if "size" in line else ImageManifest
             if Path(line[0]).suffix.lower() in AUDIO_SUFFIXES:
@@ -74,6 +77,7 @@ def _describe_audio(manifest: Manifest) -> list[str]:
 
 def _describe_text(manifest: Manifest) -> list[str]:
     vocabulary = Vocabulary.load(manifest.path.parent)
+    check_vocabulary(manifest, vocabulary)
     stream = TokenStream(manifest, vocabulary)
     sample = Tokenizer(manifest.path.parent / SENTENCEPIECE_FILE).decode(stream.read(0, min(60, len(stream))).tolist())
     return [

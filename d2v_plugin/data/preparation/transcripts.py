@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import sentencepiece
 from fairseq2.recipe.error import RecipeError
 
+from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.data.dataset import AudioManifest, ManifestConfig
 from d2v_plugin.data.preparation.common import TRAIN
+from d2v_plugin.data.preparation.pieces import learn_pieces
+from d2v_plugin.data.problems import Problems
 from d2v_plugin.data.text import SENTENCEPIECE_FILE
 from d2v_plugin.data.transcripts import Lines
 
@@ -23,24 +25,17 @@ def train_pieces(folder: Path, vocabulary_size: int) -> Path:
     """
     dataset = AudioManifest.open(ManifestConfig(path=folder, check_files=False))
     lines = Lines(dataset.split(TRAIN))
+    if not lines.is_written():
+        raise RecipeError(f"{lines.path} has no transcripts to learn from (manifests/README.md, Transcripts).")
+    problems = Problems()
+    for row in range(len(lines)):
+        if fault := lines.find_fault(row):
+            problems.add(lines.path, lines.line_of(row), fault)
+    problems.raise_if_any()
     texts = (text for row in range(len(lines)) if (text := " ".join(lines.text(row).split())))
+    # The unknown piece is none that is put out.
+    options = {"character_coverage": 1.0, "bos_id": -1, "eos_id": -1, "pad_id": -1, "unk_id": 0}
     path = folder / SENTENCEPIECE_FILE
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=texts,
-            model_prefix=str(path.with_suffix("")),
-            model_type="bpe",
-            # The unknown piece is none that is put out.
-            vocab_size=vocabulary_size + 1,
-            character_coverage=1.0,
-            bos_id=-1,
-            eos_id=-1,
-            pad_id=-1,
-            unk_id=0,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise RecipeError(f"No {vocabulary_size} pieces could be learned from {lines.path}; try fewer. {error}") from None
-    path.with_suffix(".vocab").unlink(missing_ok=True)
+    write_atomically(path, learn_pieces(texts, size=vocabulary_size, num_more=1, source=str(lines.path), **options))
 
     return path

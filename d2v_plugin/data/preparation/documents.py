@@ -1,0 +1,138 @@
+"""Documents: what belongs together in text files, plain or JSON lines."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from fairseq2.recipe.error import RecipeError
+
+from d2v_plugin.data.lines import BYTE_ORDER_MARK, describe_wrong_bytes
+from d2v_plugin.data.preparation.common import Report
+from d2v_plugin.data.preparation.walking import walk
+
+_KINDS = {type(None): "null", bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text that belongs together."""
+
+    name: str
+    """File and number, which decide its split."""
+
+    lines: Sequence[str]
+
+    label: str | None = None
+
+    source: str = ""
+    """The file it is from."""
+
+
+def read_documents(paths: Sequence[Path], report: Report) -> Iterator[Document]:
+    """Read documents from files and folders: ``.jsonl`` (an object with ``text`` and perhaps ``label`` on each line), or plain
+    text, where blank lines separate documents; both may be gzipped. What cannot be used is dropped in the report.
+
+    :raises RecipeError: a path does not exist.
+    """
+    for path in paths:
+        if not path.exists():
+            raise RecipeError(f"{path} does not exist.")
+        if not (path.is_dir() or path.is_file()):
+            raise RecipeError(f"{path} is neither a file nor a folder, and text is read more than once; write it to a file.")
+    for folder, name in walk([path.absolute() for path in paths], report):
+        file = Path(folder, name)
+        kind = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
+        parse = _parse_json_lines if kind in (".jsonl", ".json") else _parse_plain
+        try:
+            with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+                for document in parse(_strip_mark(lines), name, report):
+                    yield Document(document.name, document.lines, document.label, str(file))
+        except (OSError, EOFError, zlib.error) as error:
+            report.drop(name, f"the rest of the file: {error}")
+
+
+def _strip_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines, ended by line feeds alone, without a byte order mark before the first."""
+    for number, line in enumerate(lines):
+        yield line if number else line.removeprefix(BYTE_ORDER_MARK)
+
+
+def _parse_plain(lines: Iterator[bytes], name: str, report: Report) -> Iterator[Document]:
+    found: list[str] = []
+    fault = ""
+    number = 0
+    for line_nr, line in enumerate(chain(lines, [b""]), 1):
+        try:
+            text = line.decode().strip()
+        except UnicodeDecodeError as error:
+            fault = fault or f"{describe_wrong_bytes(error)}: line {line_nr}"
+            continue
+        if text:
+            found.append(text)
+            continue
+        if fault := fault or find_fault(found):
+            report.drop(f"{name}:{number}", fault)
+        elif found:
+            yield Document(f"{name}:{number}", found)
+        number += bool(found or fault)
+        found, fault = [], ""
+
+
+def _parse_json_lines(lines: Iterator[bytes], name: str, report: Report) -> Iterator[Document]:
+    for number, line in enumerate(lines, 1):
+        try:
+            text, label = _parse_object(line)
+        except ValueError as error:
+            report.drop(f"{name}:{number}", str(error))
+            continue
+        yield Document(f"{name}:{number}", text, label)
+
+
+def _parse_object(line: bytes) -> tuple[list[str], str | None]:
+    """Text and label of a line.
+
+    :raises ValueError: it cannot be used; says why.
+    """
+    try:
+        content = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(describe_wrong_bytes(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"no object with a `text`: {error}") from None
+    if not isinstance(content, dict) or "text" not in content:
+        raise ValueError("no object with a `text`")
+    text, label = content["text"], content.get("label")
+    if not isinstance(text, str):
+        raise ValueError(f"the text is {_KINDS[type(text)]}, not a string")
+    # Other separators than line feeds are part of a sentence.
+    found = [part for part in map(str.strip, text.split("\n")) if part]
+    if not found:
+        raise ValueError("the text is empty")
+    if isinstance(label, list | dict) or (isinstance(label, float) and not math.isfinite(label)):
+        raise ValueError(f"the label is {_KINDS[type(label)]}, not a string")
+    label = None if label is None or label == "" else str(label)
+    if fault := find_fault(found) or find_fault([label or ""]):
+        raise ValueError(fault)
+    if label is not None and any(separator in label for separator in "\t\n\r"):
+        raise ValueError("the label has a tab or a line break")
+
+    return found, label
+
+
+def find_fault(lines: Iterable[str]) -> str:
+    """Tell why no token ids could be made of lines; empty if they can."""
+    for line in lines:
+        if "\0" in line:
+            return "it has a NUL, as only files have that are no text"
+        try:
+            line.encode()
+        except UnicodeEncodeError:
+            return "it has half a character (a lone surrogate)"
+    return ""

@@ -1,0 +1,106 @@
+"""The files of a dataset, with their labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairseq2.recipe.error import RecipeError
+
+from d2v_plugin.data.lines import decode_line, read_content, split_lines
+from d2v_plugin.data.preparation.common import Report
+from d2v_plugin.data.preparation.walking import walk
+from d2v_plugin.data.problems import Problems
+
+FOLDERS = "folders"
+_SEPARATORS = "\t\n\r"
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file that was found."""
+
+    root: Path
+    """The folder, as given by the user, absolute."""
+
+    name: str
+    """Its path below that."""
+
+    label: str | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.name
+
+
+def find_files(
+    roots: Sequence[Path], suffixes: Collection[str], labels: str | None, report: Report, *, label_name: str = "label"
+) -> list[FoundFile]:
+    """Find all files with one of ``suffixes`` below the roots, sorted; see :func:`~d2v_plugin.data.preparation.walking.walk`.
+
+    :param labels: a file of lines ``path<TAB>label``, or ``folders``: the first folder below the root is the class.
+    :param label_name: how the report calls labels.
+    :raises RecipeError: a root cannot be used, or the file of labels cannot be read.
+    :raises ManifestError: lines of that file are wrong; names them all.
+    """
+    for root in roots:
+        if not os.path.isdir(root):
+            raise RecipeError(f"{root} is no folder.")
+        if any(separator in str(root.absolute()) for separator in _SEPARATORS):
+            raise RecipeError(f"{str(root)!r}: a manifest cannot name a folder with a tab or a line break; rename it.")
+    table = _read_labels(Path(labels)) if labels is not None and labels != FOLDERS else None
+    found: list[FoundFile] = []
+    unused = dict.fromkeys(table or ())
+    for root, name in walk([root.absolute() for root in roots], report):
+        unused.pop(name, None)
+        if any(separator in name for separator in _SEPARATORS):
+            report.drop(repr(name), "the name has a tab or a line break")
+        elif Path(name).suffix.lower() not in suffixes:
+            report.drop(name, f"the kind `{Path(name).suffix}` is not read")
+        elif labels == FOLDERS:
+            folder, _, rest = name.partition("/")
+            found.append(FoundFile(root, name, folder if rest else None))
+        else:
+            found.append(FoundFile(root, name, None if table is None else table.get(name)))
+    for name in unused:
+        report.drop(name, f"there is a {label_name}, but no such file below the folders given")
+    if labels is None:
+        return found
+    kept = []
+    for source in found:
+        if source.label is None:
+            report.drop(source.name, f"it has no {label_name}")
+        elif not _is_utf8(source.label):
+            report.drop(source.name, f"the {label_name} is no UTF-8")
+        else:
+            kept.append(source)
+
+    return kept
+
+
+def _read_labels(path: Path) -> Mapping[str, str]:
+    """Names, which may be any bytes, and labels, which are UTF-8."""
+    problems = Problems()
+    labels: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for number, line in enumerate(split_lines(read_content(path)), 1):
+        name, _, field = line.partition(b"\t")
+        label = decode_line(field, path, number, problems)
+        if not name or not label.strip() or "\t" in label or "\r" in label:
+            problems.add(path, number, "a line must be a path, a tab and a label")
+        elif labels.setdefault(os.fsdecode(name), label) != label:
+            problems.add(path, number, f"`{os.fsdecode(name)}` has another label on line {lines[os.fsdecode(name)]}")
+        lines.setdefault(os.fsdecode(name), number)
+    problems.raise_if_any()
+
+    return labels
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
