@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from d2v_plugin.cli import main
+from d2v_plugin.cli.main import VERBS, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -277,7 +277,7 @@ def test_a_broken_pipe_of_something_else_is_an_error(monkeypatch: pytest.MonkeyP
     def fail(*args: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setitem(main.VERBS, "list", fail)
+    monkeypatch.setitem(VERBS, "list", fail)
 
     with pytest.raises(BrokenPipeError):
-        main.main(["recipe", "list"])
+        main(["recipe", "list"])
