@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from d2v_plugin.cli.help import HELP, PROGRAM_HELP
 from d2v_plugin.core.errors import causes
+from d2v_plugin.core.secrets import hide_in
 
 if TYPE_CHECKING:
     from d2v_plugin.verbs.extensions import ExtensibleRecipe, Extension
@@ -79,7 +80,7 @@ def fail(line: str, *, status: int = 2, is_mine: bool = False) -> NoReturn:
     :param is_mine: of several processes the first one prints, unless others may not have this error.
     """
     if is_mine or os.environ.get("RANK", "0") == "0":
-        print(f"{PROGRAM}: error: {line}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {hide_in(line)}", file=sys.stderr)
 
     sys.exit(status)
 
@@ -152,7 +153,7 @@ def run(recipe: ExtensibleRecipe, verb: str, words: Sequence[str]) -> None:
     from fairseq2.runtime.dependency import DependencyContainer
 
     from d2v_plugin.cli.lost_rank import explain_lost_rank
-    from d2v_plugin.cli.redaction import hide_secrets
+    from d2v_plugin.cli.redaction import hide_secrets, register_safe_dumper
     from d2v_plugin.cli.user_errors import explain
     from d2v_plugin.core import fairseq2_private
     from d2v_plugin.data.bad_samples import BadSamplesError
@@ -172,6 +173,7 @@ def run(recipe: ExtensibleRecipe, verb: str, words: Sequence[str]) -> None:
         try:
             with ending_with_its_reader():
                 fairseq2_private.register_library(container, no_progress=True if args.no_rich else None)
+                register_safe_dumper(container)
                 register = fairseq2_private.register_train_recipe if trains else fairseq2_private.register_inference_recipe
                 register(container, recipe)
                 fairseq2_private.register_main(container, recipe.resolve_arguments(args), recipe)

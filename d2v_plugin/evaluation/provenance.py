@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.secrets import hide_in_data
 from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.weights.run_folder import PROVENANCE_FILE, find_checkpoints
@@ -54,7 +55,7 @@ def write_provenance(checkpoints: Path, provenance: Provenance) -> None:
     labels = provenance.labels
     content = {**provenance.sections, "labels": None if labels is None else list(labels.names)}
     text = io.StringIO()
-    YAML(typ="safe", pure=True).dump(content, text)
+    YAML(typ="safe", pure=True).dump(hide_in_data(content), text)
     write_atomically(checkpoints / PROVENANCE_FILE, text.getvalue())
 
 
