@@ -41,7 +41,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "cluster": ("common.cluster=slum", ("known cluster", "Did you mean `slurm`?")),
     # keys
     "section": ("optimiser.config.lr=1", ("`optimiser` is not a known key", "Did you mean `optimizer`?", "lr_scheduler")),
-    "key of a section": ("regime.num_step=3", ("key of `regime`", "Did you mean `num_steps`?", "tiny.yaml")),
+    "key of a section": ("regime.num_step=3", ("--config: ", "key of `regime`", "Did you mean `num_steps`?")),
     "key of a component": ("criterion.config.num_view=3", ("key of `criterion.config`", "Did you mean `num_views`?")),
     "key inside a component": ("criterion.config.ema.star=1", ("key of `criterion.config.ema`", "`start`")),
     "key of a mask sampler": (

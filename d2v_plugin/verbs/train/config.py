@@ -134,7 +134,7 @@ class TrainConfig(Validatable):
             (num_steps is None, "`regime.num_steps` must be set: the number of updates to train for."),
             (
                 # A cosine of no length; a run that ends before its warm-up does is a common way to try a recipe.
-                num_steps is not None and warmup == num_steps,
+                num_steps is not None and warmup == num_steps > 0,
                 f"`lr_scheduler.config.num_warmup_steps` must not equal `regime.num_steps` ({num_steps}).",
             ),
             (
