@@ -158,7 +158,7 @@ def run(recipe: ExtensibleRecipe, verb: str, words: Sequence[str]) -> None:
 
     from d2v_plugin.cli.lost_rank import explain_lost_rank
     from d2v_plugin.cli.redaction import hide_secrets, register_safe_dumper
-    from d2v_plugin.cli.unexpected import explain_unexpected
+    from d2v_plugin.cli.unexpected import explain_setup, explain_unexpected
     from d2v_plugin.cli.user_errors import explain, explain_unreadable
     from d2v_plugin.core import fairseq2_private
     from d2v_plugin.data.bad_samples import BadSamplesError
@@ -197,6 +197,8 @@ def run(recipe: ExtensibleRecipe, verb: str, words: Sequence[str]) -> None:
             if line is not None:
                 fail(line, is_mine=isinstance(ex, BadSamplesError))
             lost = explain_lost_rank(ex, int(os.environ.get("RANK", "0")), args.output_dir)
+            if lost is None and (unfit := explain_setup(ex, args.output_dir)) is not None:
+                fail(unfit)
             if lost is None:
                 fail(explain_unexpected(ex, args.output_dir), status=1, is_mine=True)
             # Print on two ranks per machine: one of them may be the lost one.

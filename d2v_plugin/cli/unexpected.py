@@ -12,6 +12,7 @@ from fairseq2.logging import log
 from torch.cuda import OutOfMemoryError
 
 from d2v_plugin.core.errors import root_cause
+from d2v_plugin.core.fairseq2_private import TaskRunner
 from d2v_plugin.core.secrets import hide_in
 
 
@@ -25,6 +26,19 @@ def explain_unexpected(ex: Exception, output_dir: Path | None) -> str:
     message = " ".join(str(cause).split())
 
     return f"an unexpected {type(cause).__name__}: {message:.500} (The traceback is in {place}; please report it.)"
+
+
+def explain_setup(ex: Exception, output_dir: Path | None) -> str | None:
+    """Describe why a run could not be set up, where settings that only others know to be wrong come to light; None otherwise."""
+    is_begun = any(frame.f_code is TaskRunner.run.__code__ for frame, _ in traceback.walk_tb(ex.__traceback__))
+    cause = root_cause(ex)
+    if is_begun or not isinstance(cause, ValueError | RuntimeError | ArithmeticError | LookupError | TypeError):
+        return None
+    if isinstance(ex, OutOfMemoryError):
+        return None
+    place, message = _write_traceback(ex, output_dir), " ".join(str(cause).split())
+
+    return f"the run cannot be set up with these settings: {type(cause).__name__}: {message:.500} (The traceback is in {place}.)"
 
 
 def _write_traceback(ex: Exception, output_dir: Path | None) -> str:

@@ -42,7 +42,6 @@ SELF_EXPLAINING = (
     recipe_error.HuggingFaceNotSupportedError,
     recipe_error.LayerwiseACNotSupportedError,
     recipe_error.ManualGradScalingNotSupportedError,
-    recipe_error.ModelTypeNotValidError,
     recipe_error.RecipeError,
     recipe_error.TorchCompileNotSupportedError,
     AssetSourceNotFoundError,
@@ -104,6 +103,10 @@ def _explain(ex: BaseException, resolver: DependencyResolver, args: Namespace) -
             return unknown_name("metric", ex.name, known)
         case ClusterNotKnownError():
             return unknown_name("cluster", ex.cluster, ["auto", "none", *ex.known_clusters])
+        case recipe_error.WandbInitializationError():
+            return f"`common.metric_recorders.wandb`: {ex.__cause__}. Log in with `wandb login`, or set `enabled` to false."
+        case recipe_error.ModelTypeNotValidError():
+            return f"`model.family`: {ex.kls.__name__} cannot be trained here; `fairseq2 recipe list` names what can."
         case recipe_error.ModelCheckpointNotFoundError():
             return f"`model.path`: {ex.path} does not point to a model checkpoint."
         case OperationalError() if isinstance(ex.__cause__, OSError):

@@ -110,5 +110,7 @@ def _check_types(value: Any, key: str) -> None:
     elif isinstance(value, str):
         if "\0" in value:
             raise PlainYamlError(f"is not plain YAML{where} has a NUL character")
+    elif isinstance(value, float) and value != value:
+        raise PlainYamlError(f"is not plain YAML{where} is not a number (.nan)")
     elif value is not None and not isinstance(value, bool | int | float):
         raise PlainYamlError(f"is not plain YAML{where} is a {type(value).__name__}; use mappings, lists, strings and numbers")

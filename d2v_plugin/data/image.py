@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from fairseq2.utils.validation import Validatable, ValidationResult
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as transforms
+from typing_extensions import override
 
+from d2v_plugin.core.validation import report
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.files import Location, read_bytes
 from d2v_plugin.data.headers import check_picture, is_gif
@@ -43,7 +46,7 @@ class ColorJitterConfig:
 
 
 @dataclass(kw_only=True)
-class ImageReadingConfig:
+class ImageReadingConfig(Validatable):
     """Settings of how images become tensors."""
 
     size: int = 224
@@ -69,6 +72,32 @@ class ImageReadingConfig:
 
     std: Sequence[float] = (0.229, 0.224, 0.225)
     """Divides what is left."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        ranges = {"crop_scale": self.crop_scale, "crop_ratio": self.crop_ratio}
+        colors = {"mean": self.mean, "std": self.std}
+        return report(
+            (self.size < 1, f"`size` must be at least 1 pixel, but is {self.size}."),
+            (not 0.0 <= self.flip <= 1.0, f"`flip` must be from 0 to 1, but is {self.flip}."),
+            (not 0.0 < self.eval_resize < 100.0, f"`eval_resize` must be greater than 0, but is {self.eval_resize}."),
+            *(
+                (
+                    len(pair) != 2 or not 0.0 < pair[0] <= pair[1],
+                    f"`{name}` must be two numbers, 0 < a <= b, but is {list(pair)}.",
+                )
+                for name, pair in ranges.items()
+            ),
+            (max([*self.crop_scale, 0.0]) > 1.0, f"`crop_scale` must not exceed 1, but is {list(self.crop_scale)}."),
+            *(
+                (len(values) != 3 or not np.isfinite(values).all(), f"`{name}` must be three numbers, but is {list(values)}.")
+                for name, values in colors.items()
+            ),
+            (
+                min([*self.std, 1.0]) <= 0.0,
+                f"`std` divides: all its values must be greater than 0, but they are {list(self.std)}.",
+            ),
+        )
 
 
 def decode(location: Location) -> Tensor:

@@ -129,6 +129,10 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
 
     @override
     def build(self, model: Data2VecModel) -> None:
+        if not isinstance(model, Data2VecModel):
+            raise RecipeError(
+                f"`{type(self).__name__}` trains models of the family `data2vec`, but `model` is a {type(model).__name__}."
+            )
         super().build(model)
         for name, frontend in model.modality_encoders.items():
             modality = Modality[name]
