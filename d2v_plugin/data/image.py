@@ -75,29 +75,19 @@ class ImageReadingConfig(Validatable):
 
     @override
     def validate(self) -> ValidationResult:
-        ranges = {"crop_scale": self.crop_scale, "crop_ratio": self.crop_ratio}
-        colors = {"mean": self.mean, "std": self.std}
+        flip, resize, scale, ratio = self.flip, self.eval_resize, list(self.crop_scale), list(self.crop_ratio)
         return report(
-            (self.size < 1, f"`size` must be at least 1 pixel, but is {self.size}."),
-            (not 0.0 <= self.flip <= 1.0, f"`flip` must be from 0 to 1, but is {self.flip}."),
-            (not 0.0 < self.eval_resize < 100.0, f"`eval_resize` must be greater than 0, but is {self.eval_resize}."),
-            *(
-                (
-                    len(pair) != 2 or not 0.0 < pair[0] <= pair[1],
-                    f"`{name}` must be two numbers, 0 < a <= b, but is {list(pair)}.",
-                )
-                for name, pair in ranges.items()
-            ),
-            (max([*self.crop_scale, 0.0]) > 1.0, f"`crop_scale` must not exceed 1, but is {list(self.crop_scale)}."),
-            *(
-                (len(values) != 3 or not np.isfinite(values).all(), f"`{name}` must be three numbers, but is {list(values)}.")
-                for name, values in colors.items()
-            ),
-            (
-                min([*self.std, 1.0]) <= 0.0,
-                f"`std` divides: all its values must be greater than 0, but they are {list(self.std)}.",
-            ),
+            (not 0.0 <= flip <= 1.0, f"`flip` must be from 0 to 1, but is {flip}."),
+            (not resize > 0.0, f"`eval_resize` must be greater than 0, but is {resize}."),
+            (not _is_range(scale, most=1.0), f"`crop_scale` must be two numbers, 0 < smallest <= largest <= 1, but is {scale}."),
+            (not _is_range(ratio), f"`crop_ratio` must be two numbers, 0 < smallest <= largest, but is {ratio}."),
+            (not all(map(math.isfinite, self.mean)), f"`mean` must be finite, but is {list(self.mean)}."),
+            (not all(map(math.isfinite, self.std)), f"`std` must be finite, but is {list(self.std)}."),
         )
+
+
+def _is_range(pair: Sequence[float], *, most: float = math.inf) -> bool:
+    return len(pair) == 2 and 0.0 < pair[0] <= pair[1] <= most
 
 
 def decode(location: Location) -> Tensor:

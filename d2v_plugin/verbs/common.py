@@ -10,19 +10,14 @@ from typing import Any, Final, Literal
 
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.config import CommonSection, DatasetSection
-from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task as Runnable
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
-from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.registry import create
 from d2v_plugin.core.validation import report
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.tasks.base import Task, TaskSection
-from d2v_plugin.tasks.multimodal import MultimodalPretrainingTask
-from d2v_plugin.tasks.text import TextPretrainingConfig
 from d2v_plugin.verbs.defaults import use_settings_of_run
 from d2v_plugin.verbs.extensions import ExtensibleRecipe
 from d2v_plugin.weights.run_folder import RunFolder, find_step
@@ -119,33 +114,6 @@ def _has_wandb() -> bool:
         return False
 
     return hasattr(module, "generate_id")
-
-
-def check_suits(task: Task[Any, Any], model: EncoderModel) -> None:
-    """Check that a model can take what a task reads.
-
-    :raises RecipeError: it is of other modalities, or takes inputs of another size; names the keys.
-    """
-    parts = task.tasks if isinstance(task, MultimodalPretrainingTask) else [task]
-    frontends = model.config.frontends
-    for part in parts:
-        modality, config = part.modality, part.config
-        frontend = frontends.get(modality)
-        if frontend is None:
-            known = " and ".join(f"`{found.value}`" for found in frontends)
-            raise RecipeError(
-                f"The task reads `{modality.value}`, but the model takes {known}. Change `task` and `dataset`, or choose another model."
-            )
-        if modality is Modality.IMAGE and config.image.size != frontend.image_size:
-            raise RecipeError(
-                f"`task.config.image.size` is {config.image.size}, but the model takes images of {frontend.image_size} pixels; set "
-                f"it to {frontend.image_size}, or `model.config_overrides.image.image_size` of a new model to {config.image.size}."
-            )
-        if isinstance(config, TextPretrainingConfig) and config.tokens_per_sample > frontend.max_positions:
-            raise RecipeError(
-                f"`task.config.tokens_per_sample` is {config.tokens_per_sample}, but the model has positions for "
-                f"{frontend.max_positions} tokens only; lower it."
-            )
 
 
 def open_task(context: RecipeContext, section: TaskSection | None, labels: LabelSet | None = None) -> Task[Any, Any]:

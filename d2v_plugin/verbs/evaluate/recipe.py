@@ -33,7 +33,7 @@ from d2v_plugin.models.families import create_model
 from d2v_plugin.probing.section import Probing
 from d2v_plugin.probing.table import format_accuracies
 from d2v_plugin.probing.unit import ProbeUnit
-from d2v_plugin.verbs.common import BASELINE_SEED, CheckpointRecipe, RecipeTask, check_suits, open_task
+from d2v_plugin.verbs.common import BASELINE_SEED, CheckpointRecipe, RecipeTask, open_task
 from d2v_plugin.verbs.evaluate.config import EvaluateConfig
 from d2v_plugin.weights.loading import load
 from d2v_plugin.weights.run_folder import RunFolder
@@ -77,7 +77,6 @@ class EvaluateRecipe(CheckpointRecipe):
             if config.probing.baselines:
                 units.append(probing.create_unit(create_untrained(path).to(context.device), gangs, name="random_init"))
                 readers.append(probing.create_reader(gangs))
-        check_suits(task, model)
         task.check_model(model, config.splits if isinstance(criterion, SupervisedCriterion) else ())
 
         section = config.evaluator

@@ -142,8 +142,8 @@ class TrainConfig(Validatable):
             (
                 # fairseq2's own message names a key that does not exist.
                 self.lr_scheduler.name == "polynomial_decay" and num_steps is not None and warmup >= max(num_steps, 1),
-                f"`lr_scheduler.config.num_warmup_steps` ({warmup}) must be less than `regime.num_steps` ({num_steps}); shorten the "
-                "warm-up or train longer.",
+                f"`lr_scheduler.config.num_warmup_steps` ({warmup}) must be less than `regime.num_steps` ({num_steps}); shorten "
+                "the warm-up or train longer.",
             ),
             (num_steps is None, "`regime.num_steps` must be set: the number of updates to train for."),
             (

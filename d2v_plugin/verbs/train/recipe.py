@@ -44,7 +44,7 @@ from d2v_plugin.training.observers import EmaObserver, Observer
 from d2v_plugin.training.picture_recorder import PictureRecorder
 from d2v_plugin.training.stopping import TrainTask
 from d2v_plugin.training.unit import CriterionUnit
-from d2v_plugin.verbs.common import check_suits, open_task
+from d2v_plugin.verbs.common import open_task
 from d2v_plugin.verbs.extensions import ExtensibleRecipe, Extension
 from d2v_plugin.verbs.train.config import TrainConfig
 from d2v_plugin.verbs.train.summary import Summarizer, find_checkpoints
@@ -119,7 +119,6 @@ class TrainRecipe(ExtensibleRecipe):
         eval_readers: list[DataReader[Any]] = [probing.create_reader(gangs)] if probing.probes else []
         eval_readers += [task.create_labelled_reader(gangs, split) for split in _scored_splits(config)]
 
-        check_suits(task, context.get_model_as(EncoderModel))
         task.check_model(context.get_model_as(EncoderModel))
         observers = create_observers(context, task, train_reader, probing)
         unit = create_unit(context, observers)
