@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import NoReturn
 
 from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
 
 
-class SampleError(Exception):
+class SampleError(RuntimeError):
     """A sample cannot be used; says why."""
 
 
@@ -42,6 +43,7 @@ class BadSamples:
         :param report: a file to append them to: manifest, line and location, reason, separated by tabs; None = none.
         """
         self.split = split
+        self.num_samples = num_samples
         self.report = report
         self.limit = max(config.min_count, int(config.max_fraction * num_samples))
         self.found: dict[int, str] = {}
@@ -66,11 +68,18 @@ class BadSamples:
                     file.write(f"{self.split}\t{self._name(row)}\t{reason}\n")
 
     def raise_if_too_many(self) -> None:
-        """:raises BadSamplesError: more samples were bad than tolerated; lists them."""
+        """:raises BadSamplesError: more samples were bad than tolerated, or all of them; lists them."""
         if len(self.found) > self.limit:
-            with self._lock:
-                listed = "\n".join(self.found[row] for row in sorted(self.found))
-            raise BadSamplesError(
-                f"{len(self.found)} samples could not be read, which is more than the tolerated {self.limit}; repair or remove "
-                f"them, or raise `task.config.bad_samples`:\n{listed}"
-            )
+            self.refuse(f"{len(self.found)} samples could not be read, which is more than the tolerated {self.limit}")
+        if len(self.found) == self.num_samples:
+            self.refuse_all()
+
+    def refuse_all(self) -> NoReturn:
+        """:raises BadSamplesError: none of the samples that are to be read can be; lists them."""
+        self.refuse(f"None of the samples of {self.split} that are to be read can be used ({len(self.found)})")
+
+    def refuse(self, reason: str) -> NoReturn:
+        """:raises BadSamplesError: always; gives the reason, and lists what was found."""
+        with self._lock:
+            listed = "\n".join(self.found[row] for row in sorted(self.found))
+        raise BadSamplesError(f"{reason}; repair or remove them, or raise `task.config.bad_samples`:\n{listed}")
