@@ -11,6 +11,8 @@ from typing import NoReturn
 from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
 
+_NUM_LISTED = 100
+
 
 class SampleError(RuntimeError):
     """A sample cannot be used; says why."""
@@ -69,17 +71,25 @@ class BadSamples:
 
     def raise_if_too_many(self) -> None:
         """:raises BadSamplesError: more samples were bad than tolerated, or all of them; lists them."""
-        if len(self.found) > self.limit:
-            self.refuse(f"{len(self.found)} samples could not be read, which is more than the tolerated {self.limit}")
         if len(self.found) == self.num_samples:
             self.refuse_all()
+        if len(self.found) > self.limit:
+            raise BadSamplesError(
+                f"{len(self.found)} samples could not be read, which is more than the tolerated {self.limit}; repair or remove "
+                f"them, or raise `task.config.bad_samples`:\n{self._list()}"
+            )
 
     def refuse_all(self) -> NoReturn:
-        """:raises BadSamplesError: none of the samples that are to be read can be; lists them."""
-        self.refuse(f"None of the samples of {self.split} that are to be read can be used ({len(self.found)})")
+        """:raises BadSamplesError: always: none of the samples that are to be read can be; lists them."""
+        raise BadSamplesError(
+            f"None of the {len(self.found)} samples of {self.split} that are to be read can be used; repair or replace them:\n"
+            f"{self._list()}"
+        )
 
-    def refuse(self, reason: str) -> NoReturn:
-        """:raises BadSamplesError: always; gives the reason, and lists what was found."""
+    def _list(self) -> str:
         with self._lock:
-            listed = "\n".join(self.found[row] for row in sorted(self.found))
-        raise BadSamplesError(f"{reason}; repair or remove them, or raise `task.config.bad_samples`:\n{listed}")
+            rows = sorted(self.found)
+            listed = [self.found[row] for row in rows[:_NUM_LISTED]]
+        more = len(rows) - _NUM_LISTED
+
+        return "\n".join([*listed, *([f"… and {more:,} more."] if more > 0 else [])])

@@ -47,6 +47,7 @@ class ExtractRecipe(CheckpointRecipe):
 
         path = config.checkpoint.choose()
         model = load(path, weights=config.checkpoint.weights, device=context.device)
+        task.check_model(model, ())
         if section.pooling == "cls" and task.modality is Modality.AUDIO:
             raise RecipeError("`features.pooling` must not be cls for speech, whose models have no class token; choose mean.")
         try:
