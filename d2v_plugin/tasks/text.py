@@ -25,7 +25,7 @@ from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.data.text import SENTENCEPIECE_FILE, BreakMode, TokenIds, Tokenizer, TokenStream, cut_blocks, pad_tokens
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.tasks.base import Task
+from d2v_plugin.tasks.base import Task, check_counts
 
 
 @dataclass(kw_only=True)
@@ -54,7 +54,10 @@ class TextPretrainingConfig(Validatable):
     @override
     def validate(self) -> ValidationResult:
         size = self.tokens_per_sample
-        return report((size < 2, f"`tokens_per_sample` must be at least 2, but is {size}."))
+        return report(
+            *check_counts(batch_size=self.batch_size, max_batch_size=self.max_batch_size),
+            (size < 2, f"`tokens_per_sample` must be at least 2, but is {size}."),
+        )
 
 
 class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):

@@ -41,36 +41,8 @@ MANIFESTS = Path(__file__).parents[2] / "manifests"
 VALUES: list[Any] = [None, True, -1, 0, 10**30, -0.5, 1e308, "", "x", "\u2028", "é" * 300, "../..", "/dev/null", [], [[]], {}]
 VALUES += [{"name": "x"}, {"a": {"b": 1}}, [1, "a"], {"_del_": 3}, {"_set_": []}, "${dir}", "2024-01-01", "1e-3", "0x1f"]
 
-SCRAPS = [
-    b"",
-    b"\0",
-    b"\xff\xfe",
-    b"\xef\xbb\xbf",
-    b"\n\n",
-    b"\t",
-    b"- ",
-    b": ",
-    b"&a ",
-    b"*a ",
-    b"!!int x",
-    b"{",
-    b"]",
-    b"'",
-    b"%",
-]
-SCRAPS += [
-    b"2024-13-45",
-    b"<<: ",
-    b"---\n",
-    b"? ",
-    b"-1",
-    b"9" * 40,
-    b"../",
-    b"\r",
-    b"nan",
-    b"\xe2\x80\xa8",
-    b"!!python/name:os.system",
-]
+SCRAPS = [b"", b"\0", b"\n\n", b"\t", b"\r", b"- ", b": ", b"? ", b"&a ", b"*a ", b"!!int x", b"!!set ", b"---\n", b"<<: "]
+SCRAPS += [*b"{ ] ' % -1 ../ nan 2024-13-45 \xff\xfe \xef\xbb\xbf \xe2\x80\xa8".split(), b"9" * 40]
 
 
 def mutate_bytes(data: bytes, random: Random, *, scraps: bool = True) -> bytes:
@@ -158,9 +130,7 @@ def test_recipes(command: Any, tiny_recipe: Path, tiny_recipe_text: str) -> None
 
 
 def test_recipes_that_stand_for_more_than_they_say(command: Any, tiny_recipe: Path) -> None:
-    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
-        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
-    )
+    bomb = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
     texts = {
         bomb: "stands for more than 50,000 values",
         "a: " + "[" * 5000 + "]" * 5000: "nested more than 50 levels deep",
@@ -202,16 +172,7 @@ def test_command_lines(command: Any, tiny_recipe: Path) -> None:
         "\0",
         "é",
     ]
-    pool += [
-        "--config=",
-        "regime.num_steps=!!int x",
-        "checkpoint.path=/nowhere",
-        "--extension",
-        "/dev/null",
-        "--no-rich",
-        "-1",
-        "a..b=1",
-    ]
+    pool += ["--config=", "a=!!int x", "checkpoint.path=/", "--extension", "/dev/null", "--no-rich", "-1", "a..b=1"]
     for _ in range(60):
         mutant = [word for word in words if random.random() > 0.15]
         for _ in range(random.randint(1, 2)):
@@ -232,9 +193,7 @@ DATASETS: dict[str, tuple[Any, Callable[[], Task[Any, Any]]]] = {
 def test_manifests_and_shards(name: str, suffix: str, tmp_path: Path) -> None:
     family, create = DATASETS[name]
     good = tmp_path / "good"
-    shutil.copytree(
-        MANIFESTS / name, good, ignore=lambda _, names: [n for n in names if n.endswith((".py", ".md", "__pycache__"))]
-    )
+    shutil.copytree(MANIFESTS / name, good, ignore=shutil.ignore_patterns("*.py", "*.md", "__pycache__"))
     files = sorted(path for path in good.rglob(f"*.{suffix}") if path.is_file())
     if not files:
         pytest.skip("it has no such file")

@@ -9,6 +9,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,8 @@ def test_the_size_of_a_picture_is_known_before_it_is_decoded(kind: str, tmp_path
         decode(Location(str(path)))
     monkeypatch.undo()
     for end in range(1, 40):  # no header, or half of one
-        headers.check_picture(PICTURES[kind][:end])
+        with suppress(SampleError):
+            headers.check_picture(PICTURES[kind][:end])
 
 
 def test_a_picture_bomb_is_a_bad_sample(tmp_path: Path) -> None:
