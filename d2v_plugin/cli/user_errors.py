@@ -34,7 +34,6 @@ from d2v_plugin.verbs.inheritance import read_whole
 
 # Their own message is one clear line already.
 SELF_EXPLAINING = (
-    recipe_error.DatasetTypeNotValidError,
     recipe_error.DeviceTypeNotSupportedError,
     recipe_error.FSDPNotSupportedError,
     recipe_error.GangTopologyError,
@@ -105,6 +104,11 @@ def _explain(ex: BaseException, resolver: DependencyResolver, args: Namespace) -
             return unknown_name("cluster", ex.cluster, ["auto", "none", *ex.known_clusters])
         case recipe_error.WandbInitializationError():
             return f"`common.metric_recorders.wandb`: {ex.__cause__}. Log in with `wandb login`, or set `enabled` to false."
+        case recipe_error.DatasetTypeNotValidError():
+            return (
+                f"`{ex.section_name}.family` opens {ex.kls.__name__}, but `task.name` reads {ex.valid_kls.__name__}; "
+                "change one of them."
+            )
         case recipe_error.ModelTypeNotValidError():
             return f"`model.family`: {ex.kls.__name__} cannot be trained here; `fairseq2 recipe list` names what can."
         case recipe_error.ModelCheckpointNotFoundError():

@@ -136,7 +136,7 @@ class TrainConfig(Validatable):
             *check_common(self.common),
             (
                 max_norm is not None and not max_norm > 0.0,
-                f"`trainer.max_grad_norm` must be greater than 0 or null, but is {max_norm}.",
+                f"`trainer.max_grad_norm` must be positive or null, but is {max_norm}.",
             ),
             (hours is not None and not hours >= 0.0, f"`regime.keep_checkpoints_for_hours` must be at least 0, but is {hours}."),
             (
