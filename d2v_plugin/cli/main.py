@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from d2v_plugin.cli.help import HELP, PROGRAM_HELP
 from d2v_plugin.core.errors import causes
+from d2v_plugin.core.secrets import hide_in
 
 if TYPE_CHECKING:
     from d2v_plugin.verbs.extensions import ExtensibleRecipe, Extension
@@ -79,7 +80,7 @@ def fail(line: str, *, status: int = 2, is_mine: bool = False) -> NoReturn:
     :param is_mine: of several processes the first one prints, unless others may not have this error.
     """
     if is_mine or os.environ.get("RANK", "0") == "0":
-        print(f"{PROGRAM}: error: {line}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {hide_in(line)}", file=sys.stderr)
 
     sys.exit(status)
 
@@ -92,14 +93,16 @@ def fail_unknown(kind: str, name: str, known: Iterable[str]) -> NoReturn:
 
 def train(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     """``fairseq2 recipe train``: all flags of fairseq2's runner, ``--extension``, ``--resume`` and ``--extend-schedule``."""
-    words, sources = take_values(words, "--resume", "`auto`, `none`, a number or a directory")
+    words, sources = take_values(words, "--resume", "`auto`, `none`, a number or a directory", once=True)
+    if sources and sources[0].isdecimal() and len(sources[0]) > 18:
+        fail(f"--resume: no run has as many updates as a number of {len(sources[0]):,} digits says.")
     extend_schedule = "--extend-schedule" in words
     words = [word for word in words if word != "--extend-schedule"]
 
     from d2v_plugin.training.checkpoints.resume import Resume
     from d2v_plugin.verbs.train.recipe import TrainRecipe
 
-    run(TrainRecipe(extensions, Resume(sources[-1] if sources else "auto", extend_schedule)), "train", words)
+    run(TrainRecipe(extensions, Resume(sources[0] if sources else "auto", extend_schedule)), "train", words)
 
 
 def evaluate(words: Sequence[str], extensions: Sequence[Extension]) -> None:
@@ -149,11 +152,14 @@ def run(recipe: ExtensibleRecipe, verb: str, words: Sequence[str]) -> None:
     """
     import torch
     from fairseq2.logging import configure_logging
+    from fairseq2.nn.utils.grad import InconsistentGradNormError
     from fairseq2.runtime.dependency import DependencyContainer
+    from fairseq2.task import TaskStopException
 
     from d2v_plugin.cli.lost_rank import explain_lost_rank
-    from d2v_plugin.cli.redaction import hide_secrets
-    from d2v_plugin.cli.user_errors import explain
+    from d2v_plugin.cli.redaction import hide_secrets, register_safe_dumper
+    from d2v_plugin.cli.unexpected import explain_setup, explain_unexpected
+    from d2v_plugin.cli.user_errors import explain, explain_unreadable
     from d2v_plugin.core import fairseq2_private
     from d2v_plugin.data.bad_samples import BadSamplesError
 
@@ -169,22 +175,32 @@ def run(recipe: ExtensibleRecipe, verb: str, words: Sequence[str]) -> None:
         fairseq2_private.swap_default_resolver(container),
         torch.inference_mode(mode=not trains),
     ):
+        is_read = False
         try:
             with ending_with_its_reader():
                 fairseq2_private.register_library(container, no_progress=True if args.no_rich else None)
+                register_safe_dumper(container)
                 register = fairseq2_private.register_train_recipe if trains else fairseq2_private.register_inference_recipe
                 register(container, recipe)
                 fairseq2_private.register_main(container, recipe.resolve_arguments(args), recipe)
+                container.resolve(fairseq2_private.RecipeConfigHolder)
+                is_read = True
                 fairseq2_private.run_main(container, args)
+        except (TaskStopException, InconsistentGradNormError):
+            raise
         except Exception as ex:
-            line = explain(ex, container, args)
             if args.no_exit_on_error:
                 raise
+            line = explain(ex, container, args)
+            if line is None and not is_read:
+                line = explain_unreadable(ex, args)
             if line is not None:
                 fail(line, is_mine=isinstance(ex, BadSamplesError))
             lost = explain_lost_rank(ex, int(os.environ.get("RANK", "0")), args.output_dir)
+            if lost is None and (unfit := explain_setup(ex, args.output_dir)) is not None:
+                fail(unfit)
             if lost is None:
-                raise
+                fail(explain_unexpected(ex, args.output_dir), status=1, is_mine=True)
             # Print on two ranks per machine: one of them may be the lost one.
             fail(lost, status=1, is_mine=int(os.environ.get("LOCAL_RANK", "0")) < 2)
 
@@ -193,6 +209,7 @@ def parse(verb: str, words: Sequence[str]) -> Namespace:
     """Parse the flags of fairseq2's runner with its own parser; ``--help`` prints ours after its text."""
     from d2v_plugin.core.fairseq2_private import parse_args
 
+    check_words(words)
     sys.argv = [f"{PROGRAM} recipe {verb}", *words]
     complaint = io.StringIO()
     try:
@@ -203,12 +220,38 @@ def parse(verb: str, words: Sequence[str]) -> Namespace:
             print(HELP[verb])
             raise
         fail(complaint.getvalue().strip().splitlines()[-1].partition("error: ")[2])
+    except Exception as ex:
+        fail(f"the command line cannot be understood: {ex}")
 
 
-def take_values(words: Sequence[str], flag: str, what: str) -> tuple[list[str], list[str]]:
+def check_words(words: Sequence[str]) -> None:
+    """Refuse what argparse takes in silence or stumbles over: flags given twice or without a value, values that are no YAML."""
+    from d2v_plugin.core.plain_yaml import PlainYamlError, parse_yaml
+
+    flag = ""
+    for word in words:
+        if "\0" in word:
+            fail(f"`{word!r:.80}` has a NUL character.")
+        if word.startswith("--"):
+            flag = word.partition("=")[0]
+        elif flag == "--config" and "=" in word:
+            try:
+                parse_yaml(word.partition("=")[2])
+            except PlainYamlError as ex:
+                fail(f"invalid key-value pair: {word:.200}: the value {ex}.")
+    for flag in ("--config-file", "--checkpoint-dir"):
+        places = [index for index, word in enumerate(words) if word == flag or word.startswith(f"{flag}=")]
+        if len(places) > 1:
+            fail(f"{flag} is given {len(places)} times; once is meant.")
+        if places and words[places[0]] == flag and words[places[0] + 1 : places[0] + 2] in ([], [""]):
+            fail(f"{flag}: a path must follow.")
+
+
+def take_values(words: Sequence[str], flag: str, what: str, *, once: bool = False) -> tuple[list[str], list[str]]:
     """Take ``FLAG VALUE`` and ``FLAG=VALUE`` out of the arguments, wherever they stand.
 
     :param what: what a value is, for the message.
+    :param once: whether a second one is a mistake.
     :returns: the other arguments, and the values.
     """
     kept: list[str] = []
@@ -220,9 +263,11 @@ def take_values(words: Sequence[str], flag: str, what: str) -> tuple[list[str], 
             kept.append(word)
             continue
         value = value if equals else next(remaining, "")
-        if not value:
+        if not value or (not equals and value.startswith("--")):
             fail(f"{flag}: {what} must follow.")
         values.append(value)
+    if once and len(values) > 1:
+        fail(f"{flag} is given {len(values)} times; once is meant.")
 
     return kept, values
 

@@ -1,60 +1,73 @@
-"""Redaction of the logs, where fairseq2 writes all environment variables when a run starts."""
+"""Redaction of all that a command says and writes: logs of all libraries, tracebacks, and configurations."""
 
 from __future__ import annotations
 
+import logging
 import os
-import re
-from collections.abc import Mapping
-from logging import Filter, Formatter, LogRecord
-from typing import Final
+import sys
+import traceback
+from logging import Formatter, LogRecord
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final, final
 
-from fairseq2.logging import log
+from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+from fairseq2.utils.yaml import RuamelYamlDumper, YamlDumper
 from typing_extensions import override
 
-HIDDEN: Final = "***"
+from d2v_plugin.core.fairseq2_private import remove_provider
+from d2v_plugin.core.secrets import describe_environment, hide_in, hide_in_data
 
-_SECRET_NAMES: Final = re.compile(r"TOKEN(?!IZER)|KEY|SECRET|PASS(WORD|WD|PHRASE)|CREDENTIAL|AUTH|COOKIE|PRIVATE|DSN", re.I)
-_LOGIN: Final = re.compile(r"(?<=://)[^/\s@:]*:[^/\s@]+(?=@)")
-
-# Shorter values are words and numbers that occur everywhere; they are only hidden behind their name.
-_MIN_LENGTH: Final = 8
+ENVIRONMENT: Final = "Environment Variables - "
+"""How fairseq2 begins the record that lists all variables."""
 
 
-def is_secret(name: str) -> bool:
-    """Tell by its name whether an environment variable holds a secret."""
-    return _SECRET_NAMES.search(name) is not None
+@final
+class SafeLogRecord(LogRecord):
+    """A record without secrets, whoever logs it and whatever writes it; its traceback included."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        try:
+            message = self.getMessage()
+        except (TypeError, ValueError, KeyError):
+            return  # the handler reports a message that does not fit its arguments
+        if message.startswith(ENVIRONMENT):
+            message = ENVIRONMENT + describe_environment(os.environ)
+        self.msg, self.args = hide_in(message), None
+        if self.exc_info:
+            # Formatters take this text where there is one.
+            self.exc_text = hide_in(Formatter().formatException(self.exc_info))
 
 
-def hide_in(text: str, environment: Mapping[str, str]) -> str:
-    """Replace secrets: the values of variables called like one, and what is between ``://`` and ``@``."""
-    secrets = {
-        value if len(value) >= _MIN_LENGTH else f"{name}={value}"
-        for name, value in environment.items()
-        if value and is_secret(name)
-    }
-    # The longest first, since one may contain another.
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, HIDDEN)
+@final
+class SafeYamlDumper(YamlDumper):
+    """Writes configurations without secrets."""
 
-    return _LOGIN.sub(HIDDEN, text)
-
-
-class SecretFilter(Filter):
-    """Hides secrets in every record of a logger, its traceback included."""
+    def __init__(self, inner: YamlDumper) -> None:
+        self._inner = inner
 
     @override
-    def filter(self, record: LogRecord) -> bool:
-        record.msg, record.args = hide_in(record.getMessage(), os.environ), None
-        if record.exc_info and not record.exc_text:
-            # Formatters take this text where there is one.
-            record.exc_text = Formatter().formatException(record.exc_info)
-        if record.exc_text:
-            record.exc_text = hide_in(record.exc_text, os.environ)
-
-        return True
+    def dump(self, obj: object, output: Path | IO[str]) -> None:
+        self._inner.dump(hide_in_data(obj), output)
 
 
 def hide_secrets() -> None:
-    """Hide secrets in all that fairseq2 and this package log from now on."""
-    if not any(isinstance(found, SecretFilter) for found in log.logger.filters):
-        log.logger.addFilter(SecretFilter())
+    """Hide secrets in all that this process logs from now on, and in the traceback that ends it."""
+    logging.setLogRecordFactory(SafeLogRecord)
+    sys.excepthook = _print_safely
+
+
+def register_safe_dumper(container: DependencyContainer) -> None:
+    """Let fairseq2 write configurations without secrets."""
+
+    def create(resolver: DependencyResolver) -> YamlDumper:
+        return SafeYamlDumper(resolver.resolve(RuamelYamlDumper))
+
+    remove_provider(container, YamlDumper)
+    container.register_type(RuamelYamlDumper)
+    container.register(YamlDumper, create, singleton=True)
+
+
+def _print_safely(kind: type[BaseException], ex: BaseException, trace: TracebackType | None) -> None:
+    print(hide_in("".join(traceback.format_exception(kind, ex, trace))), file=sys.stderr, end="")

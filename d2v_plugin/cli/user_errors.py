@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from pathlib import Path
+from errno import EACCES, EEXIST, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
 
 from fairseq2.assets import AssetSourceNotFoundError
 from fairseq2.cluster import ClusterNotKnownError
@@ -25,17 +25,15 @@ from fairseq2.recipe.component import ComponentNotKnownError
 from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.config import StandardConfigMerger
 from fairseq2.utils.structured import StructureError
-from fairseq2.utils.validation import ValidationError
-from fairseq2.utils.yaml import YamlError, YamlLoader
-from ruamel.yaml.error import MarkedYAMLError
+from fairseq2.utils.validation import ValidationError, ValidationResult
 from torch.optim import Optimizer
 
 from d2v_plugin.core.errors import CheckpointError, causes
 from d2v_plugin.core.registry import registered_names, unknown_component, unknown_name
+from d2v_plugin.verbs.inheritance import read_whole
 
 # Their own message is one clear line already.
 SELF_EXPLAINING = (
-    recipe_error.DatasetTypeNotValidError,
     recipe_error.DeviceTypeNotSupportedError,
     recipe_error.FSDPNotSupportedError,
     recipe_error.GangTopologyError,
@@ -43,13 +41,14 @@ SELF_EXPLAINING = (
     recipe_error.HuggingFaceNotSupportedError,
     recipe_error.LayerwiseACNotSupportedError,
     recipe_error.ManualGradScalingNotSupportedError,
-    recipe_error.ModelTypeNotValidError,
     recipe_error.RecipeError,
     recipe_error.TorchCompileNotSupportedError,
     AssetSourceNotFoundError,
     CheckpointError,
-    ValidationError,
 )
+
+# A path that is not what it should be; an error of the network or a full disk happens to a correct configuration, too.
+_PATH_ERRORS = (ENOENT, ENOTDIR, EISDIR, EEXIST, EACCES, EPERM, EROFS, ENAMETOOLONG, ELOOP)
 
 
 def explain(ex: BaseException, resolver: DependencyResolver, args: Namespace) -> str | None:
@@ -58,15 +57,28 @@ def explain(ex: BaseException, resolver: DependencyResolver, args: Namespace) ->
     :param resolver: knows what is registered.
     :param args: fairseq2's parsed command line.
     """
-    line = _explain(ex, resolver, args)
+    text = _explain(ex, resolver, args)
 
-    return None if line is None else " ".join(line.split())
+    return None if text is None else tidy(text)
+
+
+def explain_unreadable(ex: BaseException, args: Namespace) -> str:
+    """Describe why a configuration could not be read where nothing better is known: whatever happens there is its mistake."""
+    source = "The command line" if args.config_file is None else str(args.config_file)
+    reason = next((str(cause) for cause in reversed([*causes(ex)]) if str(cause)), "no reason is given")
+
+    return tidy(f"{source} is no configuration of this recipe: {type(ex).__name__}: {reason:.500}")
+
+
+def tidy(text: str) -> str:
+    """One mistake a line, without the blanks of its origin."""
+    return "\n  ".join(" ".join(line.split()) for line in text.strip().split("\n"))
 
 
 def _explain(ex: BaseException, resolver: DependencyResolver, args: Namespace) -> str | None:
     match ex:
         case recipe_error.RecipeConfigParseError():
-            return _explain_config(ex, resolver, args)
+            return _explain_config(ex, args)
         case ComponentNotKnownError():
             return str(unknown_component(resolver, ex))
         case recipe_error.OptimizerNotKnownError():
@@ -90,12 +102,23 @@ def _explain(ex: BaseException, resolver: DependencyResolver, args: Namespace) -
             return unknown_name("metric", ex.name, known)
         case ClusterNotKnownError():
             return unknown_name("cluster", ex.cluster, ["auto", "none", *ex.known_clusters])
+        case recipe_error.WandbInitializationError():
+            return f"`common.metric_recorders.wandb`: {ex.__cause__}. Log in with `wandb login`, or set `enabled` to false."
+        case recipe_error.DatasetTypeNotValidError():
+            return (
+                f"`{ex.section_name}.family` opens {ex.kls.__name__}, but `task.name` reads {ex.valid_kls.__name__}; "
+                "change one of them."
+            )
+        case recipe_error.ModelTypeNotValidError():
+            return f"`model.family`: {ex.kls.__name__} cannot be trained here; `fairseq2 recipe list` names what can."
         case recipe_error.ModelCheckpointNotFoundError():
             return f"`model.path`: {ex.path} does not point to a model checkpoint."
         case OperationalError() if isinstance(ex.__cause__, OSError):
             return _explain_os_error(ex.__cause__)
-        case FileNotFoundError() | NotADirectoryError() | PermissionError() | FileExistsError() | IsADirectoryError():
+        case OSError():
             return _explain_os_error(ex)
+        case ValidationError():
+            return _list_mistakes(ex.result)
         case DatasetError():
             return " ".join(str(cause) for cause in causes(ex))
         case _ if isinstance(ex, SELF_EXPLAINING):
@@ -115,50 +138,58 @@ def _names(resolver: DependencyResolver, kls: type[object]) -> list[str]:
 
 
 def _explain_os_error(ex: OSError) -> str | None:
-    # Only mistakes with a path: an error of the network or a full disk happens to a correct configuration, too.
-    if ex.filename is None or isinstance(ex, BlockingIOError | ConnectionError | InterruptedError):
-        return None
-
-    return f"{ex.filename}: {ex.strerror}."
+    return f"{ex.filename!s:.300}: {ex.strerror}." if ex.filename is not None and ex.errno in _PATH_ERRORS else None
 
 
-def _explain_config(ex: BaseException, resolver: DependencyResolver, args: Namespace) -> str:
+def _list_mistakes(result: ValidationResult) -> str:
+    """All mistakes of a configuration, each with its key."""
+    found = list(_mistakes_in(result, ""))
+    listed = [f"`{key}`: {message}" if key else message for key, message in found]
+
+    return listed[0] if len(listed) == 1 else "\n".join([f"{len(listed)} mistakes in the configuration:", *listed])
+
+
+def _mistakes_in(result: ValidationResult, key: str) -> Iterator[tuple[str, str]]:
+    yield from ((key, message) for message in result.errors)
+    for name, inner in result.sub_results.items():
+        yield from _mistakes_in(inner, f"{key}{name}" if name.startswith("[") else f"{key}.{name}".lstrip("."))
+
+
+def _explain_config(ex: BaseException, args: Namespace) -> str:
     chain = list(causes(ex))
     if any(isinstance(cause, StructureError) for cause in chain):
-        return _explain_structure([str(cause) for cause in chain], resolver, args)
-    if args.config_file is not None and not args.config_file.is_file():
-        return f"{args.config_file} does not exist or is not a file{_similar_files(args.config_file)}."
-    if any(isinstance(cause, YamlError) for cause in chain):
-        mark = next((c for c in chain if isinstance(c, MarkedYAMLError) and c.problem_mark is not None), None)
-        where = "" if mark is None else f", line {mark.problem_mark.line + 1}: {mark.problem}"
-        return f"{args.config_file} is not valid YAML{where}."
+        return _explain_structure([str(cause) for cause in chain], args)
 
     return " ".join(str(cause) for cause in chain)
 
 
-def _similar_files(path: Path) -> str:
-    if not path.parent.is_dir():
-        return ""
-    known = sorted(str(file) for file in path.parent.glob("*.yaml"))
-
-    return f"; in that directory there are: {', '.join(known)}" if known else ""
-
-
-def _explain_structure(messages: Sequence[str], resolver: DependencyResolver, args: Namespace) -> str:
+def _explain_structure(messages: Sequence[str], args: Namespace) -> str:
     path = [key for message in messages for key in _keys_in(message)]
     key = ".".join(path)
-    source = f"{args.config_file}: " if args.config_file is not None else ""
-
     extra = re.search(r"fields of `<class '([^']+)'>`, but it contains extra key\(s\) (.+)\.$", messages[-1])
     if extra is not None:
         known = _field_names(extra[1])
         section = f" of `{key}`" if path else ""
-        return source + " ".join(unknown_name(f"key{section}", name, known) for name in extra[2].split(", "))
+        return "\n".join(
+            _source(args, [*path, name]) + unknown_name(f"key{section}", name, known) for name in extra[2].split(", ")
+        )
 
-    value = _look_up(_user_config(resolver, args), path)
-    given = "" if value is None else f"`{value}` is not valid: "
+    value = _look_up(_merge([*_file_of(args), *(args.config_overrides or [])]), path)
+    given = "" if value is None else f"`{value!s:.200}` is not valid: "
 
-    return f"{source}`{key or 'the configuration'}`: {given}{_expectation(messages)}"
+    return f"{_source(args, path)}`{key or 'the configuration'}`: {given}{_expectation(messages)}"
+
+
+def _source(args: Namespace, path: Sequence[str]) -> str:
+    """Name where a key was written: on the command line, which has the last word, or in the recipe file."""
+    if _look_up(_merge(args.config_overrides or []), path) is not None:
+        return "--config: "
+
+    return "" if args.config_file is None else f"{args.config_file}: "
+
+
+def _file_of(args: Namespace) -> Sequence[Mapping[str, object]]:
+    return [] if args.config_file is None else read_whole(args.config_file)
 
 
 def _keys_in(message: str) -> list[str]:
@@ -193,23 +224,20 @@ def _field_names(qualified_name: str) -> list[str]:
     return [field.name for field in fields(kls)] if is_dataclass(kls) else []
 
 
-def _user_config(resolver: DependencyResolver, args: Namespace) -> object:
-    """The file that the user wrote, below the overrides of the command line."""
-    config: object = {}
-    merger = StandardConfigMerger()
-    if args.config_file is not None:
-        config = merger.merge(config, resolver.resolve(YamlLoader).load(args.config_file)[0])
-    for overrides in args.config_overrides or []:
-        config = merger.merge(config, overrides)
+def _merge(configs: Iterable[Mapping[str, object]]) -> object:
+    """What the user wrote, the later above the earlier."""
+    merged: object = {}
+    for config in configs:
+        merged = StandardConfigMerger().merge(merged, config)
 
-    return config
+    return merged
 
 
 def _look_up(config: object, path: Sequence[str]) -> object:
     for key in path:
         if isinstance(config, Mapping):
             config = config.get(key)
-        elif isinstance(config, list) and key.isdigit() and int(key) < len(config):
+        elif isinstance(config, list) and key.isdecimal() and int(key) < len(config):
             config = config[int(key)]
         else:
             return None

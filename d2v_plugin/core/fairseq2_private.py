@@ -35,6 +35,9 @@ from fairseq2.recipe.internal.config import _RecipeConfigHolder as RecipeConfigH
 
 # The configuration of a model after its overrides.
 from fairseq2.recipe.internal.model import _ModelHolder as ModelHolder
+
+# Tells a run that is being set up from one that has begun.
+from fairseq2.recipe.internal.task import _TaskRunner as TaskRunner
 from fairseq2.recipe.run import _swap_default_resolver as swap_default_resolver
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from fairseq2.trainer import Trainer
@@ -46,6 +49,7 @@ __all__ = [
     "ModelHolder",
     "RecipeConfigHolder",
     "StandardComponentManager",
+    "TaskRunner",
     "handle_errors",
     "is_train_config",
     "parse_args",

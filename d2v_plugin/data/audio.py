@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from d2v_plugin.data.bad_samples import SampleError
-from d2v_plugin.data.files import Location, copy_range, read_bytes
+from d2v_plugin.data.files import Location, check_regular, copy_range, read_bytes
 from d2v_plugin.data.headers import check_recording
 
 Waveform = NDArray[np.float32]
@@ -67,9 +67,12 @@ def read_recording(
 
     :param length: None = up to the end.
     :param out: (length,) memory for the result.
-    :raises SampleError: the file is not what the manifest says.
+    :raises SampleError: the file is not what the manifest says, or has no samples.
+    :raises OSError: it is no regular file.
     :raises RuntimeError: it cannot be decoded.
     """
+    if recording.size < 1:
+        raise SampleError("The recording has no samples.")
     partial = (
         length is not None
         and recording.rate in (None, config.sample_rate)
@@ -128,6 +131,7 @@ class _ReadOnce(soundfile.SoundFile):  # type: ignore[misc]  # has no types
 def _open(location: Location) -> soundfile.SoundFile:
     """Open a file, or a range of an archive, from which libsndfile would read by calling Python for every few kilobytes."""
     if location.size is None:
+        check_regular(location.path)
         return _ReadOnce(location.path)
     if sys.platform == "linux":
         return _ReadOnce(copy_range(location), closefd=False)

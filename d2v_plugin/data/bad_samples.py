@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import NoReturn
 
 from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
 
+_NUM_LISTED = 100
 
-class SampleError(Exception):
+
+class SampleError(RuntimeError):
     """A sample cannot be used; says why."""
 
 
@@ -42,6 +45,7 @@ class BadSamples:
         :param report: a file to append them to: manifest, line and location, reason, separated by tabs; None = none.
         """
         self.split = split
+        self.num_samples = num_samples
         self.report = report
         self.limit = max(config.min_count, int(config.max_fraction * num_samples))
         self.found: dict[int, str] = {}
@@ -66,11 +70,26 @@ class BadSamples:
                     file.write(f"{self.split}\t{self._name(row)}\t{reason}\n")
 
     def raise_if_too_many(self) -> None:
-        """:raises BadSamplesError: more samples were bad than tolerated; lists them."""
+        """:raises BadSamplesError: more samples were bad than tolerated, or all of them; lists them."""
+        if len(self.found) == self.num_samples:
+            self.refuse_all()
         if len(self.found) > self.limit:
-            with self._lock:
-                listed = "\n".join(self.found[row] for row in sorted(self.found))
             raise BadSamplesError(
                 f"{len(self.found)} samples could not be read, which is more than the tolerated {self.limit}; repair or remove "
-                f"them, or raise `task.config.bad_samples`:\n{listed}"
+                f"them, or raise `task.config.bad_samples`:\n{self._list()}"
             )
+
+    def refuse_all(self) -> NoReturn:
+        """:raises BadSamplesError: always: none of the samples that are to be read can be; lists them."""
+        raise BadSamplesError(
+            f"None of the {len(self.found)} samples of {self.split} that are to be read can be used; repair or replace them:\n"
+            f"{self._list()}"
+        )
+
+    def _list(self) -> str:
+        with self._lock:
+            rows = sorted(self.found)
+            listed = [self.found[row] for row in rows[:_NUM_LISTED]]
+        more = len(rows) - _NUM_LISTED
+
+        return "\n".join([*listed, *([f"… and {more:,} more."] if more > 0 else [])])

@@ -34,7 +34,7 @@ class _Descriptor:
     """An open file, closed when the last user lets go of it."""
 
     def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.number = _open(path)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
@@ -68,11 +68,11 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 def read_bytes(location: Location) -> bytearray:
     """Read all bytes of a sample.
 
-    :raises OSError: the file cannot be read, or ends before the range does.
+    :raises OSError: it is no regular file, cannot be read, or ends before the range does.
     """
     if location.size is None:
         # Not cached: a loose file is read once per epoch.
-        descriptor = os.open(location.path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _open(location.path)
         try:
             return _read_range(descriptor, 0, os.fstat(descriptor).st_size, location)
         finally:
@@ -111,6 +111,13 @@ def copy_range(location: Location) -> int:
     return copy
 
 
+def _open(path: str) -> int:
+    """The descriptor of a regular file."""
+    check_regular(path)
+    # If a pipe has taken its place since, opening it does not wait.
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
 def _check_range(descriptor: int, offset: int, size: int, location: Location) -> None:
     """Before memory is taken for what a manifest says."""
     available = os.fstat(descriptor).st_size - offset
@@ -122,7 +129,7 @@ def _check_range(descriptor: int, offset: int, size: int, location: Location) ->
 def _read_range(descriptor: int, offset: int, size: int, location: Location) -> bytearray:
     _check_range(descriptor, offset, size, location)
     data = bytearray(size)
-    done = os.preadv(descriptor, [data], offset)
+    done = os.preadv(descriptor, [data], offset) if size else 0
     while done < size:
         # Linux reads at most 2 GiB at once, network file systems sometimes less.
         more = os.preadv(descriptor, [memoryview(data)[done:]], offset + done)

@@ -6,22 +6,40 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import torch
+from fairseq2.utils.validation import Validatable, ValidationResult
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import BmpImagePlugin, GifImagePlugin, Image, PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # makes the formats known
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as transforms
+from typing_extensions import override
 
+from d2v_plugin.core.validation import report
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.files import Location, read_bytes
-from d2v_plugin.data.headers import check_picture, is_gif
+from d2v_plugin.data.headers import PILLOW_BYTES, check_picture, check_size, find_kind, has_alpha
 from d2v_plugin.data.random import Purpose, draw_uniform
 
+FORMATS: Final = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF")
+"""Formats that are read; they are told by content, not by name."""
+
 _NUM_CROP_TRIES = 10
+_ORIENTATION = 0x112
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_MAX_ASPECT = 16
 
 
 @dataclass(kw_only=True)
@@ -43,7 +61,7 @@ class ColorJitterConfig:
 
 
 @dataclass(kw_only=True)
-class ImageReadingConfig:
+class ImageReadingConfig(Validatable):
     """Settings of how images become tensors."""
 
     size: int = 224
@@ -70,36 +88,101 @@ class ImageReadingConfig:
     std: Sequence[float] = (0.229, 0.224, 0.225)
     """Divides what is left."""
 
+    @override
+    def validate(self) -> ValidationResult:
+        flip, resize, scale, ratio = self.flip, self.eval_resize, list(self.crop_scale), list(self.crop_ratio)
+        return report(
+            (not 0.0 <= flip <= 1.0, f"`flip` must be from 0 to 1, but is {flip}."),
+            (not resize > 0.0, f"`eval_resize` must be greater than 0, but is {resize}."),
+            (not _is_range(scale, most=1.0), f"`crop_scale` must be two numbers, 0 < smallest <= largest <= 1, but is {scale}."),
+            (not _is_range(ratio), f"`crop_ratio` must be two numbers, 0 < smallest <= largest, but is {ratio}."),
+            (not all(map(math.isfinite, self.mean)), f"`mean` must be finite, but is {list(self.mean)}."),
+            (not all(map(math.isfinite, self.std)), f"`std` must be finite, but is {list(self.std)}."),
+        )
+
+
+def _is_range(pair: Sequence[float], *, most: float = math.inf) -> bool:
+    return len(pair) == 2 and 0.0 < pair[0] <= pair[1] <= most
+
 
 def decode(location: Location) -> Tensor:
-    """Read an image: (3, H, W) uint8, red, green, blue.
+    """Read an image: (3, H, W) uint8, red, green, blue; see :func:`decode_picture`, which also says whether it is transparent."""
+    return decode_picture(location)[0]
 
-    Grey, palette, CMYK and 16-bit images are converted; transparency is ignored (the colours below it are shown, as in
-    ``PIL.Image.convert("RGB")``); a rotation noted in EXIF is applied; of an animation the first frame is used.
 
-    :raises SampleError: the file is empty or too damaged.
+def decode_picture(location: Location) -> tuple[Tensor, bool]:
+    """Read an image: (3, H, W) uint8, red, green, blue, and whether any of it is transparent.
+
+    Grey, palette, CMYK and 16-bit images are converted; what is transparent lies on white; a rotation noted in EXIF is applied;
+    of an animation, or a file of several pages, the first is used.
+
+    :raises SampleError: the file is empty, too damaged or too large, or a format that is not read.
     :raises OSError: it cannot be read.
-    :raises RuntimeError: it is damaged, or no JPEG, PNG, WebP or GIF.
+    :raises RuntimeError: it is damaged.
     """
     data = read_bytes(location)
     if not data:
         raise SampleError("The file is empty.")
+    kind = find_kind(data)
+    if kind is None:
+        raise SampleError(f"The file is no picture of a format that is read ({', '.join(FORMATS)}).")
     check_picture(data)
-    if is_gif(data):
-        return _decode_first(data)
+    if kind not in ("JPEG", "PNG") or (kind == "PNG" and has_alpha(data)):
+        return _decode_by_pillow(data, kind)
     image: Tensor = decode_image(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB, apply_exif_orientation=True)
     if image.dtype == torch.uint16:
-        # Shifting is not implemented for this type.
-        image = (image.to(torch.int32) >> 8).to(torch.uint8)
+        # In place, since it is the largest there is.
+        deep = image.numpy()
+        image = torch.from_numpy(np.right_shift(deep, 8, out=deep).astype(np.uint8))
 
-    return image
+    return image, False
 
 
-def _decode_first(data: bytes | bytearray) -> Tensor:
-    """The first frame of a GIF, where torchvision would decode all of them."""
-    with Image.open(io.BytesIO(data)) as image:
-        pixels = np.array(image.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+def _decode_by_pillow(data: bytes | bytearray, kind: str) -> tuple[Tensor, bool]:
+    """The first picture of a file of a format that torchvision does not read, or reads without its rotation or transparency."""
+    try:
+        with Image.open(io.BytesIO(data), formats=[kind]) as image:
+            check_size(image.width, image.height, PILLOW_BYTES)
+            image.load()
+            turn = _find_turn(image)
+            if image.mode.startswith("I;16"):
+                deep = np.asarray(image).astype(np.uint16) >> 8
+                picture = Image.fromarray(deep.astype(np.uint8)).convert("RGB")
+            elif image.mode in ("I", "F"):
+                raise SampleError("The picture has 32 bits per value, which are not read.")
+            else:
+                picture = image.convert("RGBA" if image.has_transparency_data else "RGB")
+            if turn is not None:
+                picture = picture.transpose(turn)
+            # A copy, which may be written to.
+            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    except (SampleError, MemoryError):
+        raise
+    except Exception as ex:  # whatever its many parsers make of a damaged file
+        raise SampleError(f"The {kind} cannot be decoded: {ex or type(ex).__name__}") from ex
+
+    return _lay_on_white(pixels) if len(pixels) == 4 else (pixels, False)
+
+
+def _find_turn(image: Image.Image) -> Image.Transpose | None:
+    """The turn that EXIF asks for; Pillow has turned a TIFF already."""
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged EXIF, which spoils no picture
+        return None
+
+
+def _lay_on_white(image: Tensor) -> tuple[Tensor, bool]:
+    """Remove the alpha channel: (4, H, W) -> (3, H, W), and whether anything showed the white below it."""
+    colors, alpha = image[:3], image[3].numpy()
+    if int(alpha.min(initial=255)) == 255:
+        return colors, False
+    wide = alpha.astype(np.uint16)
+    for color in colors.numpy():
+        # Rounded; the largest number on the way is 255 · 255 + 127.
+        color[...] = (color * wide + (255 * 255 + 127 - 255 * wide)) // 255
+
+    return colors, True
 
 
 def augment(image: Tensor, config: ImageReadingConfig, seed: int, epoch: int, sample_id: int) -> Tensor:
@@ -142,7 +225,13 @@ def choose_crop(width: int, height: int, config: ImageReadingConfig, draws: Sequ
 
 
 def fit(image: Tensor, config: ImageReadingConfig) -> Tensor:
-    """Resize and crop the centre, without randomness. (3, H, W) -> (3, size, size), uint8."""
+    """Resize and crop the centre, without randomness. (3, H, W) -> (3, size, size), uint8.
+
+    Of an image more than 16 times as long as wide only the middle is resized: a line of pixels would become gigabytes.
+    """
+    longest = _MAX_ASPECT * min(image.shape[-2:])
+    if max(image.shape[-2:]) > longest:
+        image = transforms.center_crop_image(image, [min(side, longest) for side in image.shape[-2:]])
     height, width = image.shape[-2:]
     side = max(config.size, round(config.size * config.eval_resize))
     scale = side / min(height, width)

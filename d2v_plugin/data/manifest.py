@@ -1,7 +1,7 @@
 """Manifests: one TSV file per split that says where the samples lie and what is known of them.
 
 ``manifests/README.md`` documents the format. A manifest of millions of rows must open in a second or two and stay small, so
-the file stays memory-mapped, only the positions of its fields are kept (found by NumPy), and a row is read when it is needed.
+the file stays one run of bytes, only the positions of its fields are kept (found by NumPy), and a row is read when it is needed.
 What a row can be wrong about is checked at once, for all rows, when the manifest is opened.
 """
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from d2v_plugin.data.problems import Problems
-from d2v_plugin.data.tsv_scan import IntArray, find_byte, map_file, parse_numbers
+from d2v_plugin.data.problems import ManifestError, Problems
+from d2v_plugin.data.tsv_scan import IntArray, find_byte, parse_numbers, read_file
 
 _CHUNK = 1 << 16
 _NEWLINE, _TAB, _COLON, _RETURN = b"\n\t:\r"
@@ -31,10 +31,13 @@ class Columns:
 
 
 class ManifestText:
-    """A manifest of R rows, memory-mapped; of each row the places of its fields are known."""
+    """A manifest of R rows, as bytes; of each row the places of its fields are known."""
 
     def __init__(self, path: Path, columns: Columns, problems: Problems) -> None:
-        """Find all lines and fields; what is wrong with the header is added to ``problems``."""
+        """Find all lines and fields; what is wrong with the header is added to ``problems``.
+
+        :raises ManifestError: the file cannot be read.
+        """
         self.path = path
         self.names: Sequence[str] = columns.names
         """The columns that it has."""
@@ -46,7 +49,10 @@ class ManifestText:
         """As declared; None = they are not."""
         self.vocabulary: str | None = None
         """Digest of the tokenizer that made its ids, as declared; None = it is not."""
-        self.data = map_file(path)
+        try:
+            self.data = read_file(path)
+        except OSError as error:
+            raise ManifestError(f"The manifest {path} cannot be read: {error.strerror or error}") from error
         self.buffer = np.frombuffer(self.data, dtype=np.uint8)
 
         self.starts, self.ends = self._find_lines()

@@ -166,7 +166,7 @@ def share_batch(batch_size: int, max_batch_size: int | None, *, rank: int, world
     :raises RecipeError: it does not divide.
     """
     per_rank, rest = divmod(batch_size, world_size)
-    if rest or not per_rank:
+    if rest or per_rank < 1:
         raise RecipeError(
             f"`{name}` ({batch_size}) counts an update over all ranks and must be a multiple of their number ({world_size}), "
             f"for example {max(round(batch_size / world_size), 1) * world_size}."

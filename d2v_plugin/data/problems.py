@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fairseq2.recipe.error import RecipeError
 
-_NUM_LISTED = 100
+_NUM_LISTED = 20
 
 
 class ManifestError(RecipeError):

@@ -178,17 +178,27 @@ class LabelledReader(WrappedReader[Batch]):
 
     @override
     def __next__(self) -> list[Batch]:
-        batches = super().__next__()
-        self._bad_samples.raise_if_too_many()
-        return batches
+        try:
+            return super().__next__()
+        finally:
+            # Also at the end: the last batches may have been bad.
+            self._bad_samples.raise_if_too_many()
+
+    def name_sample(self, modality: Modality, sample: int) -> str:
+        """See :func:`name_sample`."""
+        return self._bad_samples.name_sample(sample)
 
 
 def _read_pass(order: Order, share: Share, read: ReadBatch, bad_samples: BadSamples, pass_nr: int) -> Batch:
     """Read a forward pass of one rank. No method of the reader, which the native pipeline would keep alive for ever."""
     start, stop = share.find_items(pass_nr)
+    first = start
     while (batch := read(order.read(start, stop))) is None:
         # fairseq2 would wait for ever for a rank that computes nothing.
         bad_samples.raise_if_too_many()
+        if stop - first >= 2 * order.num_items:
+            # Every item was among them: those of one whole epoch, wherever it began.
+            bad_samples.refuse_all()
         log.warning("All samples of a batch are bad; the next batch of the sequence is repeated in its place.")
         start, stop = stop, stop + share.items
     return batch

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from d2v_plugin.data.files import check_regular
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -17,14 +17,13 @@ _MAX_DIGITS = 18
 (_ZERO,) = b"0"
 
 
-def map_file(path: Path) -> mmap.mmap | bytes:
-    """The bytes of a file, read from disk when they are looked at.
+def read_file(path: Path) -> bytes:
+    """The bytes of a file. They are not mapped: a file that is truncated in place would kill the process that looks at them.
 
-    :raises OSError: the file cannot be read.
+    :raises OSError: it is no regular file, or cannot be read.
     """
-    with path.open("rb") as file:
-        # An empty file cannot be mapped.
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
+    check_regular(path)
+    return path.read_bytes()
 
 
 def find_byte(buffer: NDArray[np.uint8], byte: int) -> IntArray:

@@ -16,9 +16,10 @@ from typing import Any, Final
 from fairseq2.recipe.error import RecipeError
 from fairseq2.utils.structured import StandardValueConverter
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.plain_yaml import PlainYamlError, read_yaml
+from d2v_plugin.core.secrets import hide_in_data
 from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.weights.run_folder import PROVENANCE_FILE, find_checkpoints
@@ -54,7 +55,7 @@ def write_provenance(checkpoints: Path, provenance: Provenance) -> None:
     labels = provenance.labels
     content = {**provenance.sections, "labels": None if labels is None else list(labels.names)}
     text = io.StringIO()
-    YAML(typ="safe", pure=True).dump(content, text)
+    YAML(typ="safe", pure=True).dump(hide_in_data(content), text)
     write_atomically(checkpoints / PROVENANCE_FILE, text.getvalue())
 
 
@@ -74,12 +75,16 @@ def read_provenance(checkpoints: Path) -> Provenance:
     """
     path = checkpoints / PROVENANCE_FILE
     try:
-        content = YAML(typ="safe", pure=True).load(path)
-    except (OSError, YAMLError) as ex:
+        content = read_yaml(path)
+    except PlainYamlError as ex:
+        raise CheckpointError(f"{path} {ex}.") from ex
+    except OSError as ex:
         raise CheckpointError(f"{path} cannot be read: {ex}") from ex
     if not isinstance(content, dict) or any(name not in content for name in (*SECTIONS, "labels")):
         raise CheckpointError(f"{path} does not say {', '.join((*SECTIONS, 'labels'))}.")
     labels = content["labels"]
+    if labels is not None and not (isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)):
+        raise CheckpointError(f"{path}: `labels` must be a list of names, or null.")
 
     return Provenance({name: content[name] for name in SECTIONS}, None if labels is None else LabelSet(labels))
 

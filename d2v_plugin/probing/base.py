@@ -33,6 +33,17 @@ class ProbeData:
     tokens: Sequence[Tensor] = ()
     """N x (S_n, D): all tokens of each sample; empty unless a probe asks for them."""
 
+    def finite(self) -> ProbeData:
+        """The samples whose features are all finite numbers."""
+        kept = self.x.isfinite().all(dim=1)
+        if self.tokens:
+            kept &= torch.stack([sample.isfinite().all() for sample in self.tokens])
+        if bool(kept.all()):
+            return self
+        tokens = [sample for sample, is_kept in zip(self.tokens, kept.tolist(), strict=True) if is_kept] if self.tokens else ()
+
+        return ProbeData(self.x[kept], self.y[kept], tokens)
+
 
 class Probe(ABC):
     """A classifier of frozen features; registered by name."""
@@ -43,12 +54,13 @@ class Probe(ABC):
     def score(self, train: ProbeData, test: ProbeData) -> float:
         """Fit on one split, predict the other.
 
-        :returns: accuracy between 0 and 1; NaN if a feature is not finite.
+        :returns: accuracy between 0 and 1, without the samples whose features are not finite; NaN if none is left.
         :raises ValueError: a split is empty.
         """
         if len(train.x) == 0 or len(test.x) == 0:
             raise ValueError(f"A probe needs samples in both splits, but there are {len(train.x)} and {len(test.x)}.")
-        if not (train.x.isfinite().all() and test.x.isfinite().all()):
+        train, test = train.finite(), test.finite()
+        if len(train.x) == 0 or len(test.x) == 0:
             return math.nan
 
         # Validation runs in inference mode, where no gradient can be computed, and perhaps under autocast.
@@ -127,7 +139,10 @@ def probe_scores(probes: Mapping[str, Probe], data: Mapping[int, tuple[ProbeData
     """
     scores: dict[str, float] = {}
     for name, probe in probes.items():
-        by_layer = {layer: probe.score(train, test) for layer, (train, test) in data.items()}
+        # A split of which nothing could be read says nothing.
+        by_layer = {
+            layer: probe.score(train, test) if len(train.x) and len(test.x) else math.nan for layer, (train, test) in data.items()
+        }
         finite = [score for score in by_layer.values() if not math.isnan(score)]
         scores[metric_name(name)] = max(finite, default=math.nan)
         if len(data) > 1:

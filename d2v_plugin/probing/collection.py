@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from fairseq2.gang import Gang
+from fairseq2.logging import log
 from torch import Tensor
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.models.base import Features
 from d2v_plugin.models.pooling import Pooling, pool_features, split_samples
 from d2v_plugin.probing.base import Probe, ProbeData
+
+_NUM_NAMED = 20
 
 
 class FeatureCollection:
@@ -29,13 +32,16 @@ class FeatureCollection:
 
     def clear(self) -> None:
         """Forget everything."""
+        self._num_samples = 0
+        self._not_finite: list[str] = []
         self._rows: list[Tensor] = []
         self._pooled: list[Tensor] = []
         self._tokens: list[Tensor] = []
 
-    def add(self, features: Features, batch: Batch, *, is_train: bool) -> None:
+    def add(self, features: Features, batch: Batch, *, is_train: bool, name: Callable[[int], str] = str) -> None:
         """Add the features of a batch with its labels.
 
+        :param name: what a sample is called in reports, by its id.
         :raises ValueError: the batch has no labels.
         """
         ids, labels = batch.ids, batch.labels
@@ -44,6 +50,10 @@ class FeatureCollection:
 
         # (N, L·D)
         self._pooled.append(torch.cat([pool_features(features, layer, self._pooling) for layer in self._layers], dim=1))
+        self._num_samples += len(ids)
+        finite = self._pooled[-1].isfinite().all(dim=1)
+        if not bool(finite.all()):
+            self._not_finite += [name(int(sample)) for sample in ids[~finite]]
         lengths = torch.zeros_like(ids)
         if self._with_tokens:
             # (N, S, L·D)
@@ -59,6 +69,7 @@ class FeatureCollection:
 
         :returns: on the first rank the training and the test split by layer; nothing on the others.
         """
+        self._report()
         rows = _gather_rows(self._rows, gang, dtype=torch.int64, width=4)
         pooled = _gather_rows(self._pooled, gang)
         tokens = _gather_rows(self._tokens, gang) if self._with_tokens else None
@@ -80,6 +91,19 @@ class FeatureCollection:
             )
 
         return {layer: (take(index, 1), take(index, 0)) for index, layer in enumerate(self._layers)}
+
+    def _report(self) -> None:
+        """Say which samples of this rank the probes leave out (:meth:`ProbeData.finite`)."""
+        if not self._not_finite:
+            return
+        more = len(self._not_finite) - _NUM_NAMED
+        log.warning(
+            "The features of {:,} of {:,} samples are not finite; probes leave them out: {}{}",
+            len(self._not_finite),
+            self._num_samples,
+            "; ".join(self._not_finite[:_NUM_NAMED]),
+            f"; … and {more:,} more." if more > 0 else ".",
+        )
 
 
 def _cut(x: Tensor, index: int, count: int) -> Tensor:

@@ -110,6 +110,6 @@ class Probing:
         for batches in self.create_reader(gangs):
             for batch in batches:
                 batch.to(device)
-                collection.add(extract(batch.batch), batch.batch, is_train=batch.is_train)
+                collection.add(extract(batch.batch), batch.batch, is_train=batch.is_train, name=batch.name)
 
         return probe_scores(self.probes, collection.gather(gangs.dp))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported before it
 from fairseq2.datasets import DataReader
@@ -14,7 +15,7 @@ from fairseq2.metrics import Mean, MetricBag
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
-from d2v_plugin.data.reader import JoinedReader
+from d2v_plugin.data.reader import JoinedReader, name_sample
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.pooling import Layers, Pooling, resolve_layers
 from d2v_plugin.probing.base import Probe, metric_name, probe_scores
@@ -29,6 +30,9 @@ class ProbeBatch(SupportsDeviceTransfer):
 
     is_train: bool
     """Whether probes are fitted on it, or tested."""
+
+    name: Callable[[int], str] = str
+    """What a sample is called in reports, by its id."""
 
     @override
     def to(self, device: Device, *, non_blocking: bool = False) -> None:
@@ -47,7 +51,7 @@ class ProbeReader(JoinedReader[ProbeBatch]):
         for name, reader in self._readers.items():
             batches = next(reader, None)
             if batches is not None:
-                return [ProbeBatch(batch, is_train=name == "train") for batch in batches]
+                return [ProbeBatch(batch, name == "train", partial(name_sample, reader, batch.modality)) for batch in batches]
 
         raise StopIteration
 
@@ -105,7 +109,7 @@ class ProbeUnit(EvalUnit[ProbeBatch]):
             features = self._model.extract_features(inner.inputs, inner.padding_mask, modality=inner.modality)
         finally:
             self._model.train(was_training)
-        self._collection.add(features, inner, is_train=batch.is_train)
+        self._collection.add(features, inner, is_train=batch.is_train, name=batch.name)
 
     @override
     def finalize(self, metric_bag: MetricBag) -> None:

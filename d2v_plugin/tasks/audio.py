@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import count
 from typing import ClassVar, TypeVar
 
 import numpy as np
@@ -12,11 +13,13 @@ from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
 from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
+from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
-from d2v_plugin.data.audio import AudioReadingConfig, Recording, Waveform, read_recording
-from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
+from d2v_plugin.core.validation import report
+from d2v_plugin.data.audio import AudioReadingConfig, Waveform, read_recording
+from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples, SampleError
 from d2v_plugin.data.batches import ReadBatch, Targets, batch_by_length, fill_batch, make_batch, pad, read_samples
 from d2v_plugin.data.buffers import Buffers
 from d2v_plugin.data.dataset import AudioManifest
@@ -25,12 +28,14 @@ from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.order import LengthOrder, RowBatch, Rows, share_batch
 from d2v_plugin.data.random import Purpose, draw_uniform
 from d2v_plugin.data.reader import LabelledReader, TrainReader
+from d2v_plugin.data.recordings import read_lengths, recording_of
 from d2v_plugin.data.row_reader import RowReader
-from d2v_plugin.tasks.base import Task
+from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.tasks.base import Task, check_counts
 
 
 @dataclass(kw_only=True)
-class AudioPretrainingConfig:
+class AudioPretrainingConfig(Validatable):
     """Settings of ``audio_pretraining``."""
 
     split: str = "train"
@@ -54,9 +59,13 @@ class AudioPretrainingConfig:
     bad_samples: BadSampleConfig = field(default_factory=BadSampleConfig)
     """How many unreadable recordings a run puts up with."""
 
+    @override
+    def validate(self) -> ValidationResult:
+        return _check_settings(self)
+
 
 @dataclass(kw_only=True)
-class LabelledAudioConfig:
+class LabelledAudioConfig(Validatable):
     """Settings of all tasks of fine-tuning on recordings."""
 
     split: str = "train"
@@ -77,8 +86,21 @@ class LabelledAudioConfig:
     bad_samples: BadSampleConfig = field(default_factory=BadSampleConfig)
     """How many unreadable recordings a run puts up with."""
 
+    @override
+    def validate(self) -> ValidationResult:
+        return _check_settings(self)
+
 
 AudioConfigT = TypeVar("AudioConfigT", AudioPretrainingConfig, LabelledAudioConfig)
+
+
+def _check_settings(config: AudioPretrainingConfig | LabelledAudioConfig) -> ValidationResult:
+    names = ("batches_per_update", "max_num_elements", "max_sample_size")
+    rate = config.audio.sample_rate
+    return report(
+        *check_counts(**{name: getattr(config, name) for name in names}),
+        (rate < 1, f"`audio.sample_rate` must be at least 1, but is {rate}."),
+    )
 
 
 class AudioTask(Task[AudioConfigT, AudioManifest]):
@@ -89,6 +111,19 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
 
     longest_first: ClassVar[bool]
     """Whether a labelled split is read longest first, which pads least; otherwise in the order of the manifest."""
+
+    shortest: int = 1
+    """Samples that the model needs for one frame; of fewer it makes nothing, so a shorter recording is a bad sample."""
+
+    @override
+    def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:
+        super().check_model(model, splits)
+        self.shortest = shortest_input(model)
+        most = self.config.max_sample_size
+        if most is not None and most < self.shortest:
+            raise RecipeError(
+                f"`task.config.max_sample_size` is {most:,}, but the model needs {self.shortest:,} samples for one frame."
+            )
 
     @abstractmethod
     def read_targets(self, split: str) -> Targets:
@@ -119,14 +154,28 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
         """
         bad_samples = self._count_bad(manifest)
 
-        def read_whole(row: int, epoch: int) -> Waveform:
-            return read_recording(recording_of(manifest, row), self.config.audio)
+        def read_checked(row: int, epoch: int) -> Waveform:
+            if read_row is None:
+                waveform = read_recording(recording_of(manifest, row), self.config.audio)
+            else:
+                waveform = read_row(row, epoch)
+            self._check_length(len(waveform))
+            return waveform
 
         def read(batch: RowBatch) -> Batch | None:
-            waveforms, found = read_samples(batch, bad_samples, read_row or read_whole)
+            waveforms, found = read_samples(batch, bad_samples, read_checked)
             return make_batch(Modality.AUDIO, pad(waveforms, np.float32), found, targets) if found else None
 
         return read, bad_samples
+
+    def _check_length(self, num_samples: int) -> None:
+        """
+        :raises SampleError: the model makes nothing of so short a recording.
+        """
+        if num_samples < self.shortest:
+            raise SampleError(
+                f"The recording is too short: {num_samples:,} samples, but the model needs {self.shortest:,} for one frame."
+            )
 
     def _count_bad(self, manifest: Manifest) -> BadSamples:
         return BadSamples(manifest.path, len(manifest), manifest.name_of, self.config.bad_samples, self.report)
@@ -171,11 +220,14 @@ class AudioPretrainingTask(AudioTask[AudioPretrainingConfig]):
         bad_samples, buffers = self._count_bad(manifest), Buffers()
 
         def write_crop(row: int, epoch: int, place: Waveform) -> None:
+            self._check_length(int(whole[row]))
             offset = draw_offset(seed, epoch, row, int(whole[row]) - len(place))
             read_recording(recording_of(manifest, row), config.audio, offset, len(place), place)
 
         def read(batch: RowBatch) -> Batch | None:
-            places = buffers.take(len(batch.rows), int(lengths[batch.rows].min()))
+            # One that is too short is left out, and the others are not cropped to it.
+            shortest = lengths[batch.rows].min(where=lengths[batch.rows] >= self.shortest, initial=config.max_sample_size)
+            places = buffers.take(len(batch.rows), int(shortest))
             return fill_batch(Modality.AUDIO, places, batch, bad_samples, write_crop)
 
         return self._create_train_reader(rows, lengths, read, bad_samples, gangs, seed)
@@ -223,38 +275,12 @@ class LabelledAudioTask(AudioTask[LabelledAudioConfig]):
         return rows
 
 
+def shortest_input(model: EncoderModel) -> int:
+    """Samples that a model of speech needs for one frame."""
+    return next(size for size in count(1) if model.output_length(size, Modality.AUDIO) > 0)
+
+
 def draw_offset(seed: int, epoch: int, row: int, spare: int) -> int:
     """Draw where a crop begins of a recording that has ``spare`` more samples."""
     (place,) = draw_uniform(seed, epoch, Purpose.CROP, row, 1)
     return int(place * (spare + 1))
-
-
-def read_lengths(manifest: Manifest, config: AudioReadingConfig) -> Rows:
-    """Lengths (rows,) in samples at the model's rate.
-
-    :raises RecipeError: recordings have other rates and are not to be resampled.
-    """
-    sizes, rates = manifest.integers("size"), manifest.integers("rate")
-    rates = np.where(rates > 0, rates, config.sample_rate)
-    other = rates[rates != config.sample_rate]
-    if len(other) and not config.resample:
-        raise RecipeError(
-            f"{manifest.path} has {len(other):,} recordings of {', '.join(map(str, np.unique(other)))} samples per second, but "
-            f"the model takes {config.sample_rate}. Set `task.config.audio.resample: true`, or convert them."
-        )
-
-    return sizes * config.sample_rate // rates
-
-
-def recording_of(manifest: Manifest, row: int) -> Recording:
-    """Put together what a row says of its recording."""
-    start, rate = int(manifest.integers("start")[row]), int(manifest.integers("rate")[row])
-    mean, variance = manifest.text("mean", row), manifest.text("variance", row)
-    return Recording(
-        manifest.location(row),
-        int(manifest.integers("size")[row]),
-        max(start, 0),
-        is_segment=start >= 0,
-        rate=rate if rate > 0 else None,
-        statistics=None if mean is None or variance is None else (float(mean), float(variance)),
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,11 +80,18 @@ class Task(ABC, Generic[ConfigT, DatasetT]):
         return None
 
     def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:
-        """Check that what is read suits the model.
+        """Check that what is read suits the model; to be called before anything is read.
 
         :param splits: the labelled splits that are read; None = all that the dataset has.
-        :raises fairseq2.recipe.error.RecipeError: samples cannot be used with it; names them all.
+        :raises fairseq2.recipe.error.RecipeError: the model is for another modality, or samples do not suit it; names them all.
         """
+        try:
+            model.resolve_modality(self.modality)
+        except ValueError as ex:
+            raise RecipeError(
+                f"`task` reads {self.modality.value}, which the model does not take. {ex} Name a task and a dataset for that, or "
+                "another model."
+            ) from ex
 
     @abstractmethod
     def create_train_reader(self, gangs: Gangs, seed: int) -> DataReader[Batch]:
@@ -108,6 +115,12 @@ class Task(ABC, Generic[ConfigT, DatasetT]):
         """
         name = f"{self.modality.value}_pretraining"
         raise RecipeError(f"`{type(self).__name__}` cannot read rows without their labels; set `task` to {{name: {name}}}.")
+
+
+def check_counts(**counts: int | None) -> Iterator[tuple[bool, str]]:
+    """Check, for :func:`d2v_plugin.core.validation.report`, that settings are at least 1; None = there is no limit."""
+    for name, count in counts.items():
+        yield count is not None and count < 1, f"`{name}` must be at least 1, but is {count}."
 
 
 @dataclass(kw_only=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
+from fairseq2.recipe.error import RecipeError
+from fairseq2.utils.validation import Validatable, ValidationResult
 from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.validation import report
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
 from d2v_plugin.data.batches import ReadBatch, batch_rows, fill_batch
 from d2v_plugin.data.buffers import Buffers
@@ -22,14 +25,15 @@ from d2v_plugin.data.labels import RowLabels
 from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
 from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.row_reader import RowReader
-from d2v_plugin.tasks.base import Task
+from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.tasks.base import Task, check_counts
 
 Transform = Callable[[Tensor, int, int], Tensor]
 """Changes a decoded image: (image, row, epoch) -> (3, size, size), uint8."""
 
 
 @dataclass(kw_only=True)
-class ImagePretrainingConfig:
+class ImagePretrainingConfig(Validatable):
     """Settings of ``image_pretraining``."""
 
     split: str = "train"
@@ -47,12 +51,35 @@ class ImagePretrainingConfig:
     bad_samples: BadSampleConfig = field(default_factory=BadSampleConfig)
     """How many unreadable images a run puts up with."""
 
+    @override
+    def validate(self) -> ValidationResult:
+        image = self.image
+        return report(
+            *check_counts(batch_size=self.batch_size, max_batch_size=self.max_batch_size),
+            (image.size < 1, f"`image.size` must be at least 1, but is {image.size}."),
+            (len(image.mean) != 3, f"`image.mean` must hold 3 numbers, for red, green and blue, but is {list(image.mean)}."),
+            (
+                len(image.std) != 3 or min(image.std) <= 0.0,
+                f"`image.std` must hold 3 positive numbers, for red, green and blue, but is {list(image.std)}.",
+            ),
+        )
+
 
 class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
     """Reads an ``image_manifest``."""
 
     modality = Modality.IMAGE
     family = ImageManifest
+
+    @override
+    def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:
+        super().check_model(model, splits)
+        size, expected = self.config.image.size, getattr(model.config.frontends.get(Modality.IMAGE), "image_size", None)
+        if expected is not None and size != expected:
+            raise RecipeError(
+                f"`task.config.image.size` is {size}, but the model takes images of {expected} x {expected} pixels; make it "
+                f"{expected}, or set the model's `image_size`."
+            )
 
     @override
     def create_train_reader(self, gangs: Gangs, seed: int) -> DataReader[Batch]:

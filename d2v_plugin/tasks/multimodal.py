@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -21,6 +22,7 @@ from d2v_plugin.data.dataset import MultimodalManifests
 from d2v_plugin.data.random import Purpose, draw_uniform
 from d2v_plugin.data.reader import JoinedReader, name_sample
 from d2v_plugin.data.row_reader import RowReader
+from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.tasks.base import Task, TaskSection
 
 
@@ -68,8 +70,20 @@ class MultimodalPretrainingTask(Task[MultimodalPretrainingConfig, MultimodalMani
     def open_rows(self, split: str) -> RowReader:
         return self._open_part(self.tasks[0]).open_rows(split)
 
+    @override
+    def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:
+        for part in self._parts.values():
+            part.check_model(model, splits if part.modality is self.modality else ())
+
+    @cached_property
+    def _parts(self) -> dict[Modality, Task[Any, Any]]:
+        """The parts opened so far, each once, so that :meth:`check_model` reaches those that read."""
+        return {}
+
     def _open_part(self, task: Task[Any, Any]) -> Task[Any, Any]:
-        return task.open(self.dataset.part(task.modality), report=self.report)
+        if task.modality not in self._parts:
+            self._parts[task.modality] = task.open(self.dataset.part(task.modality), report=self.report)
+        return self._parts[task.modality]
 
 
 def create_multimodal_task(resolver: DependencyResolver, config: MultimodalPretrainingConfig) -> MultimodalPretrainingTask:

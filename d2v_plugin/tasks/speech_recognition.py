@@ -17,6 +17,7 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.problems import Problems
+from d2v_plugin.data.recordings import read_lengths
 from d2v_plugin.data.text import SENTENCEPIECE_FILE
 from d2v_plugin.data.transcripts import (
     DICTIONARY_FILE,
@@ -29,7 +30,7 @@ from d2v_plugin.data.transcripts import (
     read_transcripts,
 )
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.tasks.audio import LabelledAudioConfig, LabelledAudioTask, read_lengths
+from d2v_plugin.tasks.audio import LabelledAudioConfig, LabelledAudioTask
 
 
 @dataclass(kw_only=True)
@@ -72,15 +73,18 @@ class SpeechRecognitionTask(LabelledAudioTask):
     @override
     def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:
         """
+        :raises RecipeError: as for the base class.
         :raises ManifestError: recordings have fewer frames than an alignment of their transcript needs.
         """
+        super().check_model(model, splits)
         problems = Problems()
         lines = find_lines(self.dataset) if splits is None else {split: Lines(self.dataset.split(split)) for split in splits}
         for split, transcripts in self._read(lines).items():
             lengths = read_lengths(self.dataset.split(split), self.config.audio)
             sizes, places = np.unique(lengths, return_inverse=True)
             num_frames = np.array([model.output_length(int(size), Modality.AUDIO) for size in sizes])[places]
-            for row in np.flatnonzero(num_frames < transcripts.num_frames).tolist():
+            # Without any frame it is a bad sample, as in every task.
+            for row in np.flatnonzero((num_frames < transcripts.num_frames) & (num_frames > 0)).tolist():
                 message = (
                     f"the recording is too short for its transcript: {lengths[row]:,} samples give {num_frames[row]} frames, but "
                     f"{transcripts.num_frames[row]} are needed"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
 from fairseq2.logging import log
+from fairseq2.recipe.error import RecipeError
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
@@ -23,7 +24,8 @@ from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
 from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.data.text import SENTENCEPIECE_FILE, BreakMode, TokenIds, Tokenizer, TokenStream, cut_blocks, pad_tokens
-from d2v_plugin.tasks.base import Task
+from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.tasks.base import Task, check_counts
 
 
 @dataclass(kw_only=True)
@@ -52,7 +54,10 @@ class TextPretrainingConfig(Validatable):
     @override
     def validate(self) -> ValidationResult:
         size = self.tokens_per_sample
-        return report((size < 2, f"`tokens_per_sample` must be at least 2, but is {size}."))
+        return report(
+            *check_counts(batch_size=self.batch_size, max_batch_size=self.max_batch_size),
+            (size < 2, f"`tokens_per_sample` must be at least 2, but is {size}."),
+        )
 
 
 class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
@@ -65,6 +70,16 @@ class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
     def read_spelling(self) -> Spell | None:
         path = self.dataset.path / SENTENCEPIECE_FILE
         return Tokenizer(path).pieces if path.is_file() else None
+
+    @override
+    def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:
+        super().check_model(model, splits)
+        length, frontend = self.config.tokens_per_sample, model.config.frontends.get(Modality.TEXT)
+        positions = getattr(frontend, "max_positions", None)
+        if positions is not None and length > positions:
+            raise RecipeError(
+                f"`task.config.tokens_per_sample` is {length}, but the model has positions for {positions} tokens only; lower it."
+            )
 
     @override
     def create_train_reader(self, gangs: Gangs, seed: int) -> DataReader[Batch]:

@@ -23,7 +23,7 @@ from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.sentences import Sentences
 from d2v_plugin.data.text import TokenIds, pad_tokens
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.tasks.base import Task
+from d2v_plugin.tasks.base import Task, check_counts
 
 
 @dataclass(kw_only=True)
@@ -53,6 +53,7 @@ class TextClassificationConfig(Validatable):
     @override
     def validate(self) -> ValidationResult:
         return report(
+            *check_counts(batch_size=self.batch_size, max_batch_size=self.max_batch_size),
             (self.max_length < 8, f"`max_length` must be at least 8, but is {self.max_length}."),
             (
                 self.max_num_tokens is not None and self.max_num_tokens < self.max_length,
@@ -74,9 +75,8 @@ class TextClassificationTask(Task[TextClassificationConfig, Sentences]):
 
     @override
     def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:
-        text, vocabulary = getattr(getattr(model, "config", None), "text", None), self.dataset.tokenizer.vocabulary
-        if text is None:
-            raise RecipeError("The model does not read text; choose one that does, or another task.")
+        super().check_model(model, splits)
+        text, vocabulary = model.config.frontends[Modality.TEXT], self.dataset.tokenizer.vocabulary
         if vocabulary.size != text.vocab_size:
             raise RecipeError(
                 f"The vocabulary of the dataset has {vocabulary.size:,} ids, but the model has {text.vocab_size:,}. Set "

@@ -11,11 +11,13 @@ from typing import final
 
 import numpy as np
 from fairseq2.logging import log
+from fairseq2.utils.validation import Validatable, ValidationResult
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, Spell, StepInfo
+from d2v_plugin.core.validation import report
 from d2v_plugin.criteria.base import criterion_of
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.pictures.features import draw_history
@@ -27,7 +29,7 @@ GROWTH = 1.15
 
 
 @dataclass(kw_only=True)
-class PicturesSection:
+class PicturesSection(Validatable):
     """Pictures during training."""
 
     enabled: bool = True
@@ -41,6 +43,14 @@ class PicturesSection:
 
     max_share: float = 0.01
     """The largest share of the time of a run that may go into pictures; they wait until they fit."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        return report(
+            (self.every_n_steps < 1, f"`every_n_steps` must be at least 1, but is {self.every_n_steps}."),
+            (self.num_samples < 1, f"`num_samples` must be at least 1, but is {self.num_samples}."),
+            (not self.max_share >= 0.0, f"`max_share` must be at least 0, but is {self.max_share}."),
+        )
 
 
 @final

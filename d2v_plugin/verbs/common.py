@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from fairseq2.recipe.base import RecipeContext
-from fairseq2.recipe.config import DatasetSection
+from fairseq2.recipe.config import CommonSection, DatasetSection
 from fairseq2.task import Task as Runnable
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
@@ -67,8 +68,10 @@ class CheckpointConfig(Validatable):
     @override
     def validate(self) -> ValidationResult:
         path, has_data = self.checkpoint.path, self.task is not None and self.dataset is not None
+        common: CommonSection = getattr(self, "common")  # noqa: B009  # every recipe has it, as its last section
 
         return report(
+            *check_common(common),
             (path is None, "`checkpoint.path` must be set: the output directory of a run, for example."),
             (
                 path is not None and not has_data,
@@ -87,6 +90,30 @@ class CheckpointRecipe(ExtensibleRecipe):
         :raises RecipeError: as for the base class.
         """
         return use_settings_of_run(args, sections=[section.name for section in fields(self.config_kls)])  # type: ignore[arg-type]
+
+
+def check_common(section: CommonSection) -> list[tuple[bool, str]]:
+    """The checks of what all recipes have in common, for ``report``."""
+    seed, threads, wandb = section.seed, section.torch.num_threads, section.metric_recorders.wandb
+
+    return [
+        (not 0 <= seed < 2**32 - 8, f"`common.seed` must be from 0 to {2**32 - 9:,}, but is {seed}."),
+        (threads is not None and threads < 1, f"`common.torch.num_threads` must be at least 1 or null, but is {threads}."),
+        (
+            wandb.enabled and not _has_wandb(),
+            "`common.metric_recorders.wandb.enabled` needs a wandb that fairseq2 0.8.1 can use: `pip install 'wandb<0.20'` and "
+            "`wandb login`, or set it to false.",
+        ),
+    ]
+
+
+def _has_wandb() -> bool:
+    try:
+        module = importlib.import_module("wandb.util")
+    except ImportError:
+        return False
+
+    return hasattr(module, "generate_id")
 
 
 def open_task(context: RecipeContext, section: TaskSection | None, labels: LabelSet | None = None) -> Task[Any, Any]:

@@ -10,7 +10,7 @@ from fairseq2.utils.config import StandardConfigMerger
 
 from d2v_plugin.core.fairseq2_private import swap_default_resolver
 from d2v_plugin.evaluation.provenance import find_provenance
-from d2v_plugin.verbs.inheritance import read_whole, resolve_bases
+from d2v_plugin.verbs.inheritance import read_whole
 from d2v_plugin.weights.sources import Source, find_source
 
 
@@ -25,10 +25,6 @@ def use_settings_of_run(args: Namespace, *, sections: Sequence[str]) -> Namespac
     :raises RecipeError: as for :func:`d2v_plugin.verbs.inheritance.resolve_bases`.
     """
     own = [] if args.config_file is None else read_whole(args.config_file)
-    if own is None:
-        # fairseq2 says what is wrong with the file.
-        return resolve_bases(args)
-
     overrides: list[Mapping[str, Any]] = [*own, *(args.config_overrides or [])]
     path = _find_path(overrides)
     if path is not None:

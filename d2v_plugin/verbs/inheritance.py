@@ -19,43 +19,42 @@ from typing import Any
 
 from fairseq2.recipe.error import RecipeError
 from fairseq2.utils.config import ReplacePathDirective, StandardConfigProcessor
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+
+from d2v_plugin.core.plain_yaml import PlainYamlError, read_yaml
 
 BASE = "base"
 
 
 def resolve_bases(args: Namespace) -> Namespace:
-    """Turn a recipe file with a base into its last base and overrides of it, which fairseq2 understands.
+    """Turn a recipe file, with or without a base, into overrides, which fairseq2 understands.
 
     :param args: fairseq2's parsed command line; a copy with other ``config_file`` and ``config_overrides`` is returned.
-    :raises RecipeError: a base does not exist, cannot be read, or is its own base.
+    :raises RecipeError: a file does not exist, is no recipe, or is its own base.
     """
     if args.config_file is None:
         return args
-    root, heirs = read_chain(args.config_file)
+    overrides = [*read_whole(args.config_file), *(args.config_overrides or [])]
 
-    return Namespace(**vars(args) | {"config_file": root, "config_overrides": [*heirs, *(args.config_overrides or [])]})
+    return Namespace(**vars(args) | {"config_file": None, "config_overrides": overrides})
 
 
-def read_whole(path: Path) -> list[Mapping[str, Any]] | None:
-    """Read a recipe file as overrides: its last base, then what the others change; None if the last base cannot be read."""
+def read_whole(path: Path) -> list[Mapping[str, Any]]:
+    """Read a recipe file as overrides: its last base, then what the others change."""
     root, heirs = read_chain(path)
-    content = _read(root)
 
-    return None if content is None else [_replace_dir(content, root), *heirs]
+    return [_replace_dir(read_recipe(root), root), *heirs]
 
 
 def read_chain(path: Path) -> tuple[Path, list[Mapping[str, Any]]]:
     """Follow the bases of a recipe file.
 
-    :returns: the file without a base at the end of the chain, and what the others change, those closest to it first. A
-        file that cannot be read at all ends the chain if it is the first: fairseq2 says what is wrong with it.
+    :returns: the file without a base at the end of the chain, and what the others change, those closest to it first.
+    :raises RecipeError: as for :func:`resolve_bases`.
     """
     heirs: list[Mapping[str, Any]] = []
     seen = [path.resolve()]
-    content = _read(path)
-    while content is not None and BASE in content:
+    content = read_recipe(path)
+    while BASE in content:
         base = content.pop(BASE)
         if not isinstance(base, str):
             raise RecipeError(f"{path}: `{BASE}` must be the path of a recipe file, but is `{base}`.")
@@ -67,21 +66,36 @@ def read_chain(path: Path) -> tuple[Path, list[Mapping[str, Any]]]:
             raise RecipeError(f"{path}: `{BASE}` is {base}, which inherits from {path} itself.")
         seen.append(base_path.resolve())
         path = base_path
-        content = _read(path, is_base=True)
+        content = read_recipe(path, is_base=True)
 
     return path, heirs
 
 
-def _read(path: Path, *, is_base: bool = False) -> dict[str, Any] | None:
-    """Read the mapping in a YAML file; None if it has none."""
-    try:
-        content = YAML(typ="safe", pure=True).load(path)
-    except (OSError, YAMLError) as ex:
-        if is_base:
-            raise RecipeError(f"{path}, a base of this recipe, cannot be read: {ex}") from ex
-        return None
+def read_recipe(path: Path, *, is_base: bool = False) -> dict[str, Any]:
+    """Read the mapping in a YAML file.
 
-    return content if isinstance(content, dict) else None
+    :raises RecipeError: there is none.
+    """
+    kind = ", a base of this recipe, cannot be read: it" if is_base else ""
+    try:
+        content = read_yaml(path)
+    except PlainYamlError as ex:
+        hint = "" if path.is_file() else _similar_files(path)
+        raise RecipeError(f"{path}{kind} {ex}{hint}.") from None
+    except (OSError, ValueError) as ex:
+        raise RecipeError(f"{path}{kind} cannot be read: {ex}.") from None
+    if content is None:
+        raise RecipeError(f"{path}{kind} is empty.")
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}{kind} must contain sections such as `task:` and `model:`, but is a {type(content).__name__}.")
+
+    return content
+
+
+def _similar_files(path: Path) -> str:
+    known = sorted(str(file) for file in path.parent.glob("*.yaml"))[:20] if path.parent.is_dir() else []
+
+    return f"; in that directory there are: {', '.join(known)}" if known else ""
 
 
 def _replace_dir(content: dict[str, Any], path: Path) -> dict[str, Any]:

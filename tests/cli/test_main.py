@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from d2v_plugin.cli import main
+from d2v_plugin.cli.main import VERBS, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +41,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "cluster": ("common.cluster=slum", ("known cluster", "Did you mean `slurm`?")),
     # keys
     "section": ("optimiser.config.lr=1", ("`optimiser` is not a known key", "Did you mean `optimizer`?", "lr_scheduler")),
-    "key of a section": ("regime.num_step=3", ("key of `regime`", "Did you mean `num_steps`?", "tiny.yaml")),
+    "key of a section": ("regime.num_step=3", ("--config: ", "key of `regime`", "Did you mean `num_steps`?")),
     "key of a component": ("criterion.config.num_view=3", ("key of `criterion.config`", "Did you mean `num_views`?")),
     "key inside a component": ("criterion.config.ema.star=1", ("key of `criterion.config.ema`", "`start`")),
     "key of a mask sampler": (
@@ -78,6 +78,37 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "target layers": ("criterion.config.targets.num_layers=9", ("`targets.num_layers`", "9")),
     "same probe twice": ("probing.probes=[{{name: knn}},{{name: knn}}]", ("`probing.probes` names a probe twice",)),
     "publish intervals": ("regime.checkpoint_every_n_steps=3", ("`checkpoint_every_n_steps`", "publish_metrics_every_n_steps")),
+    "batch size": ("task.config.batch_size=-4", ("`batch_size`", "-4")),
+    "image size": ("task.config.image.size=33", ("`task.config.image.size` is 33", "32")),
+    "colors": ("task.config.image.std=[0,0,0]", ("`task.config`", "std", "positive")),
+    "flip": ("task.config.image.flip=2", ("`task.config.image`: `flip` must be from 0 to 1, but is 2",)),
+    "seed": ("common.seed=-1", ("`common.seed` must be from 0 to", "but is -1")),
+    "clipping": ("trainer.max_grad_norm=-1", ("`trainer.max_grad_norm` must be positive or null, but is -1",)),
+    "noise": ("criterion.config.noise_std=-1", ("`criterion.config`: `noise_std` must not be negative",)),
+    "pictures": ("pictures.every_n_steps=0", ("`pictures`: `every_n_steps` must be at least 1, but is 0",)),
+    "threads": ("common.torch.num_threads=-1", ("`common.torch.num_threads` must be at least 1 or null",)),
+    "no number": ("optimizer.config.lr=.nan", ("optimizer.config.lr=.nan", "is not a number")),
+    "date": ("common.seed=2024-01-01", ("2024-01-01 is read as a date; quote it",)),
+    "warm-up": (
+        "lr_scheduler={{name: polynomial_decay, config: {{num_warmup_steps: 9}}}}",
+        ("`lr_scheduler.config.num_warmup_steps` (9) must be less than `regime.num_steps` (4)",),
+    ),
+    "wandb": ("common.metric_recorders.wandb.enabled=true", ("`common.metric_recorders.wandb.enabled` needs", "wandb login")),
+    # what does not belong together
+    "criterion of the other generation": (
+        "model.family=data2vec1 model.arch=vision_base",
+        ("trains models of the family `data2vec`, but `model` is a",),
+    ),
+    "task and dataset": (
+        "task={{name: audio_pretraining}} task.config={{}}",
+        ("`dataset.family` opens ImageManifest, but `task.name` reads AudioManifest",),
+    ),
+    "dataset and task": (
+        "dataset.family=audio_manifest",
+        ("`dataset.family` opens AudioManifest, but `task.name` reads ImageManifest",),
+    ),
+    # what only others know to be wrong
+    "settings of the model": ("model.config_overrides.dropout=2", ("cannot be set up with these settings", "rank_0.log")),
     # files
     "manifest folder": ("dataset.config_overrides.path={tmp}/nowhere", ("{tmp}/nowhere", "`dataset.config_overrides.path`")),
     "checkpoint": ("model.path={tmp}/nowhere.pt", ("`model.path`", "{tmp}/nowhere.pt")),
@@ -135,6 +166,41 @@ def test_a_wrong_file_is_named_with_the_place(command: Any, tmp_path: Path, text
     assert_one_line(command("recipe", "train", "--config-file", path, tmp_path / "out"), *parts)
 
 
+def test_all_mistakes_are_told_at_once_each_with_its_key(command: Any, tiny_recipe: Path, tmp_path: Path) -> None:
+    words = ["common.seed=-1", "optimizer.config.lr=-1", "criterion.config.num_views=0"]
+    outcome = command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out", "--config", *words)
+
+    assert outcome.status == 2
+    lines = outcome.err.splitlines()
+    assert lines[-4:-3] == ["fairseq2: error: 3 mistakes in the configuration:"]
+    assert lines[-3].startswith("  `common.seed` must be") and "`criterion.config`: `num_views`" in lines[-2]
+    assert lines[-1] == "  `optimizer.config`: `lr` must be at least 0, but is -1.0."
+
+
+def test_bad_lines_of_a_manifest_are_lines(command: Any, tiny_recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text(".\n" + "nothing.png\n" * 30)
+    words = ["--config", f"dataset.config_overrides.path={tmp_path}"]
+    lines = command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out", *words).err.splitlines()
+
+    assert "30 bad line(s)" in lines[-22] and lines[-21].startswith(f"  {tmp_path}/train.tsv:2: ")
+    assert lines[-1] == "  … and 10 more."
+
+
+def test_what_nobody_foresaw_is_a_line_and_a_traceback_in_the_log(
+    command: Any, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise ZeroDivisionError("one over nothing")
+
+    monkeypatch.setattr("d2v_plugin.training.unit.CriterionUnit.process_batch", fail)
+    outcome = command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out")
+
+    assert outcome.status == 1 and "Traceback" not in outcome.err
+    log = tmp_path / "out" / "logs" / "rank_0.log"
+    assert f"an unexpected ZeroDivisionError: one over nothing (The traceback is in {log}; please report it.)" in outcome.err
+    assert "Traceback (most recent call last)" in log.read_text() and "one over nothing" in log.read_text()
+
+
 def test_an_output_directory_that_cannot_be_made_is_named(command: Any, tiny_recipe: Path) -> None:
     outcome = command("recipe", "train", "--config-file", tiny_recipe, tiny_recipe / "out")
 
@@ -153,6 +219,12 @@ def test_an_output_directory_that_cannot_be_made_is_named(command: Any, tiny_rec
         (("recipe", "train", "out", "--config", "regime.num_steps"), ("invalid key-value pair: regime.num_steps",)),
         (("recipe", "train", "out", "--extension"), ("--extension", "must follow")),
         (("recipe", "list", "--all"), ("`--all`",)),
+        (("recipe", "train", "out", "--config-file"), ("--config-file: a path must follow",)),
+        (("recipe", "train", "out", "--config-file", "a", "--config-file", "b"), ("--config-file is given 2 times",)),
+        (("recipe", "train", "out", "--resume", "none", "--resume", "3"), ("--resume is given 2 times",)),
+        (("recipe", "train", "out", "--resume", "9" * 5000), ("--resume", "5,000 digits")),
+        (("recipe", "train", "out", "--resume", "--no-rich"), ("--resume", "must follow")),
+        (("recipe", "train", "out", "--config", "a=!!int x"), ("a=!!int x", "not valid YAML")),
     ],
 )
 def test_a_wrong_command_line_is_one_line(command: Any, words: tuple[str, ...], parts: tuple[str, ...]) -> None:
@@ -277,7 +349,7 @@ def test_a_broken_pipe_of_something_else_is_an_error(monkeypatch: pytest.MonkeyP
     def fail(*args: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setitem(main.VERBS, "list", fail)
+    monkeypatch.setitem(VERBS, "list", fail)
 
     with pytest.raises(BrokenPipeError):
-        main.main(["recipe", "list"])
+        main(["recipe", "list"])

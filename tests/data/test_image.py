@@ -16,7 +16,16 @@ from torchvision.transforms.v2 import functional
 
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.files import Location
-from d2v_plugin.data.image import ColorJitterConfig, ImageReadingConfig, augment, choose_crop, decode, fit, normalize
+from d2v_plugin.data.image import (
+    ColorJitterConfig,
+    ImageReadingConfig,
+    augment,
+    choose_crop,
+    decode,
+    decode_picture,
+    fit,
+    normalize,
+)
 from d2v_plugin.data.random import Purpose, draw_uniform
 
 AUGMENTATION = json.loads((Path(__file__).parents[1] / "golden" / "augmentation.json").read_text())
@@ -26,6 +35,8 @@ PICTURE = Image.fromarray(COLORS)
 TRANSPARENT = Image.fromarray(np.dstack([COLORS, RAMP.astype(np.uint8)]))
 ROTATED = Image.Exif()
 ROTATED[0x112] = 6
+MIRRORED = Image.Exif()
+MIRRORED[0x112] = 7
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -43,13 +54,21 @@ ZOO = {
     "grey jpeg": encode(PICTURE.convert("L"), "JPEG"),
     "1-bit png": encode(PICTURE.convert("1"), "PNG"),
     "palette": encode(PICTURE.quantize(16), "PNG"),
-    "transparent palette": encode(PICTURE.quantize(16), "PNG", transparency=3),
-    "alpha": encode(TRANSPARENT, "PNG"),
-    "grey alpha": encode(TRANSPARENT.convert("LA"), "PNG"),
     "cmyk": encode(PICTURE.convert("CMYK"), "JPEG"),
     "rotated jpeg": encode(PICTURE, "JPEG", exif=ROTATED),
     "rotated png": encode(PICTURE, "PNG", exif=ROTATED),
     "webp": encode(PICTURE, "WEBP"),
+    "rotated webp": encode(PICTURE, "WEBP", exif=ROTATED),
+    "mirrored webp": encode(PICTURE, "WEBP", exif=MIRRORED),
+    "animated webp": encode(PICTURE, "WEBP", save_all=True, append_images=[PICTURE.rotate(180)]),
+    "bmp": encode(PICTURE, "BMP"),
+    "palette bmp": encode(PICTURE.quantize(16), "BMP"),
+    "tiff": encode(PICTURE, "TIFF"),
+    "compressed tiff": encode(PICTURE, "TIFF", compression="tiff_lzw"),
+    "rotated tiff": encode(PICTURE, "TIFF", exif=ROTATED),
+    "cmyk tiff": encode(PICTURE.convert("CMYK"), "TIFF"),
+    "two pages": encode(PICTURE, "TIFF", save_all=True, append_images=[PICTURE.rotate(180)]),
+    "opaque alpha": encode(PICTURE.convert("RGBA"), "PNG"),
     "gif": encode(PICTURE, "GIF"),
     "animated gif": encode(PICTURE, "GIF", save_all=True, append_images=[PICTURE.rotate(180)]),
 }
@@ -63,21 +82,59 @@ def decode_bytes(folder: Path, data: bytes) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_awkward_images_come_out_as_pillow_shows_them(tmp_path: Path, name: str) -> None:
-    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(ZOO[name]))).convert("RGB")).transpose(2, 0, 1)
+    shown = ImageOps.exif_transpose(Image.open(io.BytesIO(ZOO[name])))
+    expected = np.asarray(shown.convert("RGB")).transpose(2, 0, 1)
     image = decode_bytes(tmp_path, ZOO[name])
 
     assert image.dtype == torch.uint8
     np.testing.assert_array_equal(image.numpy(), expected)
 
 
-def test_16_bits_become_8(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_become_8(tmp_path: Path, kind: str) -> None:
     deep = np.round(RAMP * 257).astype(np.uint16)
-    image = decode_bytes(tmp_path, encode(Image.fromarray(deep), "PNG"))
+    image = decode_bytes(tmp_path, encode(Image.fromarray(deep), kind))
 
     np.testing.assert_array_equal(image.numpy(), np.broadcast_to(deep >> 8, (3, 20, 30)))
 
 
-@pytest.mark.parametrize("data", [ZOO["png"][:200], ZOO["jpeg"][:400], b"some text", encode(PICTURE, "BMP"), b""])
+TRANSPARENT_ZOO = {
+    "alpha": encode(TRANSPARENT, "PNG"),
+    "grey alpha": encode(TRANSPARENT.convert("LA"), "PNG"),
+    "palette": encode(PICTURE.quantize(16), "PNG", transparency=3),
+    "colour": encode(PICTURE, "PNG", transparency=tuple(COLORS[3, 4].tolist())),
+    "rotated": encode(TRANSPARENT, "PNG", exif=ROTATED),
+    "webp": encode(TRANSPARENT, "WEBP", lossless=True, exact=True),
+    "gif": encode(PICTURE.quantize(16), "GIF", transparency=3),
+    "tiff": encode(TRANSPARENT, "TIFF"),
+}
+
+
+@pytest.mark.parametrize("name", TRANSPARENT_ZOO)
+def test_what_is_transparent_lies_on_white(tmp_path: Path, name: str) -> None:
+    shown = ImageOps.exif_transpose(Image.open(io.BytesIO(TRANSPARENT_ZOO[name]))).convert("RGBA")
+    expected = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
+    (tmp_path / "file").write_bytes(TRANSPARENT_ZOO[name])
+    image, transparent = decode_picture(Location(str(tmp_path / "file")))
+
+    assert transparent and image.shape == (3, *shown.size[::-1])
+    np.testing.assert_allclose(image.numpy().astype(int), np.asarray(expected).transpose(2, 0, 1), atol=1)
+
+
+def test_an_alpha_channel_that_hides_nothing_is_no_transparency(tmp_path: Path) -> None:
+    for name in ("opaque alpha", "png", "webp", "gif"):
+        (tmp_path / "file").write_bytes(ZOO[name])
+        assert not decode_picture(Location(str(tmp_path / "file")))[1]
+
+
+def test_damaged_exif_spoils_no_picture(tmp_path: Path) -> None:
+    assert decode_bytes(tmp_path, encode(PICTURE, "WEBP", exif=b"Exif\0\0" + bytes(20))).shape == (3, 20, 30)
+
+
+FOREIGN = [ZOO["png"][:200], ZOO["jpeg"][:400], b"some text", encode(PICTURE, "PPM"), encode(PICTURE, "BMP")[:40], b""]
+
+
+@pytest.mark.parametrize("data", [*FOREIGN, ZOO["gif"][:30], ZOO["webp"][:60], ZOO["tiff"][:60], b"II*\0" + b"\xff" * 60])
 def test_broken_files_and_unknown_formats_raise(tmp_path: Path, data: bytes) -> None:
     with pytest.raises((RuntimeError, SampleError)):
         decode_bytes(tmp_path, data)

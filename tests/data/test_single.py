@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from fairseq2.recipe.error import RecipeError
 from torchvision.io import write_jpeg, write_png
 
 import d2v_plugin
+from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.dataset import ManifestConfig, TextManifest
 from d2v_plugin.data.tokenizers import open_tokenizer
 from d2v_plugin.tasks.text import TextPretrainingConfig, TextPretrainingTask
@@ -74,3 +77,22 @@ def test_what_is_no_recording_or_picture_is_refused(tmp_path: Path) -> None:
     for read in (d2v_plugin.read_audio, d2v_plugin.read_image):
         with pytest.raises(RuntimeError):
             read(tmp_path / "file")
+
+
+@pytest.mark.parametrize(("size", "reason"), [(0, "has no samples"), (300, "is too short: 300 samples")])
+def test_a_recording_of_less_than_a_frame_is_refused_by_name(tmp_path: Path, size: int, reason: str) -> None:
+    soundfile.write(tmp_path / "short.wav", np.zeros(size), 16_000)
+    with pytest.raises(SampleError, match=rf"short.wav: The recording {reason}"):
+        d2v_plugin.read_audio(tmp_path / "short.wav")
+
+
+def test_a_short_recording_is_read_for_a_model_that_takes_it(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "short.wav", np.zeros(300), 16_000)
+    assert d2v_plugin.read_audio(tmp_path / "short.wav", min_samples=300).shape == (1, 300)
+
+
+def test_pipes_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for read in (d2v_plugin.read_audio, d2v_plugin.read_image, partial(d2v_plugin.read_text, vocabulary=BOOKS)):
+        with pytest.raises(OSError, match="pipe is no file, but a pipe"):
+            read(tmp_path / "pipe")

@@ -106,3 +106,29 @@ def test_dropout_has_the_gradients_of_its_mask() -> None:
 
     for a, b in zip(actual, expected, strict=True):
         assert torch.allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("floating", [False, True])
+def test_a_row_of_padding_only_is_zero_in_any_precision(dtype: torch.dtype, dropout: float, floating: bool) -> None:
+    inputs = [x.detach().to(dtype).requires_grad_(True) for x in draw_inputs(3, 4, 11, 8)]
+    keep = torch.ones(3, 1, 1, 11, dtype=torch.bool)
+    keep[1] = False
+    keep[2, ..., 7:] = False
+    bias = torch.zeros(3, 4, 11, 11, dtype=dtype).masked_fill(~keep, -torch.inf) if floating else keep
+    output = attend(*inputs, bias, dropout)
+    gradients = torch.autograd.grad(output.float().square().sum(), inputs)
+
+    assert not output[1].any() and output[2].isfinite().all() and output[2].any()
+    assert all(gradient.isfinite().all() and not gradient[1].any() for gradient in gradients)
+
+
+def test_what_is_not_finite_for_another_reason_stays_so() -> None:
+    q, k, v = (x.detach().bfloat16() for x in draw_inputs(2, 4, 11, 8))
+    q[0, 0, 0, 0] = torch.nan
+    keep = torch.ones(2, 1, 1, 11, dtype=torch.bool)
+    keep[1] = False
+
+    output = attend(q, k, v, keep, 0.0)
+    assert output[0, 0, 0].isnan().all() and not output[1].any()

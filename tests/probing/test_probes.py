@@ -124,14 +124,23 @@ def test_scale_and_offset_of_features_do_not_matter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(PROBES))
-def test_features_that_are_not_finite_score_nan(name: str) -> None:
+def test_samples_whose_features_are_not_finite_are_left_out(name: str) -> None:
     (train_x, train_y), (test_x, test_y) = make_splits(1)
+    kept = torch.arange(len(train_x)) != 3
+    kept_test = torch.arange(len(test_x)) != 3
 
-    for x in (train_x, test_x):
-        broken = x.clone()
-        broken[3, 2] = math.inf
-        splits = (broken, train_y, test_x, test_y) if x is train_x else (train_x, train_y, broken, test_y)
-        assert math.isnan(score(PROBES[name], *splits))
+    for bad in (math.inf, math.nan):
+        broken, broken_test = train_x.clone(), test_x.clone()
+        broken[3, 2] = broken_test[3, 2] = bad
+        expected = score(PROBES[name], train_x[kept], train_y[kept], test_x[kept_test], test_y[kept_test])
+        assert score(PROBES[name], broken, train_y, broken_test, test_y) == expected > 0.3
+    assert math.isnan(score(PROBES[name], torch.full_like(train_x, math.nan), train_y, test_x, test_y))
+
+
+def test_a_split_of_which_nothing_could_be_read_scores_nan() -> None:
+    (train_x, train_y), (test_x, test_y) = make_splits(1)
+    data = {0: (make_data(train_x, train_y), make_data(test_x[:0], test_y[:0]))}
+    assert math.isnan(probe_scores({"linear": PROBES["linear"]}, data)["probe_linear"])
 
 
 @pytest.mark.parametrize("name", list(PROBES))

@@ -18,6 +18,7 @@ from fairseq2.metrics import Mean, MetricBag
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.models.base import EncoderModel, Features, LocalFeatures
+from d2v_plugin.probing import collection
 from d2v_plugin.probing.attentive import AttentiveProbe, AttentiveProbeConfig
 from d2v_plugin.probing.base import Probe, ProbeData, probe_scores
 from d2v_plugin.probing.knn import KnnProbe, KnnProbeConfig
@@ -325,3 +326,24 @@ def test_batches_move_to_the_device() -> None:
     ProbeBatch(batch, is_train=True).to(torch.device("meta"))
 
     assert batch.inputs.is_meta and batch.labels is not None and batch.labels.is_meta
+
+
+def test_samples_whose_features_are_not_finite_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NamedReader(ListReader):
+        def name_sample(self, modality: Modality, sample: int) -> str:
+            return f"split.tsv:{sample}: picture"
+
+    warnings: list[str] = []
+    monkeypatch.setattr(collection.log, "warning", lambda message, *values: warnings.append(message.format(*values)))
+    train, test = make_batches(range(40), 7), make_batches(range(40, 60), 7)
+    train[1].inputs[2] = torch.nan
+    unit = ProbeUnit(PatchModel(), PROBES, create_fake_gangs(CPU))
+    bag = MetricBag(CPU)
+    unit.prepare_metric_bag(bag)
+    for batches in ProbeReader(NamedReader(train), NamedReader(test)):
+        for batch in batches:
+            unit.process_batch(batch, bag)
+    unit.finalize(bag)
+
+    assert warnings == ["The features of 1 of 60 samples are not finite; probes leave them out: split.tsv:9: picture."]
+    assert 0.0 < unit.scores["probe_knn"] <= 1.0

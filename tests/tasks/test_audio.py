@@ -14,7 +14,10 @@ from fairseq2.recipe.error import RecipeError
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.audio import AudioReadingConfig
 from d2v_plugin.data.dataset import AudioManifest, ManifestConfig
+from d2v_plugin.models.data2vec2.archs import ARCHS
+from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.tasks.audio import AudioPretrainingConfig, AudioPretrainingTask
+from d2v_plugin.tasks.audio_classification import AudioClassificationConfig, AudioClassificationTask
 
 WORDS = Path(__file__).parents[2] / "manifests" / "words"
 
@@ -153,3 +156,38 @@ def test_impossible_sizes_are_refused(tmp_path: Path) -> None:
         open_reader(tmp_path, min_sample_size=9000)
     with pytest.raises(RecipeError, match="raise it, or crop"):
         open_reader(tmp_path, max_num_elements=7000)
+
+
+def test_recordings_without_a_frame_are_bad_samples_of_every_reader(tmp_path: Path) -> None:
+    """Of 399 samples the standard convolutions make nothing, of 400 one frame."""
+    write_recordings(tmp_path, [8000, 399, 400, 9000])
+    text = (tmp_path / "train.tsv").read_text().splitlines()
+    (tmp_path / "train.tsv").write_text("\n".join([text[0], *(f"{row}\tx" for row in text[1:])]) + "\n")
+    dataset, model = AudioManifest.open(ManifestConfig(path=tmp_path)), Data2VecModel(ARCHS["audio_tiny"]())
+    gangs = make_gangs()
+    report = tmp_path / "bad_samples.tsv"
+
+    pretraining = AudioPretrainingTask(AudioPretrainingConfig(batches_per_update=1, min_sample_size=1)).open(
+        dataset, report=report
+    )
+    classification = AudioClassificationTask(AudioClassificationConfig(batches_per_update=1)).open(dataset, report=report)
+    for task in (pretraining, classification):
+        readers = [task.create_train_reader(gangs, 1), task.create_labelled_reader(gangs, "train")]
+        rows = task.open_rows("train").read(0, 4, 4)
+        task.check_model(model)
+        for batches in (*(next(reader) for reader in readers), list(rows)):
+            (batch,) = batches
+            assert sorted(batch.ids.tolist()) == [0, 2, 3]
+            assert batch.inputs.size(1) in (400, 9000)
+            features = model.eval().extract_features(batch.inputs, batch.padding_mask).x
+            assert features.size(1) in (1, 27)
+    lines = report.read_text().splitlines()
+    assert len(lines) == 6 and all("3: " in line and "too short: 399 samples, but the model needs 400" in line for line in lines)
+
+
+def test_crops_shorter_than_a_frame_are_refused_by_key() -> None:
+    task = AudioPretrainingTask(AudioPretrainingConfig(max_sample_size=200)).open(
+        AudioManifest.open(ManifestConfig(path=WORDS)), report=None
+    )
+    with pytest.raises(RecipeError, match=r"`task\.config\.max_sample_size` is 200, but the model needs 400 samples"):
+        task.check_model(Data2VecModel(ARCHS["audio_tiny"]()))

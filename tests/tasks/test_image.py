@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,13 @@ from fairseq2.gang import Gangs, create_fake_gangs
 from fairseq2.recipe.error import DatasetTypeNotValidError, RecipeError
 
 from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.data import reader as reading
-from d2v_plugin.data.bad_samples import BadSampleConfig
+from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamplesError
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig
 from d2v_plugin.data.image import ImageReadingConfig
+from d2v_plugin.models.data2vec2.archs import ARCHS
+from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
 
 DIGITS = Path(__file__).parents[2] / "manifests" / "digits"
@@ -212,6 +216,47 @@ def test_a_split_of_broken_samples_only_ends_at_once(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text(".\n" + "".join(f"{row}.png\n" for row in range(30)))
     with pytest.raises(RecipeError, match="more than the tolerated 10"):
         next(open_reader(tmp_path, batch_size=4))
+
+
+@pytest.mark.parametrize(("size", "max_fraction"), [(5, 0.0), (30, 1.0)])
+def test_a_split_of_broken_samples_only_ends_however_many_are_tolerated(tmp_path: Path, size: int, max_fraction: float) -> None:
+    for row in range(size):
+        (tmp_path / f"{row}.png").write_text("no image")
+    (tmp_path / "train.tsv").write_text(".\n" + "".join(f"{row}.png\tx\n" for row in range(size)))
+    limits = BadSampleConfig(max_fraction=max_fraction)
+    with pytest.raises(BadSamplesError, match=rf"None of the {size} samples of .*train.tsv .*can be used[^$]*4.png"):
+        next(open_reader(tmp_path, batch_size=2, bad_samples=limits))
+
+    dataset = ImageManifest.open(ManifestConfig(path=tmp_path))
+    task = ImagePretrainingTask(ImagePretrainingConfig(batch_size=2, bad_samples=limits)).open(dataset, report=None)
+    with pytest.raises(BadSamplesError, match=f"None of the {size} samples"):
+        next(task.create_labelled_reader(create_fake_gangs(torch.device("cpu")), "train"))
+    with pytest.raises(BadSamplesError, match=f"None of the {size} samples"):
+        list(task.open_rows("train").read(0, size, 4))
+
+
+def test_images_of_another_size_than_the_models_are_refused_by_key() -> None:
+    dataset, model = ImageManifest.open(ManifestConfig(path=DIGITS)), Data2VecModel(ARCHS["image_tiny"]())
+    task = ImagePretrainingTask(ImagePretrainingConfig(image=ImageReadingConfig(size=64))).open(dataset, report=None)
+    with pytest.raises(RecipeError, match=r"`task.config.image.size` is 64, but the model takes images of 32 x 32"):
+        task.check_model(model)
+    with pytest.raises(RecipeError, match=r"`task` reads image, which the model does not take. .* it has: audio"):
+        task.check_model(Data2VecModel(ARCHS["audio_tiny"]()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": -4}, "`batch_size` must be at least 1, but is -4"),
+        ({"max_batch_size": 0}, "`max_batch_size` must be at least 1, but is 0"),
+        ({"image": ImageReadingConfig(mean=[0.5])}, r"`image.mean` must hold 3 numbers, .*but is \[0.5\]"),
+        ({"image": ImageReadingConfig(std=[0, 0, 0])}, r"`image.std` must hold 3 positive numbers, .*but is \[0, 0, 0\]"),
+        ({"image": ImageReadingConfig(size=0)}, "`image.size` must be at least 1"),
+    ],
+)
+def test_impossible_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ensure_valid(ImagePretrainingConfig(**settings))
 
 
 def test_a_dataset_of_another_family_is_refused(tmp_path: Path) -> None:

@@ -124,5 +124,5 @@ def test_what_does_not_suit_the_model_is_told(pairs: Sentences) -> None:
     with pytest.raises(RecipeError, match=r"`task\.config\.max_length` is 512, but the model has positions for 128"):
         task.check_model(model)
     model.config.text = None
-    with pytest.raises(RecipeError, match="does not read text"):
+    with pytest.raises(RecipeError, match="`task` reads text, which the model does not take"):
         task.check_model(model)

@@ -70,11 +70,11 @@ def test_the_folder_of_each_file_is_its_own(tmp_path: Path) -> None:
     assert heirs == [{"b": [f"{tmp_path}/sub/b"]}, {"c": {"d": f"{tmp_path}/d"}}]
 
 
-def test_files_without_a_base_and_no_file_stay_as_they_are(tiny_recipe: Path, tmp_path: Path) -> None:
-    overrides = [{"a": 1}]
-    for path in (None, tiny_recipe, tmp_path / "missing.yaml"):
-        resolved = resolve_bases(Namespace(config_file=path, config_overrides=overrides, dump_config=True))
-        assert (resolved.config_file, resolved.config_overrides, resolved.dump_config) == (path, overrides, True)
+def test_a_file_becomes_the_first_of_all_overrides(tiny_recipe: Path) -> None:
+    tiny_recipe.write_text("b: 2")
+    for path, own in ((None, []), (tiny_recipe, [{"b": 2}])):
+        resolved = resolve_bases(Namespace(config_file=path, config_overrides=[{"a": 1}], dump_config=True))
+        assert (resolved.config_file, resolved.config_overrides, resolved.dump_config) == (None, [*own, {"a": 1}], True)
 
 
 @pytest.mark.parametrize(

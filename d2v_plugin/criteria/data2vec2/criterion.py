@@ -96,6 +96,7 @@ class Data2Vec2Config(Validatable):
 
         return report(
             (self.num_views < 1, f"`num_views` must be at least 1, but is {self.num_views}."),
+            (self.noise_std < 0.0, f"`noise_std` must not be negative, but is {self.noise_std}."),
             *((name not in known, message.format(name)) for name in self.modalities),
         )
 
@@ -129,6 +130,8 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
 
     @override
     def build(self, model: Data2VecModel) -> None:
+        if not isinstance(model, Data2VecModel):
+            raise RecipeError(f"This criterion trains models of the family `data2vec`, but `model` is a {type(model).__name__}.")
         super().build(model)
         for name, frontend in model.modality_encoders.items():
             modality = Modality[name]

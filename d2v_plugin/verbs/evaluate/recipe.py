@@ -19,6 +19,7 @@ from fairseq2.task import Task as Runnable
 from typing_extensions import override
 
 from d2v_plugin.core.registry import create
+from d2v_plugin.core.secrets import hide_in
 from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.base import Criterion
@@ -112,7 +113,7 @@ class EvaluateTask(RecipeTask):
 
         scores = {str(unit.name): dict(unit.scores) for unit in self.units}
         path = RunFolder(self.output_dir).scores
-        write_atomically(path, json.dumps({"checkpoint": self.checkpoint, "scores": scores}, indent=2) + "\n")
+        write_atomically(path, json.dumps({"checkpoint": hide_in(self.checkpoint), "scores": scores}, indent=2) + "\n")
         print_unwrapped("\n".join([f"\n{self.checkpoint}", "", *_format(scores), f"scores:       {path}"]))
         reports = RunFolder(self.output_dir).predictions
         if reports.is_dir():

@@ -20,6 +20,7 @@ from torch import nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.secrets import hide_in, hide_in_data
 from d2v_plugin.core.storage import hash_file
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.data.row_reader import RowReader
@@ -47,6 +48,7 @@ class ExtractRecipe(CheckpointRecipe):
 
         path = config.checkpoint.choose()
         model = load(path, weights=config.checkpoint.weights, device=context.device)
+        task.check_model(model, ())
         if section.pooling == "cls" and task.modality is Modality.AUDIO:
             raise RecipeError("`features.pooling` must not be cls for speech, whose models have no class token; choose mean.")
         try:
@@ -56,12 +58,12 @@ class ExtractRecipe(CheckpointRecipe):
         dtype: torch.dtype = getattr(torch, section.dtype)
         extractor = Extractor(model, arrays, section.pooling, dtype, context.device, section.amp)
         settings = {
-            "checkpoint": str(Path(path).absolute()) if Path(path).exists() else str(path),
+            "checkpoint": hide_in(str(Path(path).absolute()) if Path(path).exists() else str(path)),
             "weights": config.checkpoint.weights,
             "weights_hash": hash_weights(model),
             "manifest": str(rows.manifest.absolute()),
             "manifest_hash": hash_file(rows.manifest),
-            "task": StandardValueConverter().unstructure(config.task),
+            "task": hide_in_data(StandardValueConverter().unstructure(config.task)),
             "samples": rows.samples,
             "arrays": arrays,
             **{name: getattr(section, name) for name in ("pooling", "dtype", "format", "shard_size", "amp")},

@@ -42,4 +42,9 @@ class InspectConfig(CheckpointConfig):
     def validate(self) -> ValidationResult:
         too_few = f"`num_samples` must be at least 1, but is {self.num_samples}."
 
-        return report((self.num_samples < 1, too_few), base=super().validate())
+        return report(
+            (self.num_samples < 1, too_few),
+            (self.num_embedded < 0, f"`num_embedded` must be at least 0, but is {self.num_embedded}."),
+            (self.step < 1, f"`step` must be at least 1, but is {self.step}."),
+            base=super().validate(),
+        )

@@ -56,7 +56,9 @@ class InspectRecipe(CheckpointRecipe):
             model = load(path, weights=config.checkpoint.weights, device=context.device)
         else:
             model = load_trained(path, criterion, device=context.device)
+        task.check_model(model, ())
 
+        task.check_model(model, ())
         names, samplers = _name_samples(context.get_dataset(), config.split, len(rows)), _create_samplers(context.resolver)
 
         return InspectTask(model, rows, config, context.output_dir, context.device, names, task.read_spelling(), samplers)

@@ -28,6 +28,7 @@ from d2v_plugin.tasks.base import TaskSection
 from d2v_plugin.training.health.collapse import GuardSection
 from d2v_plugin.training.optimizer import DATA2VEC_ADAMW
 from d2v_plugin.training.picture_recorder import PicturesSection
+from d2v_plugin.verbs.common import check_common
 
 
 @dataclass(kw_only=True)
@@ -129,12 +130,25 @@ class TrainConfig(Validatable):
     @override
     def validate(self) -> ValidationResult:
         num_steps, warmup = self.regime.num_steps, getattr(self.lr_scheduler.config, "num_warmup_steps", 0)
+        max_norm, hours = self.trainer.max_grad_norm, self.regime.keep_checkpoints_for_hours
 
         return report(
+            *check_common(self.common),
+            (
+                max_norm is not None and not max_norm > 0.0,
+                f"`trainer.max_grad_norm` must be positive or null, but is {max_norm}.",
+            ),
+            (hours is not None and not hours >= 0.0, f"`regime.keep_checkpoints_for_hours` must be at least 0, but is {hours}."),
+            (
+                # fairseq2's own message names a key that does not exist.
+                self.lr_scheduler.name == "polynomial_decay" and num_steps is not None and warmup >= max(num_steps, 1),
+                f"`lr_scheduler.config.num_warmup_steps` ({warmup}) must be less than `regime.num_steps` ({num_steps}); shorten "
+                "the warm-up or train longer.",
+            ),
             (num_steps is None, "`regime.num_steps` must be set: the number of updates to train for."),
             (
                 # A cosine of no length; a run that ends before its warm-up does is a common way to try a recipe.
-                num_steps is not None and warmup == num_steps,
+                num_steps is not None and warmup == num_steps > 0 and self.lr_scheduler.name != "polynomial_decay",
                 f"`lr_scheduler.config.num_warmup_steps` must not equal `regime.num_steps` ({num_steps}).",
             ),
             (

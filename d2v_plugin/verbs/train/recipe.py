@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, final
 
+import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported before it
 from fairseq2.datasets import DataReader
 from fairseq2.evaluator import EvalUnit
 from fairseq2.recipe.base import RecipeContext

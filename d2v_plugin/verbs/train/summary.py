@@ -67,7 +67,7 @@ class Summarizer(Observer):
         criterion = self._context.get_model_as(EncoderModel).criterion
         if isinstance(criterion, SupervisedCriterion):
             scores = read_scores(self._context, criterion)
-            paths["predictions"] = str(RunFolder(output_dir).predictions)
+            paths |= {"predictions": str(folder)} if (folder := RunFolder(output_dir).predictions).is_dir() else {}
 
         summary = Summary(step_nr, accuracies, scores, paths)
         write_atomically(RunFolder(output_dir).summary, json.dumps(asdict(summary), indent=2) + "\n")
@@ -122,13 +122,16 @@ def find_checkpoints(context: RecipeContext) -> Path:
 def locate_results(output_dir: Path) -> dict[str, str]:
     """Places of the results of a run in ``output_dir``, by what lies there."""
     run = RunFolder(output_dir)
-    return {
-        "checkpoints": str(run.checkpoints),
-        "metrics": str(run.metrics),
-        "tensorboard": str(run.tensorboard),
-        "pictures": str(run.pictures),
-        "summary": str(run.summary),
+    places = {
+        "checkpoints": run.checkpoints,
+        "metrics": run.metrics,
+        "tensorboard": run.tensorboard,
+        "pictures": run.pictures,
+        "summary": run.summary,
     }
+
+    # The summary is about to be written.
+    return {name: str(path) for name, path in places.items() if path.exists() or path == run.summary}
 
 
 def format_summary(summary: Summary) -> str:
@@ -140,7 +143,8 @@ def format_summary(summary: Summary) -> str:
         lines += ["", *format_scores(summary.scores)]
 
     lines += ["", *(f"{name + ':':<13} {path}" for name, path in summary.paths.items())]
-    lines.append(f"Watch it with: tensorboard --logdir {summary.paths['tensorboard']}")
+    if "tensorboard" in summary.paths:
+        lines.append(f"Watch it with: tensorboard --logdir {summary.paths['tensorboard']}")
     if "predictions" in summary.paths:
         run = Path(summary.paths["checkpoints"]).parent
         best = " checkpoint.best=true" if any(", best (" in name for name in summary.scores) else ""
