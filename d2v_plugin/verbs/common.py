@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.config import DatasetSection
+from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task as Runnable
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
@@ -16,6 +17,7 @@ from typing_extensions import override
 from d2v_plugin.core.registry import create
 from d2v_plugin.core.validation import report
 from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.tasks.base import Task, TaskSection
 from d2v_plugin.verbs.defaults import use_settings_of_run
 from d2v_plugin.verbs.extensions import ExtensibleRecipe
@@ -98,6 +100,16 @@ def open_task(context: RecipeContext, section: TaskSection | None, labels: Label
     report = RunFolder(context.output_dir).bad_samples
 
     return create(context.resolver, Task, section).open(context.get_dataset(), report=report, labels=labels)
+
+
+def check_modality(path: str | Path, model: EncoderModel, task: Task[Any, Any]) -> None:
+    """
+    :raises RecipeError: the model of a checkpoint does not take what the task reads.
+    """
+    try:
+        model.resolve_modality(task.modality)
+    except ValueError as ex:
+        raise RecipeError(f"{path}: {ex} Choose a `task` and a `dataset` of what it takes.") from ex
 
 
 class RecipeTask(Runnable):

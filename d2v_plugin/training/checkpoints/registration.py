@@ -38,6 +38,7 @@ def register_checkpoints(container: DependencyContainer, resume: Resume) -> None
             resolver.resolve(ThreadPool),
             resume=resume,
             keep_hours=getattr(regime, "keep_checkpoints_for_hours", None),
+            last_step=regime.num_steps,
             publishes=lambda step_nr: every is not None and step_nr > after and step_nr % every == 0,
         )
 

@@ -32,7 +32,7 @@ from d2v_plugin.models.families import create_model
 from d2v_plugin.probing.section import Probing
 from d2v_plugin.probing.table import format_accuracies
 from d2v_plugin.probing.unit import ProbeUnit
-from d2v_plugin.verbs.common import BASELINE_SEED, CheckpointRecipe, RecipeTask, open_task
+from d2v_plugin.verbs.common import BASELINE_SEED, CheckpointRecipe, RecipeTask, check_modality, open_task
 from d2v_plugin.verbs.evaluate.config import EvaluateConfig
 from d2v_plugin.weights.loading import load
 from d2v_plugin.weights.run_folder import RunFolder
@@ -68,6 +68,7 @@ class EvaluateRecipe(CheckpointRecipe):
             model = load(path, weights=config.checkpoint.weights, device=context.device)
         else:
             raise RecipeError(f"{path} {_explain_unsupervised(config)}")
+        check_modality(path, model, task)
 
         if config.probing.probes:
             probing = Probing(context.resolver, config.probing, open_split)

@@ -25,7 +25,7 @@ from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.extraction.features import Extractor, name_arrays
 from d2v_plugin.extraction.shards import INDEX_FILE, STORES, ShardStore, begin_index, cut_shards, finish_index
-from d2v_plugin.verbs.common import CheckpointRecipe, RecipeTask, open_task
+from d2v_plugin.verbs.common import CheckpointRecipe, RecipeTask, check_modality, open_task
 from d2v_plugin.verbs.extract.config import ExtractConfig
 from d2v_plugin.weights.loading import load
 from d2v_plugin.weights.run_folder import RunFolder
@@ -47,6 +47,7 @@ class ExtractRecipe(CheckpointRecipe):
 
         path = config.checkpoint.choose()
         model = load(path, weights=config.checkpoint.weights, device=context.device)
+        check_modality(path, model, task)
         if section.pooling == "cls" and task.modality is Modality.AUDIO:
             raise RecipeError("`features.pooling` must not be cls for speech, whose models have no class token; choose mean.")
         try:

@@ -31,7 +31,7 @@ from d2v_plugin.models.pooling import pool_tokens
 from d2v_plugin.pictures.figures import draw_figures, first_samples
 from d2v_plugin.pictures.inputs import show_image
 from d2v_plugin.pictures.samplers import draw_samplers
-from d2v_plugin.verbs.common import CheckpointRecipe, RecipeTask, open_task
+from d2v_plugin.verbs.common import CheckpointRecipe, RecipeTask, check_modality, open_task
 from d2v_plugin.verbs.inspect.config import InspectConfig
 from d2v_plugin.weights.loading import load
 from d2v_plugin.weights.run_folder import RunFolder
@@ -56,6 +56,7 @@ class InspectRecipe(CheckpointRecipe):
             model = load(path, weights=config.checkpoint.weights, device=context.device)
         else:
             model = load_trained(path, criterion, device=context.device)
+        check_modality(path, model, task)
 
         names, samplers = _name_samples(context.get_dataset(), config.split, len(rows)), _create_samplers(context.resolver)
 
