@@ -29,6 +29,7 @@ from d2v_plugin.data.reader import WrappedReader
 from d2v_plugin.training.checkpoints.manager import VerifiedCheckpointManager
 from d2v_plugin.training.host_group import HostGroup
 from d2v_plugin.training.observers import Observer
+from d2v_plugin.training.parent_death import stop_without_parent
 from d2v_plugin.weights.run_folder import step_folder
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -128,6 +129,7 @@ class TrainTask(Runnable):
         :raises TaskStopException: the run was stopped; fairseq2's runner ends with status 0 then.
         """
         with self._request.made_by_signals():
+            stop_without_parent()
             self._trainer.run()
             self._checkpoints.raise_if_failed(self.step_nr)
         for observer in self._observers:

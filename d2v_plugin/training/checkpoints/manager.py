@@ -130,7 +130,7 @@ class VerifiedCheckpointManager(CheckpointManager):
         aside = unfinished_folder(self.directory, step_nr)
         if self._hosts.rank == 0:
             remove(aside)
-        self._hosts.gather(None)
+        self._hosts.gather(None, "save")
 
         # What is written later must not change meanwhile.
         plain = {name: to_plain(state.state_dict(), copy=not blocking, name=name) for name, state in states.items()}
@@ -147,7 +147,7 @@ class VerifiedCheckpointManager(CheckpointManager):
         if self._saving is None:
             return None
         saving = self._saving
-        if not blocking and not all(self._hosts.gather(saving.result.done())):
+        if not blocking and not all(self._hosts.gather(saving.result.done(), "save")):
             return False
         self._saving = None
         self._complete(saving, saving.result.result())
@@ -156,7 +156,7 @@ class VerifiedCheckpointManager(CheckpointManager):
 
     def _complete(self, saving: Saving, written: Written) -> None:
         """Give a checkpoint its name, if all ranks have written their part; on all ranks."""
-        parts = self._hosts.gather(written)
+        parts = self._hosts.gather(written, "save")
         aside = unfinished_folder(self.directory, saving.step_nr)
         self._failed = find_failure(saving.step_nr, parts)
         if self._failed is None:
@@ -253,7 +253,7 @@ class VerifiedCheckpointManager(CheckpointManager):
         stale = find_stale_steps(
             self.directory, last=keep_last_n, best=keep_best_n, every=keep_every_n_steps, hours=self._keep_hours
         )
-        return self._hosts.gather(stale)[0]
+        return self._hosts.gather(stale, "save")[0]
 
     @override
     def has_checkpoint(self, *, exclude_model_only: bool = False) -> bool:
@@ -290,7 +290,7 @@ class VerifiedCheckpointManager(CheckpointManager):
                 if warning is not None:
                     log.warning("{}: {}", warning, error)
 
-        return self._hosts.gather(error)[0]
+        return self._hosts.gather(error, "save")[0]
 
     @override
     def close(self) -> None:

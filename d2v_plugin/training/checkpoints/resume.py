@@ -94,7 +94,7 @@ def clear_the_way(resume: Resume, point: ResumePoint | None, directory: Path, ho
                     # It is not that of the checkpoint of this update which the run is going to write.
                     score.rename(target / "score.txt")
                 log.warning("{} was renamed to {}; remove it when you do not need it.", folder, target.name)
-    hosts.gather(None)
+    hosts.gather(None, "start")
 
 
 def _verify(folder: Path, hosts: HostGroup) -> tuple[ResumePoint | None, str]:
@@ -118,7 +118,7 @@ def _verify(folder: Path, hosts: HostGroup) -> tuple[ResumePoint | None, str]:
         error = ex
 
     # All ranks say the same, whichever found it.
-    error = next((found for found in hosts.gather(error) if found is not None), None)
+    error = next((found for found in hosts.gather(error, "start") if found is not None), None)
     if isinstance(error, NewerFormatError):
         raise error
     if error is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, final
 
 import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported before it
@@ -41,8 +43,10 @@ from d2v_plugin.training.health.update_guard import UpdateGuard
 from d2v_plugin.training.host_group import HostGroup
 from d2v_plugin.training.layer_groups import format_layers
 from d2v_plugin.training.malloc import keep_freed_memory
+from d2v_plugin.training.metric_recorders import register_recorders, survive_full_disk
 from d2v_plugin.training.observers import EmaObserver, Observer
 from d2v_plugin.training.picture_recorder import PictureRecorder
+from d2v_plugin.training.run_lock import lock_run
 from d2v_plugin.training.stopping import TrainTask
 from d2v_plugin.training.unit import CriterionUnit
 from d2v_plugin.verbs.common import check_modality, open_task
@@ -72,6 +76,18 @@ class TrainRecipe(ExtensibleRecipe):
     def register(self, container: DependencyContainer) -> None:
         super().register(container)
         register_checkpoints(container, self._resume)
+        register_recorders(container)
+
+    @override
+    def resolve_arguments(self, args: Namespace) -> Namespace:
+        """
+        :raises RecipeError: as for the base class, or another run writes to the output directory.
+        """
+        args = super().resolve_arguments(args)
+        if args.output_dir is not None and not args.dump_config:
+            lock_run(args.output_dir, *([] if args.checkpoint_dir is None else [Path(args.checkpoint_dir)]))
+
+        return args
 
     @override
     def has_static_autograd_graph(self, context: RecipeContext) -> bool:
@@ -112,6 +128,7 @@ class TrainRecipe(ExtensibleRecipe):
     def create_task(self, context: RecipeContext) -> Runnable:
         config = context.get_config_as(TrainConfig)
         gangs, seed = context.gangs, config.common.seed
+        survive_full_disk()
 
         # Data first: a missing manifest or split is known before a large model is built.
         task = self._open_task(context)
