@@ -162,7 +162,7 @@ def _hash_arrays(arrays: Mapping[str, Tensor]) -> str:
     for name in sorted(arrays):
         array = arrays[name].contiguous()
         found.update(f"{name} {list(array.shape)} {array.dtype}".encode())
-        found.update(memoryview(array.flatten().view(torch.uint8).numpy()))
+        found.update(array.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -13,7 +13,7 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def stop_without_parent() -> None:
-    """Let the kernel send SIGTERM when torchrun dies, be it by ``kill -9`` or by a signal that it does not handle, such as SIGUSR1.
+    """Let the kernel send SIGTERM when torchrun dies, by ``kill -9`` or by a signal that it does not handle, such as SIGUSR1.
 
     The workers then stop as on any SIGTERM: with a checkpoint. Without torchrun nothing happens, since a run may outlive the
     shell that started it.

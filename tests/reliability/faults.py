@@ -24,7 +24,6 @@ from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.training.checkpoints.hold import HoldObserver
 from d2v_plugin.training.observers import Observer
 
-
 if os.environ.get("SAVE_SKIPPED"):
     # A run does not save updates that were skipped; tests compare them with those before.
     HoldObserver.after_update = Observer.after_update  # type: ignore[method-assign]
