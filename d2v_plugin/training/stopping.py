@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from threading import Thread
 from typing import Final, final
 
+import fairseq2.recipe  # noqa: F401  # fairseq2.trainer cannot be imported before it
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
 from fairseq2.logging import log

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import final
 
+import fairseq2.recipe  # noqa: F401  # fairseq2.trainer cannot be imported before it
 from fairseq2.checkpoint import CheckpointManager, CheckpointReadyCallback, CheckpointSavedCallback
 from fairseq2.gang import Gangs
 from fairseq2.logging import log

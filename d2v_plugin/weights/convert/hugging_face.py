@@ -76,7 +76,7 @@ def _check_loading(src_dir: Path, model: PreTrainedModel, info: Mapping[str, Any
     unexpected = sorted(key.removeprefix(base) for key in info["unexpected_keys"])
     wrong = {str(key): f"{tuple(given)} instead of {tuple(expected)}" for key, given, expected in info["mismatched_keys"]}
     Mismatch(
-        missing=sorted(key for key in info["missing_keys"] if key.partition(".")[0] not in _HEADS and key not in _MASKS),
+        missing=sorted(key for key in info["missing_keys"] - wrong.keys() if key.partition(".")[0] not in _HEADS and key not in _MASKS),
         unexpected=[key for key in unexpected if key.partition(".")[0] in parts],
         wrong={key: text for key, text in wrong.items() if key.partition(".")[0] not in _HEADS},
     ).raise_if_any(f"{src_dir} does not hold the weights of the model that its configuration describes:")
