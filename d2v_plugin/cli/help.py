@@ -23,6 +23,7 @@ HELP = {
   --resume SOURCE       `auto` (default): go on from the last complete checkpoint in OUTPUT_DIR, if there is one; `none`: start
                         anew; a number: that update's checkpoint; DIR/step_N: that checkpoint, also of another run
   --extend-schedule     when resuming, follow the learning-rate schedule of the recipe as it is now
+  --accept-changed-data when resuming, go on although the rows of the training data are other ones, or in another order
 
 examples:
   fairseq2 recipe train --config-file recipes/demo/digits.yaml out/digits

@@ -92,17 +92,18 @@ def fail_unknown(kind: str, name: str, known: Iterable[str]) -> NoReturn:
 
 
 def train(words: Sequence[str], extensions: Sequence[Extension]) -> None:
-    """``fairseq2 recipe train``: all flags of fairseq2's runner, ``--extension``, ``--resume`` and ``--extend-schedule``."""
+    """``fairseq2 recipe train``: all flags of fairseq2's runner, ``--extension``, and what resuming needs."""
     words, sources = take_values(words, "--resume", "`auto`, `none`, a number or a directory", once=True)
     if sources and sources[0].isdecimal() and len(sources[0]) > 18:
         fail(f"--resume: no run has as many updates as a number of {len(sources[0]):,} digits says.")
-    extend_schedule = "--extend-schedule" in words
-    words = [word for word in words if word != "--extend-schedule"]
+    switches = {"--extend-schedule": "extend_schedule", "--accept-changed-data": "accept_changed_data"}
+    switched = {switches[word]: True for word in words if word in switches}
+    words = [word for word in words if word not in switches]
 
     from d2v_plugin.training.checkpoints.resume import Resume
     from d2v_plugin.verbs.train.recipe import TrainRecipe
 
-    run(TrainRecipe(extensions, Resume(sources[0] if sources else "auto", extend_schedule)), "train", words)
+    run(TrainRecipe(extensions, Resume(sources[0] if sources else "auto", **switched)), "train", words)
 
 
 def evaluate(words: Sequence[str], extensions: Sequence[Extension]) -> None:

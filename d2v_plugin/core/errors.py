@@ -9,6 +9,10 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names the file and everything that is wrong with it."""
 
 
+class NewerFormatError(CheckpointError):
+    """A newer version of this package wrote a checkpoint. It may be whole, so nobody passes over it."""
+
+
 def causes(ex: BaseException | None, *, contexts: bool = False) -> Iterator[BaseException]:
     """An exception, what it was raised from, and so on; each once, although the interpreter can close a circle of them.
 

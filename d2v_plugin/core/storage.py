@@ -12,12 +12,14 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.errors import CheckpointError, NewerFormatError
 
 RECORD_FILE: Final = "complete.json"
 FORMAT_VERSION: Final = 1
@@ -76,6 +78,21 @@ def put_in_place(aside: Path, target: Path) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Remove a file or a directory, if it is there; what cannot be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def find_free_name(path: Path) -> Path:
+    """The path itself or, while something has that name, the next one of ``path.2``, ``path.3``, …"""
+    names = chain([path], (path.with_name(f"{path.name}.{number}") for number in count(2)))
+    return next(name for name in names if not os.path.lexists(name))
+
+
 def remove_directory(folder: Path) -> None:
     """Remove a directory, under another name first: what is half removed is taken for nothing."""
     shutil.rmtree(_retire(folder))
@@ -83,7 +100,7 @@ def remove_directory(folder: Path) -> None:
 
 def _retire(folder: Path) -> Path:
     gone = folder.with_name(f"{folder.name}.old.tmp")
-    shutil.rmtree(gone, ignore_errors=True)
+    remove(gone)
     return folder.rename(gone)
 
 
@@ -108,12 +125,20 @@ def read_record(folder: Path) -> Record:
     """Read ``complete.json``.
 
     :raises CheckpointError: there is none, or it is damaged.
+    :raises NewerFormatError: a newer version of this package wrote it.
     """
     path = folder / RECORD_FILE
     try:
         if path.stat().st_size > _MAX_RECORD_SIZE:
             raise CheckpointError(f"{path} is damaged: it is too large to be a record.")
         content = json.loads(path.read_text(encoding="utf-8"))
+        # First: of a newer format nothing else is known, not even how it is hashed.
+        version = content["format_version"]
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise NewerFormatError(
+                f"{path} has format version {version}; this package reads version {FORMAT_VERSION}. Use the newer version of the "
+                "package that wrote it."
+            )
         if content.pop("sha256") != _hash_content(content):
             raise ValueError("its own hash is wrong")
         version, files = content.pop("format_version"), content.pop("files")
@@ -122,6 +147,8 @@ def read_record(folder: Path) -> Record:
         raise CheckpointError(f"{folder} is not complete: it has no {RECORD_FILE}.") from None
     except OSError as ex:
         raise CheckpointError(f"{path}: {ex.strerror or ex}.") from ex
+    except NewerFormatError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as ex:
         raise CheckpointError(f"{path} is damaged: it is no record of sizes and hashes.") from ex
     if version != FORMAT_VERSION:

@@ -11,6 +11,8 @@ from typing import NoReturn
 from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
 
+from d2v_plugin.core.appended_file import AppendedFile
+
 _NUM_LISTED = 100
 
 
@@ -46,7 +48,7 @@ class BadSamples:
         """
         self.split = split
         self.num_samples = num_samples
-        self.report = report
+        self._file = None if report is None else AppendedFile(report)
         self.limit = max(config.min_count, int(config.max_fraction * num_samples))
         self.found: dict[int, str] = {}
         self._name = name
@@ -64,10 +66,8 @@ class BadSamples:
             reason = " ".join(reason.split())
             self.found[row] = f"{self.name_sample(row)}: {reason}"
             log.warning("Dropped a bad sample ({} of at most {}). {}", len(self.found), self.limit, self.found[row])
-            if self.report is not None:
-                self.report.parent.mkdir(parents=True, exist_ok=True)
-                with self.report.open("a", encoding="utf-8", errors="surrogateescape") as file:
-                    file.write(f"{self.split}\t{self._name(row)}\t{reason}\n")
+            if self._file is not None:
+                self._file.add(f"{self.split}\t{self._name(row)}\t{reason}\n")
 
     def raise_if_too_many(self) -> None:
         """:raises BadSamplesError: more samples were bad than tolerated, or all of them; lists them."""

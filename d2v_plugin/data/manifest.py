@@ -7,6 +7,7 @@ What a row can be wrong about is checked at once, for all rows, when the manifes
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Final
 
@@ -51,6 +52,11 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self._text)
+
+    def hash_rows(self) -> str:
+        """The SHA-256 of all but the first line, the roots: files may be moved, together with their manifest."""
+        data = memoryview(self._text.data)
+        return hashlib.sha256(data[self._text.data.find(b"\n") + 1 :]).hexdigest()
 
     def location(self, row: int) -> Location:
         """The place of the bytes of a sample."""

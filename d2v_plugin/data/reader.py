@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import torch
 from fairseq2.data.data_pipeline import DataPipeline, DataPipelineBuilder, read_sequence
@@ -24,6 +24,9 @@ from d2v_plugin.data.order import Order, RowBatch, Share
 BatchT = TypeVar("BatchT")
 
 _PREFETCH = 2
+
+DATA_KEY: Final = "data"
+"""In a reader's state: the hash of what it reads."""
 
 
 class WrappedReader(DataReader[BatchT]):
@@ -96,8 +99,14 @@ class TrainReader(DataReader[Batch]):
     batches are the ones that would have come. fairseq2's own pipeline state would hold decoded samples and one rank's view.
     """
 
-    def __init__(self, order: Order, share: Share, gangs: Gangs, read: ReadBatch, bad_samples: BadSamples) -> None:
-        """:param bad_samples: of the samples that ``read`` reads; also names them, for reports."""
+    def __init__(
+        self, order: Order, share: Share, gangs: Gangs, read: ReadBatch, bad_samples: BadSamples, *, data_hash: str = ""
+    ) -> None:
+        """
+        :param bad_samples: of the samples that ``read`` reads; also names them, for reports.
+        :param data_hash: of the rows that are read, by which a resumed run knows them again; empty = it does not look.
+        """
+        self._data_hash = data_hash
         self._order = order
         self._share = share
         self._gangs = gangs
@@ -141,7 +150,8 @@ class TrainReader(DataReader[Batch]):
     @override
     def state_dict(self) -> dict[str, object]:
         # The keys are those of all checkpoints, of times when items were called units.
-        return {"position": self._position, "units_per_epoch": self._order.num_items, "seed": self._order.seed}
+        state = {"position": self._position, "units_per_epoch": self._order.num_items, "seed": self._order.seed}
+        return {**state, DATA_KEY: self._data_hash}
 
     @override
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
@@ -149,9 +159,18 @@ class TrainReader(DataReader[Batch]):
         for name, now in (("units_per_epoch", self._order.num_items), ("seed", self._order.seed)):
             if state_dict[name] != now:
                 raise RecipeError(
-                    f"The checkpoint was written with `{name}` {state_dict[name]}, but it is {now} now: the manifest, how it is "
-                    "batched, or the seed has changed. Start a new run from its model instead of resuming."
+                    f"The checkpoint was written with `{name}` {state_dict[name]}, but it is {now} now: the manifest "
+                    f"({self._bad_samples.split}), how it is batched, or the seed has changed. Start a new run from its model "
+                    "instead of resuming."
                 )
+        if (then := state_dict.get(DATA_KEY)) is None:
+            message = "The checkpoint does not say what it read: an older version wrote it. {} is taken for the same as then."
+            log.warning(message, self._bad_samples.split)
+        elif then != self._data_hash:
+            raise RecipeError(
+                f"{self._bad_samples.split} has changed since the checkpoint was written: its rows are other ones, or in another "
+                "order. Restore it, or add --accept-changed-data to go on at the same place of the new rows."
+            )
         position = state_dict["position"]
         assert isinstance(position, int)
         self._start(position)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,6 +115,10 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.lines)
+
+    def hash_rows(self) -> str:
+        """The SHA-256 of what is read."""
+        return hashlib.sha256(json.dumps([self.texts, self.labels]).encode()).hexdigest()
 
     def name_of(self, row: int) -> str:
         """The line of a row, as reports name it."""

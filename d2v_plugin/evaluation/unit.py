@@ -10,6 +10,7 @@ import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported be
 import torch
 from fairseq2.evaluator import EvalUnit
 from fairseq2.gang import Gangs
+from fairseq2.logging import log
 from fairseq2.metrics import Mean, MetricBag
 from typing_extensions import override
 
@@ -72,7 +73,10 @@ class EvaluationUnit(EvalUnit[Batch]):
         if self._report is not None:
             shown = self._criterion.format
             lines = (f"{p.id}\t{shown(p.hypothesis)}\t{shown(p.reference)}\n" for p in predictions)
-            write_atomically(self._report, "row\tprediction\treference\n" + "".join(lines))
+            try:
+                write_atomically(self._report, "row\tprediction\treference\n" + "".join(lines))
+            except OSError as ex:  # scores are what a run needs; the next evaluation writes them again
+                log.warning("{} cannot be written: {}.", self._report, ex.strerror or ex)
 
     @property
     @override

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from abc import ABC, abstractmethod
@@ -11,13 +12,23 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
+from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import override
 
-from d2v_plugin.core.storage import put_in_place, write_atomically
+from d2v_plugin.core.storage import (
+    Record,
+    check_directory,
+    describe_file,
+    has_record,
+    put_in_place,
+    write_atomically,
+    write_record,
+)
 
 FORMAT: Final = "d2v_plugin_features"
 FORMAT_VERSION: Final = 1
@@ -64,6 +75,17 @@ class ShardStore(ABC):
     def has(self, shard: ShardRange) -> bool:
         return self.path_of(shard).exists()
 
+    def is_whole(self, shard: ShardRange) -> bool:
+        """Tell whether a shard is there as it was written; reads it. A damaged one is named, and is to be written again."""
+        if not self.has(shard):
+            return False
+        try:
+            self._check(shard)
+        except (OSError, ValueError, LookupError, EOFError, SafetensorError) as ex:
+            log.warning("{} is damaged and is computed again: {}", self.path_of(shard), ex)
+            return False
+        return True
+
     @abstractmethod
     def path_of(self, shard: ShardRange) -> Path:
         """The place of a shard."""
@@ -74,6 +96,11 @@ class ShardStore(ABC):
 
     @abstractmethod
     def _save(self, path: Path, arrays: Mapping[str, Tensor]) -> None: ...
+
+    @abstractmethod
+    def _check(self, shard: ShardRange) -> None:
+        """Raise an error unless a shard is as it was written. Of those of earlier versions, which have no hashes, only the header
+        can be checked."""
 
 
 class SafetensorsStore(ShardStore):
@@ -92,7 +119,15 @@ class SafetensorsStore(ShardStore):
 
     @override
     def _save(self, path: Path, arrays: Mapping[str, Tensor]) -> None:
-        save_file(dict(arrays), path, metadata={"format": "pt"})
+        save_file(dict(arrays), path, metadata={"format": "pt", "sha256": _hash_arrays(arrays)})
+
+    @override
+    def _check(self, shard: ShardRange) -> None:
+        self.read_header(shard)
+        with safe_open(self.path_of(shard), framework="pt") as file:
+            expected = (file.metadata() or {}).get("sha256")
+            if expected is not None and _hash_arrays({name: file.get_tensor(name) for name in file.keys()}) != expected:  # noqa: SIM118
+                raise ValueError("its contents have changed.")
 
 
 class NumpyStore(ShardStore):
@@ -113,6 +148,22 @@ class NumpyStore(ShardStore):
         path.mkdir()
         for name, array in arrays.items():
             np.save(path / f"{name}.npy", array.numpy(), allow_pickle=False)
+        write_record(path, Record({file.name: describe_file(file) for file in path.glob("*.npy")}, {}))
+
+    @override
+    def _check(self, shard: ShardRange) -> None:
+        self.read_header(shard)
+        if has_record(self.path_of(shard)):
+            check_directory(self.path_of(shard))
+
+
+def _hash_arrays(arrays: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name].contiguous()
+        found.update(f"{name} {list(array.shape)} {array.dtype}".encode())
+        found.update(array.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 STORES: Final[dict[str, type[ShardStore]]] = {"safetensors": SafetensorsStore, "numpy": NumpyStore}

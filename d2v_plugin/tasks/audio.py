@@ -187,7 +187,11 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
         config = self.config
         share = share_batch(config.batches_per_update, 1, rank=gangs.dp.rank, world_size=gangs.dp.size, name="batches_per_update")
         order = LengthOrder(rows, lengths[rows], config.max_num_elements, seed)
-        return TrainReader(order, share, gangs, read, bad_samples)
+        return TrainReader(order, share, gangs, read, bad_samples, data_hash=self.hash_data())
+
+    def hash_data(self) -> str:
+        """The hash of what training reads, by which a resumed run knows it again."""
+        return self.dataset.split(self.config.split).hash_rows()
 
 
 class AudioPretrainingTask(AudioTask[AudioPretrainingConfig]):

@@ -90,9 +90,10 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
             return augment(image, config.image, seed, epoch, row)
 
         read, bad_samples = self._open_images(config.split, transform)
-        order = SampleOrder(len(self.dataset.split(config.split)), seed)
+        manifest = self.dataset.split(config.split)
+        order = SampleOrder(len(manifest), seed)
 
-        return TrainReader(order, share, gangs, read, bad_samples)
+        return TrainReader(order, share, gangs, read, bad_samples, data_hash=manifest.hash_rows())
 
     @override
     def create_labelled_reader(self, gangs: Gangs, split: str) -> DataReader[Batch]:

@@ -70,7 +70,9 @@ class ImageClassificationTask(ImagePretrainingTask):
         read, bad_samples = self._open_images(config.split, transform, RowLabels(labels))
         order = SampleOrder(len(labels), seed)
 
-        return TrainReader(order, share, gangs, self._regularize(read, seed), bad_samples)
+        data_hash = self.dataset.split(config.split).hash_rows()
+
+        return TrainReader(order, share, gangs, self._regularize(read, seed), bad_samples, data_hash=data_hash)
 
     def _regularize(self, read: ReadBatch, seed: int) -> ReadBatch:
         """Erase and mix what ``read`` returns."""

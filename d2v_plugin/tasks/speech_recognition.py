@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,6 +63,12 @@ class SpeechRecognitionTask(LabelledAudioTask):
         # What is wrong with any split is said before training, at once; evaluation minds its own split alone.
         self._read(find_lines(self.dataset))
         return super().create_train_reader(gangs, seed)
+
+    @override
+    def hash_data(self) -> str:
+        lines = Lines(self.dataset.split(self.config.split))
+        transcripts = "\n".join(lines.text(row) for row in range(len(lines)))
+        return hashlib.sha256((super().hash_data() + transcripts).encode(errors="surrogateescape")).hexdigest()
 
     @override
     def read_targets(self, split: str) -> Transcripts:

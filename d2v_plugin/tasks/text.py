@@ -89,7 +89,8 @@ class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
         starts, ends = cut_blocks(stream, config.tokens_per_sample - 1, config.break_mode)
         order = SampleOrder(len(starts), seed)
 
-        return TrainReader(order, share, gangs, *self._open_samples(stream, starts, ends))
+        read, bad_samples = self._open_samples(stream, starts, ends)
+        return TrainReader(order, share, gangs, read, bad_samples, data_hash=stream.manifest.hash_rows())
 
     @override
     def create_labelled_reader(self, gangs: Gangs, split: str) -> DataReader[Batch]:

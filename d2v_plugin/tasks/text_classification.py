@@ -93,13 +93,14 @@ class TextClassificationTask(Task[TextClassificationConfig, Sentences]):
         config = self.config
         share = share_batch(config.batch_size, config.max_batch_size, rank=gangs.dp.rank, world_size=gangs.dp.size)
         lengths, read, bad_samples = self._open_sentences(config.split)
-        if self.dataset.split(config.split).labels is None:
+        table = self.dataset.split(config.split)
+        if table.labels is None:
             raise RecipeError(f"The split `{config.split}` has no labels; nothing can be learned from it.")
         order: Order = WindowOrder(lengths, config.batch_size, config.length_window, seed)
         if config.max_num_tokens is not None:
             order = LengthOrder(np.arange(len(lengths)), lengths, config.max_num_tokens, seed, max_batch_size=share.items)
             share = replace(share, items=1)
-        return TrainReader(order, share, gangs, read, bad_samples)
+        return TrainReader(order, share, gangs, read, bad_samples, data_hash=table.hash_rows())
 
     @override
     def create_labelled_reader(self, gangs: Gangs, split: str) -> DataReader[Batch]:

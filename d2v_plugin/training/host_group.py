@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar, cast
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -13,6 +16,23 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+Phase = Literal["start", "step", "save"]
+"""What the ranks agree on: where to go on, whether to stop, or what was saved."""
+
+_DOING: Final = {"start": "while the run started", "step": "between two updates", "save": "while a checkpoint was saved"}
+
+# The first rank waits for the others and tells who is missing. The others, who wait for it, let it speak first.
+_GRACE: Final = timedelta(seconds=10)
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """How long a rank waits for the others, by phase."""
+
+    start: timedelta = timedelta(minutes=15)
+    step: timedelta = timedelta(minutes=15)
+    save: timedelta = timedelta(minutes=15)
+
 
 class HostGroup:
     """All ranks of a run, connected through their processors.
@@ -20,11 +40,13 @@ class HostGroup:
     On GPUs fairseq2's own groups answer through the device, which the host would have to wait for; here nothing does.
     """
 
-    def __init__(self, gang: Gang) -> None:
+    def __init__(self, gang: Gang, timeouts: Timeouts | None = None) -> None:
         """:param gang: all ranks. Of a group of one nothing is sent."""
         self.rank = gang.rank
         self.size = gang.size
-        self._group = dist.new_group(backend="gloo") if gang.size > 1 else None
+        self._timeouts = timeouts or Timeouts()
+        longest = max(self._timeouts.start, self._timeouts.step, self._timeouts.save) + 2 * _GRACE
+        self._group = dist.new_group(backend="gloo", timeout=longest) if gang.size > 1 else None
         self._pending: tuple[dist.Work, Tensor] | None = None
 
     def any_before(self, flag: bool) -> bool:
@@ -33,7 +55,7 @@ class HostGroup:
         The answer is the same on all ranks. It was on its way since the previous call, so nobody waits for it; without other
         ranks it is the flag itself.
 
-        :raises GangError: a rank is gone.
+        :raises GangError: a rank is gone, or does not answer.
         """
         if self._group is None:
             return flag
@@ -53,23 +75,58 @@ class HostGroup:
             return False
         work, tensor = self._pending
         self._pending = None
-        with _translated():
-            work.wait()
+        is_late = False
+        try:
+            with _translated():
+                work.wait(self._timeouts.step)
+        except GangError as ex:
+            if not re.search(r"timed? ?out", str(ex), re.IGNORECASE):
+                raise
+            is_late = True
+        if is_late:
+            # Whoever still answers meets here.
+            self._meet("step", _GRACE)
+            raise GangError(_explain("step", self._timeouts.step, "another rank"))
 
         return bool(tensor.item())
 
-    def gather(self, value: T) -> list[T]:
+    def gather(self, value: T, phase: Phase = "step") -> list[T]:
         """The values of all ranks, on all ranks, in their order. Also a barrier.
 
-        :raises GangError: a rank is gone.
+        :raises GangError: a rank is gone, or does not answer within the time of the phase; names it.
         """
         if self._group is None:
             return [value]
+        self._meet(phase, getattr(self._timeouts, phase))
         values: list[object] = [None] * self.size
         with _translated():
             dist.all_gather_object(values, value, group=self._group)
 
         return cast("list[T]", values)
+
+    def _meet(self, phase: Phase, timeout: timedelta) -> None:
+        """Wait for all ranks.
+
+        :raises GangError: a rank is gone, or does not come in time; names it.
+        """
+        late = None
+        try:
+            with _translated():
+                dist.monitored_barrier(self._group, timeout if self.rank == 0 else timeout + _GRACE, wait_all_ranks=True)
+        except GangError as ex:
+            late = re.search(r"ranks ([\d, ]+?) failed to pass", str(ex), re.IGNORECASE)
+            if "closed" not in str(ex):
+                late = late or re.search(r"send/recv from rank (0)", str(ex))
+            if late is None:
+                raise
+        # Outside, so that the line of a lost rank is this one and not what it came from.
+        if late is not None:
+            raise GangError(_explain(phase, getattr(self._timeouts, phase), f"rank {late[1].strip(' ,')}"))
+
+
+def _explain(phase: Phase, timeout: timedelta, who: str) -> str:
+    minutes = timeout.total_seconds() / 60
+    return f"{who} did not answer for {minutes:g} minutes {_DOING[phase]} (`gang.{phase}_timeout`)"
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
+from d2v_plugin.core.appended_file import AppendedFile
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, Spell, StepInfo
 from d2v_plugin.core.validation import report
@@ -74,6 +75,7 @@ class PictureRecorder(Observer):
         self._section = section
         self._model = model
         self._folder = RunFolder(output_dir).pictures
+        self._layers = AppendedFile(self._folder / "layers.jsonl")
         self._log_dir = RunFolder(output_dir).tensorboard / "pictures"
         self._seed = seed
         self._spell = spell
@@ -108,14 +110,18 @@ class PictureRecorder(Observer):
             self.draw(step_nr)
 
     def draw(self, step_nr: int) -> None:
-        """Draw now; a failure is logged and ends the pictures, not the run."""
+        """Draw now; a failure is logged and ends the pictures, not the run. What cannot be written is tried again."""
         if self._batch is None:
             return
         start = self._clock()
         try:
             step = StepInfo(number=max(step_nr, 1), seed=self._seed)
             self._save(draw_figures(self._model, criterion_of(self._model), self._batch, step, self._spell), step_nr)
-        except (OSError, RuntimeError, ValueError) as ex:
+        except OSError as ex:
+            log.warning("Pictures cannot be written: {}. They are tried again when they are due.", ex.strerror or ex)
+            # The thread behind it has died of the same error.
+            self._writer = None
+        except (RuntimeError, ValueError) as ex:
             log.warning("Pictures are switched off from here on, because drawing them failed: {}", ex)
             self._batch = None
         self._last_cost = self._clock() - start
@@ -130,8 +136,7 @@ class PictureRecorder(Observer):
             figures.pictures[name] = draw_history(self._history[name], self._steps, name.replace("_", " "))
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        with self._folder.joinpath("layers.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step_nr, **figures.numbers}) + "\n")
+        self._layers.add(json.dumps({"step": step_nr, **figures.numbers}) + "\n")
         self._writer = self._writer or SummaryWriter(self._log_dir)
         for name, picture in figures.pictures.items():
             picture.save(self._folder / f"{name}.png")

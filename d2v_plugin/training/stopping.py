@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from threading import Thread
 from typing import Final, final
 
+import fairseq2.recipe  # noqa: F401  # fairseq2.trainer cannot be imported before it
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
 from fairseq2.logging import log
@@ -29,6 +30,7 @@ from d2v_plugin.data.reader import WrappedReader
 from d2v_plugin.training.checkpoints.manager import VerifiedCheckpointManager
 from d2v_plugin.training.host_group import HostGroup
 from d2v_plugin.training.observers import Observer
+from d2v_plugin.training.parent_death import stop_without_parent
 from d2v_plugin.weights.run_folder import step_folder
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -128,6 +130,7 @@ class TrainTask(Runnable):
         :raises TaskStopException: the run was stopped; fairseq2's runner ends with status 0 then.
         """
         with self._request.made_by_signals():
+            stop_without_parent()
             self._trainer.run()
             self._checkpoints.raise_if_failed(self.step_nr)
         for observer in self._observers:

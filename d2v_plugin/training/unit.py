@@ -6,6 +6,7 @@ import time
 from collections.abc import MutableMapping
 from typing import Any, final
 
+import fairseq2.recipe  # noqa: F401  # fairseq2.trainer cannot be imported before it
 import torch
 from fairseq2.metrics import Mean, MetricBag, Sum
 from fairseq2.trainer import TrainUnit

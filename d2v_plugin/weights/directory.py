@@ -17,6 +17,7 @@ from d2v_plugin.core.errors import CheckpointError, causes
 from d2v_plugin.core.storage import FileRecord, Record, describe_file, put_in_place, write_record
 from d2v_plugin.models.families import FAMILIES, AnyConfig, family_of
 from d2v_plugin.weights.state import State
+from d2v_plugin.weights.torch_file import POINTER, is_pointer
 
 FORMAT: Final = "d2v_plugin"
 FORMAT_VERSION: Final = 1
@@ -145,7 +146,8 @@ def read_weights(path: Path) -> State:
     except OSError as ex:
         raise CheckpointError(f"{path}: {ex.strerror or ex}.") from ex
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as ex:
-        raise CheckpointError(f"{path} is not a safetensors file, or a damaged one: {ex}.") from ex
+        reason = POINTER if is_pointer(path) else f"not a safetensors file, or a damaged one: {ex}."
+        raise CheckpointError(f"{path}: {reason}") from ex
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as ex:
         raise CheckpointError(f"{path}: {ex.strerror or ex}.") from ex
     except (ValueError, RecursionError) as ex:
-        raise CheckpointError(f"{path} is not valid JSON: {ex}.") from ex
+        raise CheckpointError(f"{path}: {POINTER}" if is_pointer(path) else f"{path} is not valid JSON: {ex}.") from ex
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold an object.")
 

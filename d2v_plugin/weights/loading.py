@@ -94,6 +94,9 @@ def load_weights(model: EncoderModel, path_or_name: str | Path, *, weights: Weig
         return
 
     source = find_source(path_or_name)
+    theirs, ours = (" and ".join(part.value for part in config.frontends) for config in (source.config, model.config))
+    if not source.config.frontends.keys() & model.config.frontends.keys():
+        raise CheckpointError(f"{source.path} is a model of {theirs}; a model of {ours} cannot start from it.")
     state = source.read(weights)
     _match_decoders(own, state)
     resize_positions(state, own)

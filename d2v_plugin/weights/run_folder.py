@@ -7,6 +7,7 @@ model only the model's.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Final, final
 
 from fairseq2.logging import log
 
-from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.errors import CheckpointError, NewerFormatError
 from d2v_plugin.core.storage import check_directory, has_record
 
 
@@ -39,6 +40,8 @@ class RunFolder:
         self.features = path / "features"
 
 
+_STEP: Final = r"step_(0|[1-9][0-9]{0,17})"
+
 MODEL_FILE: Final = "model.yaml"
 """In the folder of checkpoints: family and configuration of the model, written by fairseq2."""
 
@@ -58,7 +61,7 @@ def unfinished_folder(checkpoints: Path, step_nr: int) -> Path:
 
 def list_unfinished(checkpoints: Path) -> list[Path]:
     """Checkpoints that are being written or removed, or that a run which died has left so."""
-    return list(checkpoints.glob("step_*.tmp"))
+    return [path for path in checkpoints.glob("step_*.tmp") if re.fullmatch(rf"{_STEP}(\.old)?\.tmp", path.name)]
 
 
 def score_file(checkpoints: Path, step_nr: int) -> Path:
@@ -67,8 +70,8 @@ def score_file(checkpoints: Path, step_nr: int) -> Path:
 
 
 def parse_step(folder: Path) -> int | None:
-    """The update of a folder ``step_N``; None if it has another name."""
-    found = re.fullmatch(r"step_(\d+)", folder.name)
+    """The update of a folder ``step_N``; None if it has another name, as ``step_007`` is."""
+    found = re.fullmatch(_STEP, folder.name)
     return None if found is None else int(found[1])
 
 
@@ -83,12 +86,18 @@ def list_steps(checkpoints: Path, *, recorded: bool = False) -> list[int]:
 
 
 def read_scores(checkpoints: Path, steps: Iterable[int]) -> list[tuple[float, int]]:
-    """The scores of those checkpoints that have one, with their updates; the best first: the higher, the better."""
+    """The scores of those checkpoints that have one, with their updates; the best first: the higher, the better.
+
+    A score that is no finite number says nothing, and is left out with a warning.
+    """
     scores = []
     for step_nr in steps:
         path = score_file(checkpoints, step_nr)
         try:
-            scores.append((float(path.read_text()), step_nr))
+            score = float(path.read_text())
+            if not math.isfinite(score):
+                raise ValueError(f"{score} is no finite number")
+            scores.append((score, step_nr))
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as ex:
@@ -124,7 +133,7 @@ def find_step(path: str | Path, *, best: bool = False) -> Path | None:
         which is taken as it is; it may be fairseq2's own, without a record.
     :param best: of several checkpoints take the one with the best score instead of the last one.
     :returns: a folder ``step_N``; None if the path is none of these.
-    :raises CheckpointError: there is no complete checkpoint, or no score.
+    :raises CheckpointError: there is no complete checkpoint, or no score; or a newer version of this package wrote one.
     """
     checkpoints, named = find_checkpoints(path), named_step(Path(path))
     if checkpoints is None or named is not None:
@@ -140,6 +149,8 @@ def find_step(path: str | Path, *, best: bool = False) -> Path | None:
         folder = step_folder(checkpoints, step_nr)
         try:
             check_directory(folder, "model/*")
+        except NewerFormatError:
+            raise
         except CheckpointError as ex:
             log.warning("Skipped a checkpoint that cannot be used. {}", ex)
             problems.append(str(ex))

@@ -65,10 +65,21 @@ def explained(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: {explain_unreadable(path, ex)}") from ex
 
 
+POINTER: Final = "this is only git-lfs's pointer to the file; fetch the file itself by `git lfs pull`."
+
+
+def is_pointer(path: Path) -> bool:
+    """Tell whether a file is what git leaves where git-lfs is not installed."""
+    with path.open("rb") as file:
+        return file.read(64).startswith(b"version https://git-lfs.")
+
+
 def explain_unreadable(path: Path, ex: BaseException) -> str:
     """One sentence for the exception with which PyTorch refused a file."""
     if (found := re.search(r"GLOBAL (\S+)", str(ex))) is not None:
         return f"refused: the file asks to run or create `{found[1]}`, which is not data. Nothing of it was executed."
+    if is_pointer(path):
+        return POINTER
     with path.open("rb") as file:
         start = file.read(2)
     if not start:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import random
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from saving import KINDS, Part, load, make_manager, save, save_for_ever
 import d2v_plugin
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.storage import RECORD_FILE, Record, describe_file, read_record, write_record
+from d2v_plugin.training.checkpoints.hold import HoldObserver
 from d2v_plugin.training.checkpoints.state_files import to_plain
 from d2v_plugin.weights.directory import ModelDirectory, write_directory
 
@@ -213,9 +216,9 @@ def test_loading_executes_nothing(kind: str, tmp_path: Path) -> None:
     torch.save({"step": 3, "extra": Bomb(victim)}, folder / FILES[kind])
     files = {name: describe_file(folder / name) for name in FILES.values() if name != RECORD_FILE}
     write_record(folder, Record(files, read_record(folder).info))
-    manager = make_manager(tmp_path / "run")  # whoever can write the file can write its hash
 
     with pytest.raises(CheckpointError, match=r"asks to run .*Nothing of it was executed"):
+        manager = make_manager(tmp_path / "run")  # whoever can write the file can write its hash
         if kind == "optimizer":
             manager.load_optimizer_state(3, torch.optim.SGD([torch.zeros(1)], lr=0.1))  # type: ignore[arg-type]
         else:
@@ -316,3 +319,135 @@ def test_a_damaged_last_checkpoint_is_passed_over_by_whatever_reads_a_run(
 
 def same(state: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in state)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("blocking", [True, False])
+def test_what_is_not_finite_gets_no_name(blocking: bool, value: float, tmp_path: Path, warnings: list[str]) -> None:
+    """Weights, the teacher among them, and moments of the optimizer; nothing is deleted for it."""
+    manager = make_manager(tmp_path)
+    save(manager, 3)
+    parts = [Part(6) for _ in KINDS]
+    parts[1].state["criterion.teacher.weight"] = torch.tensor([1.0, value])
+
+    manager.save_checkpoint(6, *parts, saved_callback=lambda *_: pytest.fail("was saved"), blocking=blocking)
+    manager.maybe_complete_save_operation(blocking=True)
+
+    assert manager.get_step_numbers() == [3] and not list(tmp_path.glob("*.tmp"))
+    assert len(warnings) == 1 and "`model.criterion.teacher.weight` of the run is not finite" in warnings[0]
+    with pytest.raises(CheckpointError, match=r"step 6.* Lower `optimizer.config.lr`.*it goes on from step 3"):
+        manager.raise_if_failed(6)
+    assert load(make_manager(tmp_path)) == 3
+
+
+def test_resuming_takes_the_last_finite_checkpoint(tmp_path: Path, warnings: list[str]) -> None:
+    """Those of earlier versions may hold anything."""
+    manager = make_manager(tmp_path)
+    for step_nr in (3, 6):
+        save(manager, step_nr)
+    folder = tmp_path / "step_6"
+    state = torch.load(folder / FILES["model"], weights_only=True)
+    state["values"][7] = torch.nan
+    torch.save(state, folder / FILES["model"])
+    record = read_record(folder)
+    write_record(folder, Record({**record.files, FILES["model"]: describe_file(folder / FILES["model"])}, record.info))
+
+    with pytest.raises(CheckpointError, match=r"--resume 6: .*`model.values` is not finite"):
+        make_manager(tmp_path, "6")
+    assert load(make_manager(tmp_path)) == 3 and "`model.values` is not finite" in warnings[0]
+
+
+def test_nothing_is_saved_or_deleted_while_updates_are_skipped(tmp_path: Path) -> None:
+    manager = make_manager(tmp_path, last_step=15)
+    for step_nr in (3, 6):
+        save(manager, step_nr)
+
+    HoldObserver(manager).after_update(9, norm=float("nan"), losses=[], skipped=True)
+    for step_nr in (9, 12, 15):
+        save(manager, step_nr, blocking=False)
+    assert manager.get_stale_step_numbers(1, None, None) == []
+    manager.maybe_complete_save_operation(blocking=True)
+    assert manager.get_step_numbers() == [3, 6, 15], "the last update of a run is saved in any case"
+
+    HoldObserver(manager).after_update(16, norm=1.0, losses=[], skipped=False)
+    assert manager.get_stale_step_numbers(1, None, None) == [3, 6]
+
+
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path: Path, warnings: list[str]) -> None:
+    manager = make_manager(tmp_path)
+    for step_nr, score in enumerate((0.1, float("nan"), float("inf"), 0.2), 1):
+        save(manager, step_nr)
+        manager.save_score(step_nr, score)
+    assert manager.load_scores() == [(0.2, 4), (0.1, 1)] and len(warnings) == 2
+
+    (tmp_path / "scores" / "step_2.txt").write_text("nan\n")  # as earlier versions wrote it
+    assert manager.load_scores() == [(0.2, 4), (0.1, 1)]
+    assert manager.get_stale_step_numbers(1, 1, None) == [1, 2, 3]
+
+
+def test_foreign_names_beside_checkpoints_are_left_alone(tmp_path: Path) -> None:
+    save(make_manager(tmp_path), 3)
+    for name in ("step_007", "step_\u0663\u0663", "step_", "step_" + "9" * 30, "step_mine.tmp", "step_-4"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step_9").touch()
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    assert load(make_manager(tmp_path)) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_file_in_the_place_of_an_unfinished_checkpoint_is_no_obstacle(tmp_path: Path) -> None:
+    save(make_manager(tmp_path), 3)
+    (tmp_path / "step_6.tmp").touch()
+    manager = make_manager(tmp_path)
+    (tmp_path / "step_6.tmp").touch()
+    save(manager, 6)
+
+    assert load(make_manager(tmp_path)) == 6
+
+
+def rewrite_record(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads((folder / RECORD_FILE).read_text())
+    change(content)
+    del content["sha256"]
+    content["sha256"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (folder / RECORD_FILE).write_text(json.dumps(content))
+
+
+def test_a_checkpoint_of_a_newer_version_is_not_passed_over(tmp_path: Path) -> None:
+    manager = make_manager(tmp_path)
+    for step_nr in (3, 6):
+        save(manager, step_nr)
+    rewrite_record(tmp_path / "step_6", lambda content: content.update(format_version=2, more="unknown"))
+
+    for resume in ("auto", "6"):
+        with pytest.raises(CheckpointError, match=r"step_6.*has format version 2; this package reads version 1. Use the newer"):
+            make_manager(tmp_path, resume)
+    assert load(make_manager(tmp_path, "3")) == 3
+
+
+@pytest.mark.parametrize("name", ["ranks", "shards", "readers", "unpublished", "step"])
+def test_a_record_that_lacks_something_is_damaged(name: str, tmp_path: Path) -> None:
+    save(make_manager(tmp_path), 3)
+    rewrite_record(tmp_path / "step_3", lambda content: content.pop(name))
+
+    with pytest.raises(CheckpointError, match=f"step_3 is damaged: its record does not say `{name}`"):
+        make_manager(tmp_path)
+
+
+def test_starting_over_twice_keeps_both_runs_and_their_scores(tmp_path: Path) -> None:
+    for score in (0.1, 0.2, 0.3):
+        manager = make_manager(tmp_path, "none")
+        save(manager, 3)
+        assert manager.load_scores() == [], "that of another run"
+        manager.save_score(3, score)
+
+    kept = {path.name: (path / "score.txt").read_text() for path in tmp_path.glob("step_3.*")}
+    assert kept == {"step_3.before": "0.1\n", "step_3.before.2": "0.2\n"} and manager.load_scores() == [(0.3, 3)]
+
+
+def test_numbers_and_names_of_any_length_are_told_in_a_line(tmp_path: Path) -> None:
+    for source in ("9" * 5000, "x" * 5000, "\u0663"):
+        with pytest.raises(CheckpointError, match=r"--resume .* is no checkpoint") as caught:
+            make_manager(tmp_path, source)
+        assert len(str(caught.value)) < 500

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from states import differences, load_states, read_metrics
 from d2v_plugin.training.checkpoints import state_files
 from d2v_plugin.training.checkpoints.state_files import write_state
 
+DIGITS = Path(__file__).parents[2] / "manifests" / "digits"
 SETTINGS = ["regime.num_steps=6", "regime.checkpoint_every_n_steps=2", "lr_scheduler.config.num_warmup_steps=2"]
 
 
@@ -71,6 +73,23 @@ def test_a_full_disk_does_not_stop_training(command: Any, recipe: Path, tmp_path
     assert steps_of(tmp_path / "out") == ["step_2", "step_6"]
 
 
+def test_files_that_cannot_grow_do_not_end_a_run(command: Any, recipe: Path, tmp_path: Path) -> None:
+    """Metrics, logs, TensorBoard, pictures, reports and the summary; /dev/full is a disk without room."""
+    out = tmp_path / "out"
+    for name in ("metrics/train.jsonl", "pictures/layers.jsonl", "suspects/rank_0.tsv", "bad_samples.tsv"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).symlink_to("/dev/full")
+    (out / "tb").write_text("no folder")
+    (out / "summary.json").mkdir()
+
+    outcome = command(*words(recipe, out, "pictures.enabled=true", "regime.publish_metrics_every_n_steps=1"))
+
+    assert outcome.status == 0 and "Traceback" not in outcome.err, outcome.err
+    for what in (f"{out}/metrics/train.jsonl", f"{out}/pictures/layers.jsonl", "TensorBoard's files", f"{out}/summary.json"):
+        assert "".join(f"{what} cannot be written".split()) in "".join(outcome.err.split()), what
+    assert steps_of(out) == ["step_2", "step_4", "step_6"]
+
+
 def test_a_last_save_that_fails_is_an_error(command: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill_disk(monkeypatch, 4, 6)
     outcome = command(*words(recipe, tmp_path / "out"))
@@ -124,6 +143,31 @@ def test_changed_settings_of_the_optimizer_are_not_ignored(command: Any, recipe:
 
     assert refused.status == 2 and "weight_decay was 0.01, is 0.5" in refused.err.splitlines()[-1]
     assert command(*words(recipe, tmp_path / "out", *settings, flags=("--extend-schedule",))).status == 0
+
+
+def test_changed_data_is_noticed_and_can_be_accepted(command: Any, recipe: Path, tmp_path: Path) -> None:
+    """Rows in another order; what the files' folder is called does not matter."""
+    (tmp_path / "data").mkdir()
+    for path in DIGITS.glob("*.tsv"):
+        root, rows = path.read_text().split("\n", 1)
+        (tmp_path / "data" / path.name).write_text(f"{DIGITS / root}\n{rows}")
+    (tmp_path / "link").symlink_to(DIGITS)
+    run = functools.partial(words, recipe, tmp_path / "out", f"dataset.config_overrides.path={tmp_path / 'data'}")
+    assert command(*run("regime.num_steps=4")).status == 0
+    manifest = tmp_path / "data" / "train.tsv"
+    root, rows = manifest.read_text().split("\n", 1)
+
+    manifest.write_text(f"{tmp_path / 'link'}\n{rows}")
+    outcome = command(*run("regime.num_steps=4"))
+    assert outcome.status == 0, outcome.err
+
+    header, lines = rows.splitlines()[:1], rows.splitlines()[1:]
+    manifest.write_text("\n".join([root, *header, *reversed(lines), ""]))
+    refused = command(*run("regime.num_steps=4"))
+    assert refused.status == 2 and f"{manifest} has changed since" in refused.err.splitlines()[-1]
+    assert "--accept-changed-data" in refused.err.splitlines()[-1]
+    outcome = command(*run("regime.num_steps=4", flags=("--accept-changed-data",)))
+    assert outcome.status == 0 and "Resuming from step 4." in outcome.err
 
 
 def test_a_run_can_branch_off_another_one(command: Any, recipe: Path, tmp_path: Path) -> None:

@@ -181,4 +181,4 @@ def test_a_run_has_the_written_order(command: Any, tiny_recipe: Path, tmp_path: 
 
     assert outcome.status == 0, outcome.err
     watchers = ["SkipObserver", "SpikeObserver", "CollapseObserver"]
-    assert names == ["EmaObserver", "Incidents", *watchers, "PictureRecorder", "Summarizer"]
+    assert names == ["EmaObserver", "HoldObserver", "Incidents", *watchers, "PictureRecorder", "Summarizer"]

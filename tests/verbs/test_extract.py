@@ -206,3 +206,26 @@ def test_mistakes_are_told_in_one_line(command: Any, short_run: Any, tmp_path: P
 
     assert outcome.status == 2 and "Traceback" not in outcome.err
     assert message in outcome.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "numpy"])
+@pytest.mark.parametrize("fault", ["flipped", "truncated"])
+def test_a_damaged_shard_is_computed_again(command: Any, short_run: Any, tmp_path: Path, kind: str, fault: str) -> None:
+    run, out, settings = (
+        short_run("digits"),
+        tmp_path / "out",
+        ["split=probe", "features.shard_size=90", f"features.format={kind}"],
+    )
+    assert extract(command, run, out, *settings).status == 0
+    files = [path for path in sorted((out / "features").rglob("*")) if path.suffix in (".npy", ".safetensors")]
+    expected = {path: path.read_bytes() for path in files}
+    damaged = next(path for path in files if "shard-00001" in str(path))
+    data = bytearray(expected[damaged])
+    data[-9] ^= 1
+    damaged.write_bytes(data if fault == "flipped" else data[:-9])
+
+    outcome = extract(command, run, out, *settings)
+
+    assert outcome.status == 0 and "is damaged and is computed again" in outcome.err
+    assert {path: path.read_bytes() for path in files} == expected
+    assert "damaged" not in extract(command, run, out, *settings).err

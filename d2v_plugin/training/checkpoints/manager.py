@@ -7,15 +7,13 @@ They are written aside with a record of hashes, verified before they are used, a
 
 from __future__ import annotations
 
-import shutil
-import time
+import math
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import final
 
+import fairseq2.recipe  # noqa: F401  # fairseq2.trainer cannot be imported before it
 from fairseq2.checkpoint import CheckpointManager, CheckpointReadyCallback, CheckpointSavedCallback
 from fairseq2.gang import Gangs
 from fairseq2.logging import log
@@ -26,36 +24,26 @@ from typing_extensions import override
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.fairseq2_private import count_unpublished, restore_unpublished, set_rates
-from d2v_plugin.core.storage import Record, put_in_place, write_atomically, write_record
+from d2v_plugin.core.storage import remove, write_atomically
 from d2v_plugin.training.checkpoints.restore import CheckpointLoader
 from d2v_plugin.training.checkpoints.resume import Resume, clear_the_way, find_resume_point
 from d2v_plugin.training.checkpoints.retention import find_stale_steps, remove_step, strip_to_model
+from d2v_plugin.training.checkpoints.saving import Failure, Saving, find_failure, finish
 from d2v_plugin.training.checkpoints.state_files import Written, describe_os_error, share_states, to_plain, write_states
 from d2v_plugin.training.host_group import HostGroup
 from d2v_plugin.weights.run_folder import list_steps, read_scores, score_file, step_folder, unfinished_folder
-
-
-@dataclass(frozen=True)
-class Saving:
-    """A checkpoint being written."""
-
-    step_nr: int
-    result: Future[Written]
-
-    saved: Callable[[], None]
-    """To be called when it is complete."""
-
-    unpublished: int
-    """Of how many updates it holds metrics that are not published when it is complete."""
 
 
 @final
 class VerifiedCheckpointManager(CheckpointManager):
     """Writes checkpoints aside, with a record of their files; resumes only from one whose files are those of its record.
 
-    A checkpoint that cannot be written, because the disk is full or gone, costs a warning: the previous one stays, training goes
-    on, and the next save is tried when it is due.
+    A checkpoint that cannot be written, because the disk is full or gone, or weights are not finite, costs a warning: the
+    previous one stays, training goes on, and the next save is tried when it is due.
     """
+
+    is_held: bool = False
+    """Whether the last update was skipped: a checkpoint that an interval asks for is left out then, and none is deleted."""
 
     def __init__(
         self,
@@ -67,11 +55,13 @@ class VerifiedCheckpointManager(CheckpointManager):
         resume: Resume | None = None,
         keep_hours: float | None = None,
         publishes: Callable[[int], bool] = lambda step_nr: False,
+        last_step: int | None = None,
     ) -> None:
         """
         :param directory: the run's checkpoints, on a local or mounted file system that all ranks see.
         :param keep_hours: younger checkpoints are not deleted.
         :param publishes: whether metrics are published, and start anew, after the checkpoint of an update.
+        :param last_step: the update after which the run ends, which is saved in any case.
         :raises CheckpointError: as for :func:`find_resume_point`.
         """
         self.directory = directory
@@ -81,8 +71,9 @@ class VerifiedCheckpointManager(CheckpointManager):
         self._resume = resume or Resume()
         self._keep_hours = keep_hours
         self._publishes = publishes
+        self._last_step = last_step
         self._saving: Saving | None = None
-        self._failed: tuple[int, str] | None = None
+        self._failed: Failure | None = None
         self._trainer: Trainer | None = None
         self._unpublished: tuple[int, dict[str, object]] | None = None  # of a loaded checkpoint: of how many updates, and metrics
         self._must_set_rates = False
@@ -132,10 +123,15 @@ class VerifiedCheckpointManager(CheckpointManager):
         blocking: bool,
     ) -> None:
         self.maybe_complete_save_operation(blocking=True)
+        if self.is_held and not blocking and step_nr != self._last_step:
+            if self._hosts.rank == 0:
+                log.warning("No checkpoint of step {}, which was skipped; the next is written when it is due.", step_nr)
+            return
+
         aside = unfinished_folder(self.directory, step_nr)
         if self._hosts.rank == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-        self._hosts.gather(None)
+            remove(aside)
+        self._hosts.gather(None, "save")
 
         # What is written later must not change meanwhile.
         plain = {name: to_plain(state.state_dict(), copy=not blocking, name=name) for name, state in states.items()}
@@ -152,7 +148,7 @@ class VerifiedCheckpointManager(CheckpointManager):
         if self._saving is None:
             return None
         saving = self._saving
-        if not blocking and not all(self._hosts.gather(saving.result.done())):
+        if not blocking and not all(self._hosts.gather(saving.result.done(), "save")):
             return False
         self._saving = None
         self._complete(saving, saving.result.result())
@@ -161,43 +157,30 @@ class VerifiedCheckpointManager(CheckpointManager):
 
     def _complete(self, saving: Saving, written: Written) -> None:
         """Give a checkpoint its name, if all ranks have written their part; on all ranks."""
-        parts = self._hosts.gather(written)
-        error = next((part.error for part in parts if part.error is not None), None)
-        if error is None:
-            error = self._on_first_rank(partial(self._put_in_place, saving, parts))
-        if error is None:
-            self._failed = None
+        parts = self._hosts.gather(written, "save")
+        aside = unfinished_folder(self.directory, saving.step_nr)
+        self._failed = find_failure(saving.step_nr, parts)
+        if self._failed is None:
+            put_in_place = partial(finish, saving, parts, self._gangs, aside, step_folder(self.directory, saving.step_nr))
+            error = self._on_first_rank(put_in_place)
+            self._failed = None if error is None else Failure(saving.step_nr, error)
+        if self._failed is None:
             saving.saved()
             return
 
-        self._failed = (saving.step_nr, error)
-        self._on_first_rank(partial(shutil.rmtree, unfinished_folder(self.directory, saving.step_nr)))
+        self._on_first_rank(partial(remove, aside))
         if self._hosts.rank == 0:
             log.warning(
                 "The checkpoint of step {} could not be written: {} The previous one (step {}) is intact; the next is tried when "
-                "it is due.", saving.step_nr, error, self._describe_last()
+                "it is due.", saving.step_nr, self._failed.reason, self._describe_last()
             )  # fmt: skip
-
-    def _put_in_place(self, saving: Saving, parts: list[Written]) -> None:
-        files = {name: record for part in parts for name, record in part.files.items()}
-        info = {
-            "step": saving.step_nr,
-            "written": time.time(),
-            "ranks": self._gangs.root.size,
-            "shards": self._gangs.sdp.size,
-            "readers": self._gangs.dp.size,
-            "unpublished": saving.unpublished,
-        }
-        aside = unfinished_folder(self.directory, saving.step_nr)
-        write_record(aside, Record(files, info))
-        put_in_place(aside, step_folder(self.directory, saving.step_nr))
 
     def raise_if_failed(self, step_nr: int) -> None:
         """:raises CheckpointError: the checkpoint of this update, the run's last, could not be written."""
-        if self._failed is not None and self._failed[0] == step_nr:
+        if self._failed is not None and self._failed.step_nr == step_nr:
             raise CheckpointError(
-                f"The last checkpoint, of step {step_nr}, could not be written: {self._failed[1]} Make room and repeat the "
-                f"command; it goes on from step {self._describe_last()}."
+                f"The last checkpoint, of step {step_nr}, could not be written: {self._failed.reason} {self._failed.advice} and "
+                f"repeat the command; it goes on from step {self._describe_last()}."
             )
 
     @property
@@ -237,12 +220,16 @@ class VerifiedCheckpointManager(CheckpointManager):
     @property
     def _loader(self) -> CheckpointLoader:
         assert self.resume_point is not None
-        return CheckpointLoader(self.resume_point, self._gangs, extend_schedule=self._resume.extend_schedule)
+        return CheckpointLoader(self.resume_point, self._gangs, self._resume)
 
     # Keeping
 
     @override
     def save_score(self, step_nr: int, score: float) -> None:
+        if not math.isfinite(score):
+            if self._hosts.rank == 0:
+                log.warning("The score of step {} is {}; it counts for nothing.", step_nr, score)
+            return
         write = partial(write_atomically, score_file(self.directory, step_nr), f"{score}\n")
         self._on_first_rank(write, f"The score of step {step_nr} could not be written")
 
@@ -261,11 +248,13 @@ class VerifiedCheckpointManager(CheckpointManager):
     def get_stale_step_numbers(
         self, keep_last_n: int | None, keep_best_n: int | None, keep_every_n_steps: int | None
     ) -> list[int]:
-        """The checkpoints that no rule keeps; rank 0 decides, since clocks differ."""
+        """The checkpoints that no rule keeps; rank 0 decides, since clocks differ. None while updates are skipped."""
+        if self.is_held:
+            return []
         stale = find_stale_steps(
             self.directory, last=keep_last_n, best=keep_best_n, every=keep_every_n_steps, hours=self._keep_hours
         )
-        return self._hosts.gather(stale)[0]
+        return self._hosts.gather(stale, "save")[0]
 
     @override
     def has_checkpoint(self, *, exclude_model_only: bool = False) -> bool:
@@ -302,7 +291,7 @@ class VerifiedCheckpointManager(CheckpointManager):
                 if warning is not None:
                     log.warning("{}: {}", warning, error)
 
-        return self._hosts.gather(error)[0]
+        return self._hosts.gather(error, "save")[0]
 
     @override
     def close(self) -> None:

@@ -17,8 +17,9 @@ from torch.optim import Optimizer
 
 from d2v_plugin.core.errors import CheckpointError, root_cause
 from d2v_plugin.core.fairseq2_private import GENERATORS_KEY, METRICS_KEY, SCHEDULE_KEY
-from d2v_plugin.training.checkpoints.resume import ResumePoint
+from d2v_plugin.training.checkpoints.resume import Resume, ResumePoint
 from d2v_plugin.training.checkpoints.schedule_changes import (
+    follow_data,
     follow_schedule,
     follow_settings,
     merge_trainer_states,
@@ -31,11 +32,12 @@ from d2v_plugin.training.checkpoints.state_files import load_optimizer, read_sta
 class CheckpointLoader:
     """Loads one verified checkpoint."""
 
-    def __init__(self, point: ResumePoint, gangs: Gangs, *, extend_schedule: bool) -> None:
-        """:param extend_schedule: whether schedule and settings of the optimizer may differ; the run's are taken then."""
+    def __init__(self, point: ResumePoint, gangs: Gangs, resume: Resume) -> None:
+        """:param resume: says what of the run may differ from the checkpoint; the run's is taken then."""
         self._point = point
         self._gangs = gangs
-        self._extend_schedule = extend_schedule
+        self._extend_schedule = resume.extend_schedule
+        self._accept_changed_data = resume.accept_changed_data
 
     def load_trainer(self, trainer: Stateful) -> dict[str, object]:
         """
@@ -50,6 +52,8 @@ class CheckpointLoader:
             devices = [torch.device("cpu"), self._gangs.device][: len(now[GENERATORS_KEY]["generators"])]
             state = merge_trainer_states([self._read(trainer_file(rank)) for rank in range(ranks)], root.rank, devices)
 
+        if missing := {METRICS_KEY, SCHEDULE_KEY} - state.keys():
+            raise CheckpointError(f"{self._point.folder}: the trainer's state lacks `{min(missing)}`.")
         state[SCHEDULE_KEY] = follow_schedule(state[SCHEDULE_KEY], now[SCHEDULE_KEY], extend=self._extend_schedule)
         self._load("trainer", trainer, state)
         metrics: dict[str, object] = state[METRICS_KEY]
@@ -84,6 +88,8 @@ class CheckpointLoader:
                     parts = [shard["state"][index][name] for shard in shards]
                     moments[name] = self._reshard(f"{name} of parameter {index}", parts, local)
 
+        if not isinstance(state.get("param_groups"), list) or not isinstance(state.get("state"), dict):
+            raise CheckpointError(f"{self._point.folder}: the optimizer's state lacks `param_groups` or `state`.")
         follow_settings(state["param_groups"], optimizer.param_groups, extend=self._extend_schedule)
         try:
             load_optimizer(optimizer, state)
@@ -102,6 +108,8 @@ class CheckpointLoader:
                     f"{self._point.folder} was written by {readers} ranks whose readers stand at different places; it can only "
                     f"be resumed on as many ranks, not on {dp.size}."
                 )
+        if self._accept_changed_data:
+            state = follow_data(state, reader.state_dict())
         self._load("data reader", reader, state)
 
     @cached_property

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from fairseq2.logging import log
 
-from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.core.storage import Record, check_files, read_record
+from d2v_plugin.core.errors import CheckpointError, NewerFormatError
+from d2v_plugin.core.storage import Record, check_files, find_free_name, read_record, remove
+from d2v_plugin.training.checkpoints.state_files import find_not_finite, read_state
 from d2v_plugin.training.host_group import HostGroup
-from d2v_plugin.weights.run_folder import list_steps, list_unfinished, parse_step, step_folder
+from d2v_plugin.weights.run_folder import list_steps, list_unfinished, parse_step, score_file, step_folder
+
+_COUNTS: Final = ("step", "ranks", "shards", "readers", "unpublished")
+"""What the record of a checkpoint says of the run that wrote it, in numbers of 0 or more."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,9 @@ class Resume:
 
     extend_schedule: bool = False
     """Whether the schedule and the optimizer's settings may differ from those the checkpoint was written with."""
+
+    accept_changed_data: bool = False
+    """Whether the data may differ from what the checkpoint was written with."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +49,17 @@ def find_resume_point(resume: Resume, directory: Path, hosts: HostGroup) -> Resu
 
     :param directory: the run's checkpoints.
     :returns: None if the run starts anew.
-    :raises CheckpointError: what was asked for is not there or not complete, or of several checkpoints none is.
+    :raises CheckpointError: what was asked for is not there or not complete, or of several checkpoints none is; or a newer
+        version of this package wrote one.
     """
     if resume.source == "none":
         return None
     if resume.source != "auto":
-        folder = step_folder(directory, int(resume.source)) if resume.source.isdecimal() else Path(resume.source)
-        point, problem = _verify(folder, hosts)
+        is_number = re.fullmatch(r"[0-9]{1,18}", resume.source) is not None
+        point, problem = _verify(step_folder(directory, int(resume.source)) if is_number else Path(resume.source), hosts)
         if point is None:
             known = ", ".join(map(str, list_steps(directory, recorded=True))) or "none"
-            raise CheckpointError(f"--resume {resume.source}: {problem} There are: {known}.")
+            raise CheckpointError(f"--resume {_shorten(resume.source)}: {problem} There are: {known}.")
         return point
 
     problems = []
@@ -73,33 +83,74 @@ def clear_the_way(resume: Resume, point: ResumePoint | None, directory: Path, ho
     """
     if hosts.rank == 0:
         for path in list_unfinished(directory):
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
         suffix = ".torn" if resume.source == "auto" else ".before"
         for step_nr in list_steps(directory):
             if point is None or step_nr > point.step_nr:
                 folder = step_folder(directory, step_nr)
-                target = folder.with_suffix(suffix)
-                if target.exists():
-                    shutil.rmtree(target)
+                target = find_free_name(folder.with_suffix(suffix))
                 folder.rename(target)
+                if (score := score_file(directory, step_nr)).is_file():
+                    # It is not that of the checkpoint of this update which the run is going to write.
+                    score.rename(target / "score.txt")
                 log.warning("{} was renamed to {}; remove it when you do not need it.", folder, target.name)
-    hosts.gather(None)
+    hosts.gather(None, "start")
 
 
 def _verify(folder: Path, hosts: HostGroup) -> tuple[ResumePoint | None, str]:
-    """The checkpoint, or what is wrong with it."""
+    """The checkpoint, or what is wrong with it.
+
+    :raises NewerFormatError: a newer version of this package wrote it.
+    """
+    error: CheckpointError | None = None
     try:
         step_nr = parse_step(folder)
-        if step_nr is None or not folder.is_dir():
-            raise CheckpointError(f"{folder} is no checkpoint (a directory `step_N`).")
+        if step_nr is None or not _is_directory(folder):
+            raise CheckpointError(f"{_shorten(folder)} is no checkpoint (a directory `step_N`).")
         record = read_record(folder)
         if not any(name.startswith("trainer/") for name in record.files):
             raise CheckpointError(f"{folder} has only the model; start a new run from it by `init.path`.")
-        point, problem = ResumePoint(step_nr, folder, record), ""
-        check_files(folder, record, sorted(record.files)[hosts.rank :: hosts.size])
+        _check_info(folder, step_nr, record.info)
+        own = sorted(record.files)[hosts.rank :: hosts.size]
+        check_files(folder, record, own)
+        _check_numbers(folder, own)
     except CheckpointError as ex:
-        point, problem = None, str(ex)
+        error = ex
 
-    problem = next((found for found in hosts.gather(problem) if found), "")
+    # All ranks say the same, whichever found it.
+    error = next((found for found in hosts.gather(error, "start") if found is not None), None)
+    if isinstance(error, NewerFormatError):
+        raise error
+    if error is not None:
+        return None, str(error)
+    assert step_nr is not None
 
-    return (None, problem) if problem else (point, "")
+    return ResumePoint(step_nr, folder, record), ""
+
+
+def _check_info(folder: Path, step_nr: int, info: Mapping[str, Any]) -> None:
+    for name in _COUNTS:
+        if not isinstance(info.get(name), int) or info[name] < 0:
+            raise CheckpointError(f"{folder} is damaged: its record does not say `{name}` as a number of 0 or more.")
+    if info["step"] != step_nr:
+        raise CheckpointError(f"{folder} holds update {info['step']}; it was renamed. Give it back its name.")
+
+
+def _check_numbers(folder: Path, files: list[str]) -> None:
+    for name in files:
+        if name.startswith(("model/", "optimizer/")):
+            found = next(find_not_finite(name, read_state(folder / name, mmap=True)), None)
+            if found is not None:
+                raise CheckpointError(f"{folder / name}: `{found}` is not finite; nothing can go on from it.")
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # such as a name that is too long
+        return False
+
+
+def _shorten(text: object) -> str:
+    shown = str(text)
+    return shown if len(shown) <= 200 else f"{shown[:100]}… ({len(shown):,} characters)"

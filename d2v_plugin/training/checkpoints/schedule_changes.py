@@ -10,6 +10,7 @@ from torch import Tensor
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.fairseq2_private import GENERATORS_KEY, METRICS_KEY, STEP_KEY
+from d2v_plugin.data.reader import DATA_KEY
 
 # Where a scheduler stands; all the rest is which curve it follows.
 _POSITION: Final = {"last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step"}
@@ -48,6 +49,21 @@ def follow_settings(saved: list[dict[str, Any]], current: list[dict[str, Any]], 
                 "Restore them, or add --extend-schedule to use the new ones from here on."
             )
         old.update({key: value for key, value in new.items() if key not in _MOVING})
+
+
+def follow_data(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
+    """A reader's state to load: at the saved position of the current data, whose hash takes the place of the saved one.
+
+    :param saved: of a reader, or of several by their names.
+    """
+    return {
+        key: follow_data(value, current.get(key, {}))
+        if isinstance(value, Mapping)
+        else current.get(key, value)
+        if key == DATA_KEY
+        else value
+        for key, value in saved.items()
+    }
 
 
 def _list_changes(old: Mapping[str, Any], new: Mapping[str, Any], ignored: set[str]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -88,13 +88,34 @@ class Written:
     error: str | None = None
     """Why it could not write everything."""
 
+    not_finite: Sequence[str] = ()
+    """Weights, or moments of the optimizer, that are not finite: nothing was written then."""
+
 
 def write_states(states: Mapping[str, State], folder: Path) -> Written:
-    """Write plain states into files of these names."""
+    """Write plain states into files of these names, if a run could go on from them."""
+    if not_finite := [found for name, state in states.items() for found in find_not_finite(name, state)]:
+        return Written({}, not_finite=not_finite)
     try:
         return Written({name: write_state(state, folder / name) for name, state in states.items()})
     except OSError as ex:
         return Written({}, describe_os_error(ex, folder))
+
+
+def find_not_finite(file: str, state: object, name: str = "") -> Iterator[str]:
+    """The names of tensors that are not finite; those of the model, with its teacher, and of the optimizer are looked at."""
+    if not file.startswith(("model/", "optimizer/")):
+        return
+    match state:
+        case Tensor():
+            if state.is_floating_point() and not bool(state.isfinite().all()):
+                yield f"{file.partition('/')[0]}{name}"
+        case dict():
+            for key, item in state.items():
+                yield from find_not_finite(file, item, f"{name}.{key}")
+        case list() | tuple():
+            for index, item in enumerate(state):
+                yield from find_not_finite(file, item, f"{name}.{index}")
 
 
 def describe_os_error(ex: OSError, path: Path | None = None) -> str:

@@ -11,6 +11,7 @@ from fairseq2.recipe.error import RecipeError
 from torch import Tensor
 from typing_extensions import override
 
+from d2v_plugin.core.appended_file import AppendedFile
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput
 from d2v_plugin.training.observers import Observer
@@ -39,6 +40,7 @@ class Incidents(Observer):
 
     def __init__(self, output_dir: Path, rank: int, name_sample: NameSample) -> None:
         self.path = RunFolder(output_dir).suspects / f"rank_{rank}.tsv"
+        self._file = AppendedFile(self.path, _HEADER)
         self.pattern = RunFolder(output_dir).suspects / "rank_*.tsv"
         self._name_sample = name_sample
         self._passes: list[ForwardPass] = []
@@ -66,12 +68,7 @@ class Incidents(Observer):
                 rows.append(f"{step_nr}\t{event}\t{norm:g}\t{loss:g}\t{modality.value}\t{sample}\t{name}\n")
                 shown.append(str(sample))
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
-            if file.tell() == 0:
-                file.write(_HEADER)
-            file.writelines(rows)
-
+        self._file.add("".join(rows))
         more = f" and {len(shown) - _NUM_SHOWN} more" if len(shown) > _NUM_SHOWN else ""
 
         return f"{self._passes[0].modality.value} samples {', '.join(shown[:_NUM_SHOWN])}{more}, listed in {self.path}"

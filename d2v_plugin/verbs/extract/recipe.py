@@ -101,7 +101,7 @@ class ExtractTask(RecipeTask):
         store: ShardStore = STORES[self.settings["format"]](RunFolder(self.output_dir).features)
         shards = cut_shards(len(self.rows), self.settings["shard_size"])
         own = shards[rank::size]
-        todo = [shard for shard in own if not store.has(shard)]
+        todo = [shard for shard in own if not store.is_whole(shard)]
         log.info("{:,} shards, {:,} of them there already.", len(own), len(own) - len(todo))
         for shard in todo:
             if self.stop_requested:

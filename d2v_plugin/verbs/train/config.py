@@ -79,6 +79,29 @@ class KeepingRegimeSection(RegimeSection):
 
 
 @dataclass(kw_only=True)
+class PatientGangSection(GangSection):
+    """fairseq2's section, whose ``timeout`` is for computing together, and the minutes a rank waits for the others besides."""
+
+    start_timeout: float | None = None
+    """While the run starts, when the ranks check a checkpoint together; None = ``timeout``."""
+
+    step_timeout: float | None = None
+    """Between two updates; None = ``timeout``."""
+
+    save_timeout: float | None = None
+    """While a checkpoint is written; None = ``timeout``."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        limits = {name: getattr(self, f"{name}_timeout") for name in ("start", "step", "save")}
+        wrong = [
+            (value is not None and not 0 < value < 1e6, f"`{name}_timeout` must be greater than 0, in minutes, but is {value}.")
+            for name, value in limits.items()
+        ]
+        return report(*wrong, base=super().validate())
+
+
+@dataclass(kw_only=True)
 class TrainConfig(Validatable):
     """The sections of a training recipe; a YAML names what differs from these defaults."""
 
@@ -121,8 +144,8 @@ class TrainConfig(Validatable):
     validation: ValidationSection = field(default_factory=ValidationSection)
     """The splits that a fine-tuned model is scored on during training."""
 
-    gang: GangSection = field(default_factory=GangSection)
-    """How processes are grouped."""
+    gang: PatientGangSection = field(default_factory=PatientGangSection)
+    """How processes are grouped, and how long they wait for each other."""
 
     common: CommonSection = field(default_factory=lambda: CommonSection(no_sweep_dir=True))
     """Seed, recorders, threads. The output directory is used as it is given, so that a repeated command resumes."""

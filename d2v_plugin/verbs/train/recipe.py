@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, final
 
 import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported before it
@@ -30,6 +32,7 @@ from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.probing.section import Probing
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.tasks.multimodal import MultimodalPretrainingConfig
+from d2v_plugin.training.checkpoints.hold import HoldObserver
 from d2v_plugin.training.checkpoints.manager import VerifiedCheckpointManager
 from d2v_plugin.training.checkpoints.registration import register_checkpoints
 from d2v_plugin.training.checkpoints.resume import Resume
@@ -40,8 +43,10 @@ from d2v_plugin.training.health.update_guard import UpdateGuard
 from d2v_plugin.training.host_group import HostGroup
 from d2v_plugin.training.layer_groups import format_layers
 from d2v_plugin.training.malloc import keep_freed_memory
+from d2v_plugin.training.metric_recorders import register_recorders, survive_full_disk
 from d2v_plugin.training.observers import EmaObserver, Observer
 from d2v_plugin.training.picture_recorder import PictureRecorder
+from d2v_plugin.training.run_lock import lock_run
 from d2v_plugin.training.stopping import TrainTask
 from d2v_plugin.training.unit import CriterionUnit
 from d2v_plugin.verbs.common import open_task
@@ -71,6 +76,18 @@ class TrainRecipe(ExtensibleRecipe):
     def register(self, container: DependencyContainer) -> None:
         super().register(container)
         register_checkpoints(container, self._resume)
+        register_recorders(container)
+
+    @override
+    def resolve_arguments(self, args: Namespace) -> Namespace:
+        """
+        :raises RecipeError: as for the base class, or another run writes to the output directory.
+        """
+        args = super().resolve_arguments(args)
+        if args.output_dir is not None and not args.dump_config:
+            lock_run(args.output_dir, *([] if args.checkpoint_dir is None else [Path(args.checkpoint_dir)]))
+
+        return args
 
     @override
     def has_static_autograd_graph(self, context: RecipeContext) -> bool:
@@ -111,6 +128,7 @@ class TrainRecipe(ExtensibleRecipe):
     def create_task(self, context: RecipeContext) -> Runnable:
         config = context.get_config_as(TrainConfig)
         gangs, seed = context.gangs, config.common.seed
+        survive_full_disk()
 
         # Data first: a missing manifest or split is known before a large model is built.
         task = self._open_task(context)
@@ -119,7 +137,8 @@ class TrainRecipe(ExtensibleRecipe):
         eval_readers: list[DataReader[Any]] = [probing.create_reader(gangs)] if probing.probes else []
         eval_readers += [task.create_labelled_reader(gangs, split) for split in _scored_splits(config)]
 
-        task.check_model(context.get_model_as(EncoderModel))
+        model = context.get_model_as(EncoderModel)
+        task.check_model(model)
         observers = create_observers(context, task, train_reader, probing)
         unit = create_unit(context, observers)
         eval_units = create_eval_units(context, probing)
@@ -130,10 +149,9 @@ class TrainRecipe(ExtensibleRecipe):
         def create_trainer(reader: DataReader[Batch]) -> Trainer:
             return context.create_trainer(unit, reader, eval_units, eval_readers)
 
-        checkpoints = context.get_checkpoint_manager()
-        assert isinstance(checkpoints, VerifiedCheckpointManager)
+        hosts = context.resolver.resolve(HostGroup)
 
-        return TrainTask(create_trainer, train_reader, checkpoints, observers, gangs, context.resolver.resolve(HostGroup))
+        return TrainTask(create_trainer, train_reader, get_checkpoints(context), observers, gangs, hosts)
 
     def _open_task(self, context: RecipeContext) -> Task[Any, Any]:
         """Open the task, once for all: who needs its labels does not read them again."""
@@ -143,23 +161,33 @@ class TrainRecipe(ExtensibleRecipe):
         return self._task
 
 
+def get_checkpoints(context: RecipeContext) -> VerifiedCheckpointManager:
+    """The checkpoints of the run."""
+    checkpoints = context.get_checkpoint_manager()
+    assert isinstance(checkpoints, VerifiedCheckpointManager)
+
+    return checkpoints
+
+
 def create_observers(
     context: RecipeContext, task: Task[Any, Any], train_reader: DataReader[Batch], probing: Probing
 ) -> list[Observer]:
     """Create those who are told what training does, in the order in which they are told.
 
     1. The teacher follows the student before anything can end the run, and before both are drawn.
-    2. Incidents know the samples of an update before those below write them down.
-    3. Skipped updates end the run when three come in a row; nobody below is told of the last one.
-    4. Spikes are looked for in what was not skipped.
-    5. Collapse is judged on rank 0, where it waits for the device: reports that need not wait are out by then.
-    6. Pictures show, on rank 0, the student and the teacher after the update. They take the most time, and come after all else.
-    7. The summary has something to do at the end alone, on rank 0: it says where the results are, the last pictures among them.
+    2. Checkpoints are held while updates are skipped, before the third ends the run.
+    3. Incidents know the samples of an update before those below write them down.
+    4. Skipped updates end the run when three come in a row; nobody below is told of the last one.
+    5. Spikes are looked for in what was not skipped.
+    6. Collapse is judged on rank 0, where it waits for the device: reports that need not wait are out by then.
+    7. Pictures show, on rank 0, the student and the teacher after the update. They take the most time, and come after all else.
+    8. The summary has something to do at the end alone, on rank 0: it says where the results are, the last pictures among them.
     """
     config = context.get_config_as(TrainConfig)
     model, output_dir, rank = context.get_model_as(EncoderModel), context.output_dir, context.gangs.root.rank
     incidents = Incidents(output_dir, rank, partial(name_sample, train_reader))
-    observers: list[Observer] = [EmaObserver(model), incidents, SkipObserver(incidents), SpikeObserver(incidents)]
+    hold = HoldObserver(get_checkpoints(context))
+    observers: list[Observer] = [EmaObserver(model), hold, incidents, SkipObserver(incidents), SpikeObserver(incidents)]
     if rank != 0:
         return observers
 

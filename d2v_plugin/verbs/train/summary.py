@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from fairseq2.checkpoint import CheckpointDir
 from fairseq2.gang import create_fake_gangs
+from fairseq2.logging import log
 from fairseq2.metrics.recorders import MetricDescriptor
 from fairseq2.recipe.base import RecipeContext
 from typing_extensions import override
@@ -70,7 +71,10 @@ class Summarizer(Observer):
             paths |= {"predictions": str(folder)} if (folder := RunFolder(output_dir).predictions).is_dir() else {}
 
         summary = Summary(step_nr, accuracies, scores, paths)
-        write_atomically(RunFolder(output_dir).summary, json.dumps(asdict(summary), indent=2) + "\n")
+        try:
+            write_atomically(RunFolder(output_dir).summary, json.dumps(asdict(summary), indent=2) + "\n")
+        except OSError as ex:
+            log.warning("{} cannot be written: {}.", RunFolder(output_dir).summary, ex.strerror or ex)
         print_unwrapped(format_summary(summary))
 
     def _measure(self) -> dict[str, Mapping[str, float]]:

@@ -10,10 +10,12 @@ else is missing in a source (the embedding of masked positions) is zero.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from fairseq2.logging import log
 from torch import Tensor
 
 from d2v_plugin.core.errors import CheckpointError
@@ -21,7 +23,12 @@ from d2v_plugin.models.data2vec1.base import Data2Vec1Model
 from d2v_plugin.models.data2vec1.config import AudioConfig, Data2Vec1ModelConfig, ImageConfig, TextConfig
 from d2v_plugin.models.families import create_model
 from d2v_plugin.weights.convert.hugging_face_names import AUDIO_NAMES, SETTINGS, TEXT_NAMES, VISION_NAMES
-from d2v_plugin.weights.state import State
+from d2v_plugin.weights.state import Mismatch, State
+from d2v_plugin.weights.torch_file import POINTER, is_pointer
+
+# What lies on top of the encoder and has no place here; and what may be missing, because only pre-training uses it.
+_HEADS: Final = {"pooler", "adapter"}
+_MASKS: Final = {"masked_spec_embed", "embeddings.mask_token"}
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -39,15 +46,44 @@ def convert_hugging_face(src_dir: Path) -> tuple[Data2Vec1ModelConfig, State]:
         source = AutoConfig.from_pretrained(src_dir, local_files_only=True)
         if source.model_type not in SETTINGS:
             raise CheckpointError(f"{src_dir} holds a model of the type `{source.model_type}`, not data2vec 1.0.")
-        weights = AutoModel.from_pretrained(src_dir, local_files_only=True, dtype=torch.float32).state_dict()
-    except (OSError, ValueError) as ex:
-        if isinstance(ex, CheckpointError):
-            raise
-        raise CheckpointError(f"{src_dir} is not a folder of Hugging Face's `save_pretrained`: {ex}") from ex
+        model, info = AutoModel.from_pretrained(
+            src_dir, local_files_only=True, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except CheckpointError:
+        raise
+    except Exception as ex:  # transformers lets through whatever the files provoke
+        pointers = [path for path in sorted(src_dir.glob("*")) if path.is_file() and is_pointer(path)]
+        if pointers:
+            raise CheckpointError(f"{pointers[0]}: {POINTER}") from ex
+        reason = " ".join(f"{type(ex).__name__}: {ex}".split())
+        raise CheckpointError(f"{src_dir} is not a folder of Hugging Face's `save_pretrained`: {reason}") from ex
+    _check_loading(src_dir, model, info)
 
     config = _import_config(source)
+    # Zero is no mask: what transformers draws for a missing embedding would be another one each time.
+    weights = {key: tensor for key, tensor in model.state_dict().items() if key not in info["missing_keys"]}
 
     return config, _import_weights(config, weights)
+
+
+def _check_loading(src_dir: Path, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+    """Check that transformers found what it looked for: it draws at random what is missing, and warns at most.
+
+    :param info: what ``from_pretrained`` says of the loading.
+    """
+    base = f"{model.base_model_prefix}."
+    parts = {key.partition(".")[0] for key in model.state_dict()} - _HEADS
+    unexpected = sorted(key.removeprefix(base) for key in info["unexpected_keys"])
+    wrong = {str(key): f"{tuple(given)} instead of {tuple(expected)}" for key, given, expected in info["mismatched_keys"]}
+    Mismatch(
+        missing=sorted(
+            key for key in info["missing_keys"] - wrong.keys() if key.partition(".")[0] not in _HEADS and key not in _MASKS
+        ),
+        unexpected=[key for key in unexpected if key.partition(".")[0] in parts],
+        wrong={key: text for key, text in wrong.items() if key.partition(".")[0] not in _HEADS},
+    ).raise_if_any(f"{src_dir} does not hold the weights of the model that its configuration describes:")
+    if left_out := [key for key in unexpected if key.partition(".")[0] not in parts]:
+        log.warning("Left out {} tensors of what lies on top of the encoder, such as `{}`.", len(left_out), left_out[0])
 
 
 def export_hugging_face(model: Data2Vec1Model, out_dir: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -194,3 +198,58 @@ def test_a_group_norm_cannot_be_exported(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match=r"`audio\.conv_norm` must be layer_norm"):
         export_hugging_face(create_data2vec1(config), tmp_path)
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+NORM = "encoder.layers.2.layer_norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda weights: weights.pop(NORM), f"missing:\n    {NORM}"),
+        (
+            lambda weights: weights.update({NORM.replace("2", "3"): torch.ones(32)}),
+            "unexpected:\n    encoder.layers.3.layer_norm",
+        ),
+        (lambda weights: weights.update({NORM: torch.ones(31)}), f"wrong shape or type:\n    {NORM}: (31,) instead of (32,)"),
+    ],
+    ids=["missing", "unexpected", "reshaped"],
+)
+def test_weights_that_transformers_would_draw_are_an_error(change: Any, line: str, tmp_path: Path) -> None:
+    Data2VecAudioModel(audio()).save_pretrained(tmp_path)
+    change_weights(tmp_path, change)
+
+    with pytest.raises(CheckpointError, match=re.escape(line)):
+        convert_hugging_face(tmp_path)
+
+
+def test_a_missing_embedding_of_masks_is_zero_and_not_random(tmp_path: Path) -> None:
+    Data2VecAudioModel(audio()).save_pretrained(tmp_path)
+    change_weights(tmp_path, lambda weights: weights.pop("masked_spec_embed"))
+
+    assert not convert_hugging_face(tmp_path)[1]["mask_emb"].any()
+
+
+def test_a_pointer_of_git_lfs_is_told_from_weights(tmp_path: Path) -> None:
+    Data2VecTextModel(text()).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{64 * '0'}\nsize 3\n")
+
+    with pytest.raises(CheckpointError, match=r"model.safetensors: this is only git-lfs's pointer to the file; fetch"):
+        convert_hugging_face(tmp_path)
+
+
+@pytest.mark.parametrize("setting", ["num_attention_heads", "patch_size"])
+def test_an_impossible_configuration_is_told_in_a_line(setting: str, tmp_path: Path) -> None:
+    Data2VecVisionModel(vision()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {setting: 0}))
+
+    with pytest.raises(CheckpointError) as caught:
+        convert_hugging_face(tmp_path)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)

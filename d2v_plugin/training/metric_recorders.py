@@ -1,0 +1,151 @@
+"""Recorders of metrics that a full disk does not end: what cannot be recorded costs a warning and is tried again."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TextIO, cast, final
+
+from fairseq2.error import OperationalError
+from fairseq2.file_system import FileMode, FileSystem
+from fairseq2.gang import Gangs
+from fairseq2.logging import log
+from fairseq2.metrics.recorders import (
+    NOOP_METRIC_RECORDER,
+    CompositeMetricRecorder,
+    JsonlMetricRecorder,
+    MetricDescriptorRegistry,
+    MetricRecorder,
+    TensorBoardRecorder,
+)
+from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+from typing_extensions import override
+
+from d2v_plugin.core.appended_file import AppendedFile
+from d2v_plugin.core.fairseq2_private import remove_provider
+
+_MAX_WAITING: Final = 1000
+
+
+def survive_full_disk() -> None:
+    """Let log files that cannot be written cost one line on the standard error; Python prints a traceback for each line, and one
+    for TensorBoard's thread, whose error its owner is told anyway."""
+
+    def complain(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+        if handler not in complained:
+            complained.add(handler)
+            print(f"{handler.baseFilename} cannot be written; the log goes on here.", file=sys.stderr)
+
+    complained: set[logging.Handler] = set()
+    for handler in log.logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = partial(complain, handler)  # type: ignore[method-assign]
+    if threading.excepthook is not _pass_over_disks:
+        threading.excepthook = _pass_over_disks
+
+
+def _pass_over_disks(args: threading.ExceptHookArgs) -> None:
+    if not (issubclass(args.exc_type, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+        threading.__excepthook__(args)
+
+
+def register_recorders(container: DependencyContainer) -> None:
+    """Put our recorders around fairseq2's, which it registers before a recipe registers its own objects."""
+
+    def create_recorder(resolver: DependencyResolver) -> MetricRecorder:
+        if resolver.resolve(Gangs).root.rank != 0:
+            return NOOP_METRIC_RECORDER
+        output_dir, known = resolver.resolve(Path), resolver.resolve(MetricDescriptorRegistry)
+
+        def protect(recorder: MetricRecorder) -> MetricRecorder:
+            if isinstance(recorder, JsonlMetricRecorder):
+                return JsonlMetricRecorder(output_dir, cast(FileSystem, _Lines()), known)
+            if isinstance(recorder, TensorBoardRecorder):
+                return RetryingRecorder(lambda: TensorBoardRecorder(output_dir, known))
+            return recorder
+
+        return CompositeMetricRecorder([protect(each) for each in resolver.collection.resolve(MetricRecorder)])
+
+    remove_provider(container, MetricRecorder)
+    container.register(MetricRecorder, create_recorder, singleton=True)
+
+
+@final
+class _Lines:
+    """As much of a file system as fairseq2's recorder of JSON lines needs."""
+
+    def make_directory(self, path: Path) -> None:
+        """Do nothing: the folder is made when there is something to write."""
+
+    def open_text(self, path: Path, mode: FileMode = FileMode.READ) -> TextIO:
+        return _LineWriter(AppendedFile(path))
+
+
+@final
+class _LineWriter(io.StringIO):
+    """Hands over what was written when it is flushed."""
+
+    def __init__(self, file: AppendedFile) -> None:
+        super().__init__()
+        self._file = file
+
+    @override
+    def flush(self) -> None:
+        if not self.closed and (text := self.getvalue()):
+            self.seek(0)
+            self.truncate()
+            self._file.add(text)
+
+    @override
+    def close(self) -> None:
+        if not self.closed:
+            self.flush()
+            self._file.add("")
+        super().close()
+
+
+@final
+class RetryingRecorder(MetricRecorder):
+    """A recorder that is made anew when it fails, with what it could not record."""
+
+    def __init__(self, create: Callable[[], MetricRecorder]) -> None:
+        self._create = create
+        self._recorder: MetricRecorder | None = None
+        self._waiting: list[tuple[str, dict[str, object], int | None]] = []
+
+    @override
+    def record_metric_values(self, category: str, values: Mapping[str, object], step_nr: int | None = None) -> None:
+        has_failed = bool(self._waiting)
+        self._waiting.append((category, dict(values), step_nr))
+        try:
+            self._recorder = self._recorder or self._create()
+            for each in self._waiting:
+                self._recorder.record_metric_values(*each)
+        except (OSError, OperationalError) as ex:
+            if not has_failed:
+                log.warning("TensorBoard's files cannot be written: {}. It is tried again with the next values.", _reason(ex))
+            self._drop()
+            del self._waiting[:-_MAX_WAITING]
+        else:
+            self._waiting.clear()
+
+    def _drop(self) -> None:
+        recorder, self._recorder = self._recorder, None
+        try:
+            if recorder is not None:
+                recorder.close()
+        except Exception as ex:  # the thread that writes has died of the same
+            log.debug("Closing failed, too: {}", ex)
+
+    @override
+    def close(self) -> None:
+        self._drop()
+
+
+def _reason(ex: Exception) -> Any:
+    return ex.__cause__ or ex
