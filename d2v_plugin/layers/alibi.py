@@ -25,7 +25,9 @@ def token_distances(positions: Tensor, grid_width: int | None, metric: str) -> T
     :returns: (R, K, K) fp32.
     """
     if grid_width is None:
-        return (positions.unsqueeze(-1) - positions.unsqueeze(-2)).abs().float()
+        # Whole numbers, exact in fp32 as well, at half the memory.
+        positions = positions.float()
+        return (positions.unsqueeze(-1) - positions.unsqueeze(-2)).abs_()
 
     # (R, K) -> (R, K, 2)
     points = torch.stack([positions // grid_width, positions % grid_width], dim=-1).float()
@@ -47,3 +49,31 @@ def attention_biases(distances: Tensor, scale: Tensor, *, num_heads: int, num_ex
 
     # (L, 1, H, 1, 1) x (R, 1, K, K) -> L x (R, H, K, K)
     return [-slopes * scale_of_layer.clamp_min(0.0) * distances.unsqueeze(1) for scale_of_layer in scale]
+
+
+class DistanceBias:
+    """The bias of attention over a long sequence, made for a few queries at a time where all of it would not fit into memory."""
+
+    def __init__(
+        self, positions: Tensor, scale: Tensor, *, num_heads: int, num_extra_tokens: int, padding_mask: Tensor | None
+    ) -> None:
+        """
+        :param positions: (R, K) index of each token in the full sequence.
+        :param scale: (1, H or 1, 1, 1); negative values act as 0.
+        :param padding_mask: (R, 1, 1, X + K), True = padding; None = nothing is padded.
+        """
+        self._positions = positions.float()
+        self._scale = -alibi_slopes(num_heads, positions.device).view(-1, 1, 1) * scale.clamp_min(0.0)
+        self._num_extra = num_extra_tokens
+        self._padding_mask = padding_mask
+
+    def of_queries(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """The rows of the whole bias for queries [start, stop), extra tokens first: (R, H, stop - start, X + K)."""
+        extra, positions = self._num_extra, self._positions
+        queries = positions[:, max(0, start - extra) : max(0, stop - extra)]
+        distances = (queries.unsqueeze(-1) - positions.unsqueeze(-2)).abs_()
+        if extra > 0:
+            distances = F.pad(distances, (extra, 0, max(0, min(stop, extra) - start), 0))
+        bias = (self._scale * distances.unsqueeze(1)).to(dtype)
+
+        return bias if self._padding_mask is None else bias.masked_fill(self._padding_mask, -torch.inf)

@@ -167,9 +167,8 @@ def test_recordings_without_a_frame_are_bad_samples_of_every_reader(tmp_path: Pa
     gangs = make_gangs()
     report = tmp_path / "bad_samples.tsv"
 
-    pretraining = AudioPretrainingTask(AudioPretrainingConfig(batches_per_update=1, min_sample_size=1)).open(
-        dataset, report=report
-    )
+    config = AudioPretrainingConfig(batches_per_update=1, min_sample_size=1)
+    pretraining = AudioPretrainingTask(config).open(dataset, report=report)
     classification = AudioClassificationTask(AudioClassificationConfig(batches_per_update=1)).open(dataset, report=report)
     for task in (pretraining, classification):
         readers = [task.create_train_reader(gangs, 1), task.create_labelled_reader(gangs, "train")]
@@ -189,5 +188,5 @@ def test_crops_shorter_than_a_frame_are_refused_by_key() -> None:
     task = AudioPretrainingTask(AudioPretrainingConfig(max_sample_size=200)).open(
         AudioManifest.open(ManifestConfig(path=WORDS)), report=None
     )
-    with pytest.raises(RecipeError, match="`task.config.max_sample_size` is 200, but the model needs 400 samples"):
+    with pytest.raises(RecipeError, match=r"`task.config.max_sample_size` is 200, but the model needs 400 samples"):
         task.check_model(Data2VecModel(ARCHS["audio_tiny"]()))
