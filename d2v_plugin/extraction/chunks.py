@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.layers.attention import LONG
 from d2v_plugin.models.base import EncoderModel, Features
 
 SAMPLE_RATE: Final = 16_000
@@ -52,9 +53,12 @@ def estimate_memory(model: EncoderModel, num_samples: int) -> int:
     # The output of the first convolution, that of its norm, and what the second makes of them.
     convolutions = 3 * num_samples // stride * channels
     # The outputs of all blocks, and what one keeps on its way.
-    blocks = (len(model.blocks_of(Modality.AUDIO)) + 12) * model.config.dim * (num_samples // config.samples_per_frame)
+    num_frames = num_samples // config.samples_per_frame
+    blocks = (len(model.blocks_of(Modality.AUDIO)) + 12) * model.config.dim * num_frames
+    weights = model.config.num_heads * num_frames**2
+    attention = 3 * (weights if weights <= LONG else LONG // 8)
 
-    return 4 * (convolutions + blocks)
+    return 4 * (convolutions + blocks + attention)
 
 
 def find_free_memory(device: torch.device) -> int | None:
