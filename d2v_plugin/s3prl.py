@@ -38,7 +38,7 @@ class UpstreamExpert(nn.Module):
         # s3prl freezes upstreams itself, unless it is told to fine-tune them.
         self.model = model.requires_grad_(True)
         self._downsample_rate: int = model.config.frontends[Modality.AUDIO].samples_per_frame
-        self._min_samples = next(size for size in range(1, 1 << 20) if model.output_length(size, Modality.AUDIO) > 0)
+        self._min_samples = model.shortest_input(Modality.AUDIO)
         self._states: list[Tensor] = []
         for block in blocks:
             block.register_forward_hook(self._keep_state)

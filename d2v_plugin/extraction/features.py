@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.extraction.chunks import SAMPLE_RATE, extract_in_chunks
 from d2v_plugin.extraction.shards import IDS, LENGTHS
 from d2v_plugin.models.base import EncoderModel, Features
 from d2v_plugin.models.pooling import Layers, Pooling, pool_features, resolve_layers, split_samples
@@ -45,6 +46,9 @@ class Extractor:
     amp: bool = False
     """Whether to compute in bfloat16."""
 
+    chunk_seconds: float | None = None
+    """Recordings longer than this are computed in chunks; see :func:`extract_in_chunks`. None = all are computed whole."""
+
     def compute(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
         """The arrays of a shard, on the CPU.
 
@@ -74,9 +78,21 @@ class Extractor:
 
     def _compute_batch(self, batch: Batch) -> dict[str, Sequence[Tensor]]:
         """For each array N × (D,), or N × (S_n, D) with pooling ``none``."""
+        chunk = self.chunk_seconds
+        if chunk is not None and batch.modality is Modality.AUDIO and batch.inputs.size(1) > chunk * SAMPLE_RATE:
+            alone = [self._pool(self._extract_long(row, chunk)) for row in split_samples(batch.inputs, batch.padding_mask)]
+            return {name: [sample for found in alone for sample in found[name]] for name in self.arrays}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
             features = self.model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality)
 
+        return self._pool(features)
+
+    def _extract_long(self, waveform: Tensor, chunk_seconds: float) -> Features:
+        """:param waveform: (T,)"""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
+            return extract_in_chunks(self.model, waveform.unsqueeze(0), chunk_seconds)
+
+    def _pool(self, features: Features) -> dict[str, Sequence[Tensor]]:
         found: dict[str, Sequence[Tensor]] = {}
         for name, layers in self.arrays.items():
             merged = _average_layers(features, layers)

@@ -26,7 +26,9 @@ def token_distances(positions: Tensor, grid_width: int | None, metric: str) -> T
     :returns: (R, K, K) fp32.
     """
     if grid_width is None or metric == "sequential":
-        return (positions.unsqueeze(-1) - positions.unsqueeze(-2)).abs().float()
+        # Whole numbers, exact in fp32 as well, at half the memory.
+        positions = positions.float()
+        return (positions.unsqueeze(-1) - positions.unsqueeze(-2)).abs_()
 
     # (R, K) -> (R, K, 2)
     points = torch.stack([positions // grid_width, positions % grid_width], dim=-1).float()
@@ -45,13 +47,45 @@ def attention_biases(
     :param num_biased_heads: B, how many heads have a bias, the first ones; None = all.
     :returns: one for each scale, (R, H, X + K, X + K).
     """
-    num_biased_heads = num_heads if num_biased_heads is None else num_biased_heads
-    # The heads behind have the slope 0.
-    slopes = F.pad(alibi_slopes(num_biased_heads, distances.device), (0, num_heads - num_biased_heads)).view(-1, 1, 1)
-    if 1 < scale.size(2) < num_heads:
-        scale = F.pad(scale, (0, 0, 0, 0, 0, num_heads - num_biased_heads))
     if num_extra_tokens > 0:
         distances = F.pad(distances, (num_extra_tokens, 0, num_extra_tokens, 0))
 
     # (L, 1, H, 1, 1) x (R, 1, K, K) -> L x (R, H, K, K)
-    return [-slopes * scale_of_layer.clamp_min(0.0) * distances.unsqueeze(1) for scale_of_layer in scale]
+    return [weights * distances.unsqueeze(1) for weights in distance_weights(scale, num_heads, num_biased_heads)]
+
+
+def distance_weights(scale: Tensor, num_heads: int, num_biased_heads: int | None = None) -> Tensor:
+    """The factors of distances in the heads, (..., H, 1, 1); parameters as for :func:`attention_biases`."""
+    num_biased_heads = num_heads if num_biased_heads is None else num_biased_heads
+    # The heads behind have the slope 0.
+    slopes = F.pad(alibi_slopes(num_biased_heads, scale.device), (0, num_heads - num_biased_heads)).view(-1, 1, 1)
+    if 1 < scale.size(-3) < num_heads:
+        scale = F.pad(scale, (0, 0, 0, 0, 0, num_heads - num_biased_heads))
+
+    return -slopes * scale.clamp_min(0.0)
+
+
+class DistanceBias:
+    """The bias of attention over a long sequence, made for a few queries at a time where all of it would not fit into memory."""
+
+    def __init__(self, positions: Tensor, weights: Tensor, *, num_extra_tokens: int, padding_mask: Tensor | None) -> None:
+        """
+        :param positions: (R, K) index of each token in the full sequence.
+        :param weights: (1, H, 1, 1) from :func:`distance_weights`.
+        :param padding_mask: (R, 1, 1, X + K), True = padding; None = nothing is padded.
+        """
+        self._positions = positions.float()
+        self._weights = weights
+        self._num_extra = num_extra_tokens
+        self._padding_mask = padding_mask
+
+    def of_queries(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """The rows of the whole bias for queries [start, stop), extra tokens first: (R, H, stop - start, X + K)."""
+        extra, positions = self._num_extra, self._positions
+        queries = positions[:, max(0, start - extra) : max(0, stop - extra)]
+        distances = (queries.unsqueeze(-1) - positions.unsqueeze(-2)).abs_()
+        if extra > 0:
+            distances = F.pad(distances, (extra, 0, max(0, min(stop, extra) - start), 0))
+        bias = (self._weights * distances.unsqueeze(1)).to(dtype)
+
+        return bias if self._padding_mask is None else bias.masked_fill(self._padding_mask, -torch.inf)

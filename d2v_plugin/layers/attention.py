@@ -6,19 +6,27 @@ Read :func:`attend` only, at first.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import product
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from d2v_plugin.layers.alibi import DistanceBias
 from d2v_plugin.layers.cpu import uses_own_kernels
 from d2v_plugin.layers.dropout import PIECE_SIZE, DropoutFactors, draw_seed
 
+Bias = Tensor | DistanceBias
+"""What is added to the logits, if floating; the keys to attend to, if boolean; or an object that makes the former."""
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+LONG: Final = 1 << 28
+"""Weights of attention (R · H · K²) from which on they are not computed at once, if no gradient is asked for: 1 GiB in fp32."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, dropout: float) -> Tensor:
     """Scaled dot-product attention.
 
     :param q, k, v: (R, H, K, E)
@@ -26,6 +34,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float)
     :param dropout: rate for the attention weights; 0 outside of training.
     :returns: (R, H, K, E)
     """
+    no_gradient = not torch.is_grad_enabled() or not q.requires_grad
+    if isinstance(bias, DistanceBias) or (is_long(q.shape) and dropout == 0.0 and no_gradient):
+        return _attend_by_queries(q, k, v, bias)
+
     needs_more = dropout > 0.0 or (bias is not None and bias.requires_grad) or q.dtype == torch.bfloat16
     if needs_more and uses_own_kernels(q):
         if bias is not None:
@@ -38,6 +50,30 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float)
         bias = bias.to(q.dtype)
 
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+
+
+def is_long(shape: Sequence[int]) -> bool:
+    """Whether attention of this shape, (R, H, K, …), has too many weights to compute them at once."""
+    rows, heads, length = shape[:3]
+    return rows * heads * length**2 > LONG
+
+
+def _attend_by_queries(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> Tensor:
+    """Attention of a few queries at a time to all keys: the same numbers; memory grows with the length, not its square."""
+    rows, heads, length, _ = q.shape
+    step = max(1, LONG // 8 // (rows * heads * length))
+    output = torch.empty_like(q)
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        if isinstance(bias, DistanceBias):
+            part: Tensor | None = bias.of_queries(start, stop, q.dtype)
+        else:
+            part = bias if bias is None or bias.size(-2) == 1 else bias[..., start:stop, :]
+            if part is not None and part.is_floating_point():
+                part = part.to(q.dtype)
+        output[:, :, start:stop] = F.scaled_dot_product_attention(q[:, :, start:stop], k, v, attn_mask=part)
+
+    return output
 
 
 class _PiecewiseAttention(torch.autograd.Function):

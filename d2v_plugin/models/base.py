@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final, TypeVar
 
 import torch
@@ -155,6 +156,10 @@ class EncoderModel(nn.Module, ABC):
     @abstractmethod
     def output_length(self, input_length: int, modality: Modality | None = None) -> int:
         """Number of tokens that an input of this length (samples or token ids) gives."""
+
+    def shortest_input(self, modality: Modality | None = None) -> int:
+        """The shortest input (samples or token ids) that gives a token."""
+        return next(length for length in count(1) if self.output_length(length, modality) > 0)
 
     def grid_shape(self, num_tokens: int, modality: Modality | None = None) -> tuple[int, ...]:
         """The shape in which tokens lie: (H, W) for images, (S,) for sequences."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import count
 from typing import ClassVar, TypeVar
 
 import numpy as np
@@ -118,7 +117,7 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
     @override
     def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:
         super().check_model(model, splits)
-        self.shortest = shortest_input(model)
+        self.shortest = model.shortest_input(Modality.AUDIO)
         most = self.config.max_sample_size
         if most is not None and most < self.shortest:
             raise RecipeError(
@@ -277,11 +276,6 @@ class LabelledAudioTask(AudioTask[LabelledAudioConfig]):
             log.info("Left out {:,} recordings, which are longer than `max_sample_size` ({:,}).", left_out, most)
 
         return rows
-
-
-def shortest_input(model: EncoderModel) -> int:
-    """Samples that a model of speech needs for one frame."""
-    return next(size for size in count(1) if model.output_length(size, Modality.AUDIO) > 0)
 
 
 def draw_offset(seed: int, epoch: int, row: int, spare: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2v_plugin.layers.alibi import alibi_slopes, attention_biases, token_distances
+from d2v_plugin.layers.alibi import DistanceBias, alibi_slopes, attention_biases, distance_weights, token_distances
 
 MISC = json.loads((Path(__file__).parents[1] / "golden" / "misc.json").read_text())
 
@@ -60,3 +60,21 @@ def test_scale_is_learned() -> None:
 
     assert scale.grad is not None
     assert torch.allclose(scale.grad.flatten(), -alibi_slopes(2) * distances.sum())
+
+
+@pytest.mark.parametrize("biased", [None, 3])
+def test_the_bias_of_a_long_sequence_is_made_for_a_few_queries_at_a_time(biased: int | None) -> None:
+    positions, scale = torch.arange(9).unsqueeze(0), torch.full((1, biased or 4, 1, 1), 0.7)
+    padding_mask = (torch.arange(11) >= 8)[None, None, None]
+    distances = token_distances(positions, None, "manhattan")
+    (whole,) = attention_biases(distances, scale[None], num_heads=4, num_extra_tokens=2, num_biased_heads=biased)
+    whole = whole.masked_fill(padding_mask, -torch.inf)
+    lazy = DistanceBias(positions, distance_weights(scale, 4, biased), num_extra_tokens=2, padding_mask=padding_mask)
+
+    for start, stop in ((0, 11), (0, 1), (1, 4), (2, 5), (7, 11)):
+        torch.testing.assert_close(lazy.of_queries(start, stop, torch.float32), whole[:, :, start:stop])
+
+
+def test_distances_take_no_more_memory_than_they_must() -> None:
+    distances = token_distances(torch.arange(5).unsqueeze(0), None, "manhattan")
+    assert distances.dtype == torch.float32 and distances[0, 1].tolist() == [1, 0, 1, 2, 3]

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from d2v_plugin.layers import attention
 from d2v_plugin.layers.attention import attend
+from d2v_plugin.models.data2vec1.archs import ARCHS as DATA2VEC1_ARCHS
+from d2v_plugin.models.data2vec2.archs import ARCHS
+from d2v_plugin.models.families import create_model
 
 
 def draw_inputs(*shape: int) -> list[Tensor]:
@@ -132,3 +135,22 @@ def test_what_is_not_finite_for_another_reason_stays_so() -> None:
 
     output = attend(q, k, v, keep, 0.0)
     assert output[0, 0, 0].isnan().all() and not output[1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("modality", ["audio", "data2vec1"])
+def test_long_inputs_give_the_same_features_in_pieces(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, modality: str) -> None:
+    """Also of padded samples, under autocast and without."""
+    torch.manual_seed(0)
+    model = create_model(ARCHS["audio_tiny"]() if modality == "audio" else DATA2VEC1_ARCHS["audio_tiny"]()).eval()
+    model.requires_grad_(False)
+    inputs, padding_mask = torch.randn(2, 9000), torch.arange(9000) >= torch.tensor([[9000], [5000]])
+
+    def extract() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            return model.extract_features(inputs, padding_mask).x.float().masked_fill(padding_of_frames, 0.0)
+
+    padding_of_frames = torch.arange(27)[:, None] >= torch.tensor([27, 15])[:, None, None]
+    whole = extract()
+    monkeypatch.setattr(attention, "LONG", 2 * 4 * 27 * 16)
+    torch.testing.assert_close(extract(), whole, atol=1e-5 if dtype is torch.float32 else 0.1, rtol=0.01)

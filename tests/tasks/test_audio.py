@@ -167,9 +167,8 @@ def test_recordings_without_a_frame_are_bad_samples_of_every_reader(tmp_path: Pa
     gangs = make_gangs()
     report = tmp_path / "bad_samples.tsv"
 
-    pretraining = AudioPretrainingTask(AudioPretrainingConfig(batches_per_update=1, min_sample_size=1)).open(
-        dataset, report=report
-    )
+    config = AudioPretrainingConfig(batches_per_update=1, min_sample_size=1)
+    pretraining = AudioPretrainingTask(config).open(dataset, report=report)
     classification = AudioClassificationTask(AudioClassificationConfig(batches_per_update=1)).open(dataset, report=report)
     for task in (pretraining, classification):
         readers = [task.create_train_reader(gangs, 1), task.create_labelled_reader(gangs, "train")]

@@ -104,11 +104,9 @@ def test_recordings_too_long_are_left_out_of_recognition_and_cropped_for_classif
 def test_recordings_too_short_for_their_transcripts_are_all_named(tmp_path: Path) -> None:
     """An utterance needs a frame per symbol and one between equal ones, after the convolutions."""
     # 400 samples give the first frame, 320 each further one: 1,680 give 5.
-    dataset = write_recordings(
-        tmp_path,
-        "label",
-        [(1680, "four"), (1680, "fourt"), (1680, "feet"), (1999, "feet"), (2000, "feet"), (399, "x"), (400, "x")],
-    )  # a recording without any frame is a bad sample, in every task
+    said = [(1680, "four"), (1680, "fourt"), (1680, "feet"), (1999, "feet"), (2000, "feet")]
+    # A recording without any frame is a bad sample, in every task.
+    dataset = write_recordings(tmp_path, "label", [*said, (399, "x"), (400, "x")])
     task = SpeechRecognitionTask(SpeechRecognitionConfig()).open(dataset, report=None)
     model = Data2VecModel(ARCHS["audio_tiny"]())
 

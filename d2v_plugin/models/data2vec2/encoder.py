@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
-from d2v_plugin.layers.attention import attend
+from d2v_plugin.layers.attention import Bias, attend
 from d2v_plugin.layers.dropout import Dropout, add_dropped
 from d2v_plugin.layers.feed_forward import FeedForward, norm_feed_forward
 from d2v_plugin.layers.layer_drop import LayerDrop
@@ -24,7 +24,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.dim, config.dim)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, bias: Bias | None = None) -> Tensor:
         """
         :param x: (R, K, D)
         :param bias: added to the attention logits if floating, selects the keys to attend to if boolean; broadcasts
@@ -61,7 +61,7 @@ class Block(nn.Module):
         self.drop_path = drop_path
         self.layer_drop = LayerDrop(layer_drop)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, bias: Bias | None = None) -> tuple[Tensor, Tensor]:
         """
         :param x: (R, K, D)
         :param bias: see :class:`Attention`.
@@ -109,7 +109,7 @@ class ContextEncoder(nn.Module):
         self.dropout = Dropout(dropout)
         self.norm_first = config.norm_first
 
-    def forward(self, x: Tensor, biases: list[Tensor | None]) -> Tensor:
+    def forward(self, x: Tensor, biases: list[Bias | None]) -> Tensor:
         """
         :param x: (R, K, D)
         :param biases: one for each block; see :class:`Attention`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,6 +41,10 @@ class FeaturesSection(Validatable):
     batch_size: int = 32
     """Most samples in one forward pass; for speech the task's ``max_num_elements`` is a second limit."""
 
+    chunk_seconds: float | None = None
+    """Speech: recordings longer than this are computed in chunks that overlap by a quarter, which bounds memory and time; shorter
+    ones are computed whole and exactly. None = all are."""
+
     amp: bool = False
     """Whether to compute in bfloat16, which is faster on GPUs; features then depend a little on the batch."""
 
@@ -51,6 +56,10 @@ class FeaturesSection(Validatable):
             *(
                 (value is not None and value < 1, f"`{name}` must be at least 1, but is {value}.")
                 for name, value in numbers.items()
+            ),
+            (
+                self.chunk_seconds is not None and not 1.0 <= self.chunk_seconds < math.inf,
+                f"`chunk_seconds` must be at least 1, but is {self.chunk_seconds}.",
             ),
             (
                 self.format == "numpy" and self.dtype == "bfloat16",

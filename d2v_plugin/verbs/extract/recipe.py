@@ -24,8 +24,10 @@ from d2v_plugin.core.secrets import hide_in, hide_in_data
 from d2v_plugin.core.storage import hash_file
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.data.row_reader import RowReader
+from d2v_plugin.extraction.chunks import SAMPLE_RATE, estimate_memory, find_free_memory
 from d2v_plugin.extraction.features import Extractor, name_arrays
 from d2v_plugin.extraction.shards import INDEX_FILE, STORES, ShardStore, begin_index, cut_shards, finish_index
+from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.verbs.common import CheckpointRecipe, RecipeTask, open_task
 from d2v_plugin.verbs.extract.config import ExtractConfig
 from d2v_plugin.weights.loading import load
@@ -56,7 +58,9 @@ class ExtractRecipe(CheckpointRecipe):
         except ValueError as ex:
             raise RecipeError(f"`features`: {ex}") from ex
         dtype: torch.dtype = getattr(torch, section.dtype)
-        extractor = Extractor(model, arrays, section.pooling, dtype, context.device, section.amp)
+        if task.modality is Modality.AUDIO:
+            check_memory(model, rows, section.chunk_seconds, context.device)
+        extractor = Extractor(model, arrays, section.pooling, dtype, context.device, section.amp, section.chunk_seconds)
         settings = {
             "checkpoint": hide_in(str(Path(path).absolute()) if Path(path).exists() else str(path)),
             "weights": config.checkpoint.weights,
@@ -68,6 +72,8 @@ class ExtractRecipe(CheckpointRecipe):
             "arrays": arrays,
             **{name: getattr(section, name) for name in ("pooling", "dtype", "format", "shard_size", "amp")},
         }
+        if section.chunk_seconds is not None:
+            settings["chunk_seconds"] = section.chunk_seconds
         info = {"model": StandardValueConverter().unstructure(model.config)}
 
         return ExtractTask(rows, extractor, context.output_dir, settings, info, context.gangs, section.batch_size)
@@ -116,6 +122,26 @@ class ExtractTask(RecipeTask):
             print_unwrapped(f"\n{num_samples:,} of {len(self.rows):,} samples in {len(shards):,} shards.\n")
             print_unwrapped(f"features:  {store.folder}\nindex:     {self.output_dir / INDEX_FILE}")
         self.gangs.close()
+
+
+def check_memory(model: EncoderModel, rows: RowReader, chunk_seconds: float | None, device: torch.device) -> None:
+    """Say in advance if the longest recording of a split takes more than half of the memory that is free.
+
+    :raises RecipeError: it takes more than there is.
+    """
+    longest = int(rows.lengths.max())
+    if chunk_seconds is not None:
+        longest = min(longest, int(chunk_seconds * SAMPLE_RATE))
+    needed, free = estimate_memory(model, longest), find_free_memory(device)
+    if free is None or needed <= free / 2:
+        return
+    message = (
+        f"The longest recording of {rows.manifest} ({longest / SAMPLE_RATE / 60:.1f} minutes) takes about {needed / 1e9:.1f} GB "
+        f"of memory, of which {free / 1e9:.1f} GB are free"
+    )
+    if needed > free:
+        raise RecipeError(f"{message}. Set `features.chunk_seconds`, to 60 for example.")
+    log.warning("{}; with `features.chunk_seconds` it takes less.", message)
 
 
 def hash_weights(model: nn.Module) -> str:

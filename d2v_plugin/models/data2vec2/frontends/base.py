@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.contracts import Views
-from d2v_plugin.layers.alibi import attention_biases, token_distances
+from d2v_plugin.layers.alibi import DistanceBias, attention_biases, distance_weights, token_distances
+from d2v_plugin.layers.attention import Bias, is_long
 from d2v_plugin.models.base import LocalFeatures, scale_gradient
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, FrontendConfig
 from d2v_plugin.models.data2vec2.decoder import ConvDecoder
@@ -25,7 +26,7 @@ class Tokens:
     x: Tensor
     """(R, X + K, D): extra tokens, then the kept ones."""
 
-    biases: list[Tensor | None]
+    biases: list[Bias | None]
     """The bias for the :class:`d2v_plugin.models.data2vec2.encoder.Attention` of each shared block."""
 
 
@@ -151,7 +152,7 @@ class Frontend(nn.Module):
         """Kept tokens with positions, (N·M, K, D)."""
         return select_tokens(self._add_positions(local.x, local.padding_mask), views.kept)
 
-    def _build_biases(self, positions: Tensor, padding_mask: Tensor | None) -> list[Tensor | None]:
+    def _build_biases(self, positions: Tensor, padding_mask: Tensor | None) -> list[Bias | None]:
         """The attention bias of every block of this frontend and of the shared encoder."""
         num_extra = self.num_extra_tokens
         if padding_mask is not None:
@@ -159,6 +160,12 @@ class Frontend(nn.Module):
             padding_mask = F.pad(padding_mask, (num_extra, 0))[:, None, None, :]
         if self.alibi is None:
             return [None if padding_mask is None else ~padding_mask] * self.num_layers
+
+        learns = torch.is_grad_enabled() and self.alibi_scale.requires_grad
+        if self.side is None and not learns and is_long((len(positions), self.num_heads, num_extra + positions.size(1))):
+            weights = distance_weights(self.alibi_scale, self.num_heads, self.alibi.num_heads)
+            lazy = [DistanceBias(positions, w, num_extra_tokens=num_extra, padding_mask=padding_mask) for w in weights]
+            return [*lazy] * self.num_layers if len(lazy) == 1 else [*lazy]
 
         with torch.autocast(positions.device.type, enabled=False):
             distances = token_distances(positions, self.side, self.alibi.distance)

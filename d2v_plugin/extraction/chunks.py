@@ -1,0 +1,74 @@
+"""Long recordings: the memory that they need, and their features in overlapping chunks."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from d2v_plugin.core.batch import Modality
+from d2v_plugin.layers.attention import LONG
+from d2v_plugin.models.base import EncoderModel, Features
+
+SAMPLE_RATE: Final = 16_000
+
+OVERLAP: Final = 1 / 8
+"""Share of a chunk, at each of its ends, that is computed for the sake of the rest and then dropped."""
+
+
+def extract_in_chunks(model: EncoderModel, waveform: Tensor, chunk_seconds: float) -> Features:
+    """Compute the features of a recording chunk by chunk: what one that fits into a chunk gets is exact.
+
+    Frames see at least an eighth of a chunk before and after them. Whatever a model normalizes over time (group norm), it
+    normalizes within a chunk.
+
+    :param waveform: (1, T)
+    """
+    stride = model.config.frontends[Modality.AUDIO].samples_per_frame
+    width = model.shortest_input(Modality.AUDIO)
+    num_frames = model.output_length(waveform.size(1), Modality.AUDIO)
+    chunk = max(8, int(chunk_seconds * SAMPLE_RATE) // stride)
+    if num_frames <= chunk:
+        return model.extract_features(waveform, modality=Modality.AUDIO)
+
+    overlap = math.ceil(chunk * OVERLAP)
+    layers: list[list[Tensor]] = []
+    for start in range(0, num_frames, chunk - 2 * overlap):
+        stop = min(num_frames, start + chunk - 2 * overlap)
+        first, last = max(0, start - overlap), min(num_frames, stop + overlap)
+        part = model.extract_features(waveform[:, first * stride : (last - 1) * stride + width], modality=Modality.AUDIO)
+        layers.append([layer[:, start - first : stop - first].clone() for layer in part.layers])
+    joined = [torch.cat(parts, dim=1) for parts in zip(*layers, strict=True)]
+
+    return Features(joined[-1], None, joined, None)
+
+
+def estimate_memory(model: EncoderModel, num_samples: int) -> int:
+    """Bytes, roughly, that the features of one recording take while they are computed, in fp32."""
+    whole: Any = model.config
+    config = whole.frontends[Modality.AUDIO]
+    channels, _, stride = config.conv_layers[0]
+    # The output of the first convolution, that of its norm, and what the second makes of them.
+    convolutions = 3 * num_samples // stride * channels
+    # The outputs of all blocks, and what one keeps on its way.
+    num_frames = num_samples // config.samples_per_frame
+    blocks = (len(model.blocks_of(Modality.AUDIO)) + 12) * whole.dim * num_frames
+    weights = whole.num_heads * num_frames**2
+    attention = 3 * (weights if weights <= LONG else LONG // 8)
+
+    return int(4 * (convolutions + blocks + attention))
+
+
+def find_free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device; None = it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
