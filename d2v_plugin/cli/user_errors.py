@@ -6,6 +6,7 @@ there; :func:`explain` finds those, or returns None for errors that are not the 
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from argparse import Namespace
@@ -115,7 +116,9 @@ def _names(resolver: DependencyResolver, kls: type[object]) -> list[str]:
 
 
 def _explain_os_error(ex: OSError) -> str | None:
-    # Only mistakes with a path: an error of the network or a full disk happens to a correct configuration, too.
+    if ex.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{ex.filename or 'the output directory'}: {ex.strerror}. Make room and repeat the command."
+    # Only mistakes with a path: an error of the network happens to a correct configuration, too.
     if ex.filename is None or isinstance(ex, BlockingIOError | ConnectionError | InterruptedError):
         return None
 

@@ -219,7 +219,7 @@ NORM = "encoder.layers.2.layer_norm.weight"
         ),
         (
             lambda weights: weights.update({NORM: torch.ones(31)}),
-            f"wrong shape or type:\n    {NORM}: not (32,), as the configuration says",
+            f"wrong shape or type:\n    {NORM}: not (32,), as",
         ),
     ],
     ids=["missing", "unexpected", "reshaped"],
