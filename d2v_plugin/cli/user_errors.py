@@ -6,6 +6,7 @@ there; :func:`explain` finds those, or returns None for errors that are not the 
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from argparse import Namespace
@@ -138,6 +139,9 @@ def _names(resolver: DependencyResolver, kls: type[object]) -> list[str]:
 
 
 def _explain_os_error(ex: OSError) -> str | None:
+    if ex.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{ex.filename or 'the output directory'}: {ex.strerror}. Make room and repeat the command."
+
     return f"{ex.filename!s:.300}: {ex.strerror}." if ex.filename is not None and ex.errno in _PATH_ERRORS else None
 
 

@@ -7,7 +7,6 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, TextIO, cast, final
 
@@ -36,17 +35,18 @@ def survive_full_disk() -> None:
     """Let log files that cannot be written cost one line on the standard error; Python prints a traceback for each line, and one
     for TensorBoard's thread, whose error its owner is told anyway."""
 
-    def complain(handler: logging.FileHandler, record: logging.LogRecord) -> None:
-        if handler not in complained:
-            complained.add(handler)
-            print(f"{handler.baseFilename} cannot be written; the log goes on here.", file=sys.stderr)
-
-    complained: set[logging.Handler] = set()
-    for handler in log.logger.handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handleError = partial(complain, handler)  # type: ignore[method-assign]
+    logging.FileHandler.handleError = _complain  # type: ignore[method-assign]
     if threading.excepthook is not _pass_over_disks:
         threading.excepthook = _pass_over_disks
+
+
+def _complain(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+    if handler not in _complained:
+        _complained.add(handler)
+        print(f"{handler.baseFilename} cannot be written; the log goes on here.", file=sys.stderr)
+
+
+_complained: Final[set[logging.Handler]] = set()
 
 
 def _pass_over_disks(args: threading.ExceptHookArgs) -> None:

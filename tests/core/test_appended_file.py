@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from d2v_plugin.core import appended_file
 from d2v_plugin.core.appended_file import AppendedFile
+
+
+@pytest.fixture(autouse=True)
+def silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limits of a test hold for the file to which pytest sends what is logged, too."""
+    monkeypatch.setattr(appended_file.log, "warning", lambda *message: None)
 
 
 @contextmanager

@@ -75,6 +75,7 @@ class TrainRecipe(ExtensibleRecipe):
     @override
     def register(self, container: DependencyContainer) -> None:
         super().register(container)
+        survive_full_disk()
         register_checkpoints(container, self._resume)
         register_recorders(container)
 
@@ -128,7 +129,6 @@ class TrainRecipe(ExtensibleRecipe):
     def create_task(self, context: RecipeContext) -> Runnable:
         config = context.get_config_as(TrainConfig)
         gangs, seed = context.gangs, config.common.seed
-        survive_full_disk()
 
         # Data first: a missing manifest or split is known before a large model is built.
         task = self._open_task(context)

@@ -74,10 +74,12 @@ def _check_loading(src_dir: Path, model: PreTrainedModel, info: Mapping[str, Any
     base = f"{model.base_model_prefix}."
     parts = {key.partition(".")[0] for key in model.state_dict()} - _HEADS
     unexpected = sorted(key.removeprefix(base) for key in info["unexpected_keys"])
-    wrong = {str(key): f"{tuple(given)} instead of {tuple(expected)}" for key, given, expected in info["mismatched_keys"]}
+    # Versions of transformers list the keys alone, or each with two shapes.
+    mismatched = [each if isinstance(each, str) else each[0] for each in info["mismatched_keys"]]
+    wrong = {key: f"not {tuple(model.state_dict()[key].shape)}, as the configuration says" for key in mismatched}
     Mismatch(
         missing=sorted(
-            key for key in info["missing_keys"] - wrong.keys() if key.partition(".")[0] not in _HEADS and key not in _MASKS
+            key for key in set(info["missing_keys"]) - wrong.keys() if key.partition(".")[0] not in _HEADS and key not in _MASKS
         ),
         unexpected=[key for key in unexpected if key.partition(".")[0] in parts],
         wrong={key: text for key, text in wrong.items() if key.partition(".")[0] not in _HEADS},

@@ -217,7 +217,10 @@ NORM = "encoder.layers.2.layer_norm.weight"
             lambda weights: weights.update({NORM.replace("2", "3"): torch.ones(32)}),
             "unexpected:\n    encoder.layers.3.layer_norm",
         ),
-        (lambda weights: weights.update({NORM: torch.ones(31)}), f"wrong shape or type:\n    {NORM}: (31,) instead of (32,)"),
+        (
+            lambda weights: weights.update({NORM: torch.ones(31)}),
+            f"wrong shape or type:\n    {NORM}: not (32,), as",
+        ),
     ],
     ids=["missing", "unexpected", "reshaped"],
 )
