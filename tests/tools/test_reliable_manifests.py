@@ -230,6 +230,16 @@ def test_equal_contents_in_both_splits_are_found_when_asked_for(tmp_path: Path) 
     assert all(int(pair["train"][:2]) == int(pair["valid"][:2]) ^ 1 for pair in found)
 
 
+def test_a_manifest_that_an_earlier_run_left_is_named(tmp_path: Path) -> None:
+    for row in range(20):
+        write_picture(tmp_path / "in" / f"{row}.png", row)
+    words = ("image", tmp_path / "in", tmp_path / "out", "--valid-percent")
+    assert run(*words, 50) == 0 and run(*words, 0) == 0
+
+    facts = report_of(tmp_path / "out")["facts"]
+    assert isinstance(facts, dict) and facts["manifests of an earlier run, left as they are"] == ["valid.tsv"]
+
+
 def test_equal_documents_in_both_splits_are_found_when_asked_for(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("alpha beta gamma\n\n" * 20)
     words = ("text", tmp_path / "in.txt", tmp_path / "out", "--vocabulary-size", 275, "--valid-percent", 50)

@@ -18,6 +18,7 @@ from d2v_plugin.data.preparation.common import (
     Report,
     check_out,
     choose_split,
+    note_other_manifests,
     refuse_empty_splits,
     remove_other_shards,
     replace_manifests,
@@ -122,6 +123,7 @@ def prepare_files(
             _write_split(out / f"{split}.tsv", found, places.get(split), columns=columns, classes=classes)
     for split, packed in places.items():
         remove_other_shards(out, split, {place.partition(":")[0] for place in packed}, "zip")
+    note_other_manifests(out, filled, report)
     cache.save()
     report.save(out)
 
