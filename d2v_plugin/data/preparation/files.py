@@ -162,6 +162,8 @@ def _try(inspect: Inspect, source: FoundFile, cache: InspectionCache) -> Inspect
         inspected = inspect(source) if facts is None else Inspected(**facts)
     except (SampleError, OSError, RuntimeError, ValueError) as error:
         return " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # decoders raise anything for what they did not expect
+        return f"it cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())}"
     cache.remember(source.path, stamp, asdict(inspected))
 
     return inspected
