@@ -139,7 +139,9 @@ class ManifestText:
         for line in range(len(self.starts)):
             fields = decode(self.data[self.starts[line] : self.ends[line]]).split("\t")
             if line == 0:
-                self.roots = [os.path.abspath(self.path.parent / root) for root in fields]
+                if any("\0" in root for root in fields):
+                    problems.add(self.path, 1, "the root has a NUL; it must be the folder of the paths below it")
+                self.roots = [os.path.abspath(self.path.parent / root.replace("\0", "")) for root in fields]
             elif fields[0] == "#columns":
                 self._declare_columns(fields[1:], columns, line + 1, problems)
             elif fields[0] == "#classes":

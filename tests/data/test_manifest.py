@@ -162,6 +162,11 @@ def test_names_that_are_no_utf8_are_read_and_reported(tmp_path: Path) -> None:
     str(caught.value).encode()
 
 
+def test_a_root_with_a_nul_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"train\.tsv:1: the root has a NUL"):
+        ImageManifest.open(write(tmp_path, b"a\0b\na.png\n"))
+
+
 def test_labels_and_classes_that_are_no_utf8_are_refused_with_their_lines(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     with pytest.raises(ManifestError, match=r"(?s)train.tsv:2: a class is no UTF-8.*train.tsv:3: a field is no UTF-8"):

@@ -13,7 +13,7 @@ from fairseq2.recipe.error import RecipeError
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.dataset import ManifestConfig, TextManifest
 from d2v_plugin.data.problems import ManifestError
-from d2v_plugin.data.text import BreakMode, TokenStream, Vocabulary, cut_blocks, pad_tokens
+from d2v_plugin.data.text import BreakMode, Tokenizer, TokenStream, Vocabulary, cut_blocks, pad_tokens
 
 VOCABULARY = Vocabulary(1000)
 END = VOCABULARY.end
@@ -123,6 +123,45 @@ def test_a_missing_or_foreign_index_is_refused(tmp_path: Path) -> None:
     (tmp_path / "0.idx").unlink()
     with pytest.raises(ManifestError, match="No such file"):
         stream.line_ends()
+
+
+@pytest.mark.parametrize("ends", [[4, 10**6, 30], [10, 4, 30], [-5, 4, 30], [4, 4, 30], b"odd"])
+def test_an_index_that_does_not_ascend_or_is_cut_off_is_refused(ends: list[int] | bytes, tmp_path: Path) -> None:
+    stream = open_stream(tmp_path, [LINES[0] * 7, [5, END]])
+    content = ends if isinstance(ends, bytes) else np.array(ends, dtype="<i8").tobytes()
+    (tmp_path / "0.idx").write_bytes(content)
+    with pytest.raises(ManifestError, match="does not fit its shard"):
+        stream.line_ends()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "is damaged: its `size`"),
+        ('{"beginning": 0}', "is damaged: its `size`"),
+        ('{"size": true}', "is damaged: its `size`"),
+        ('{"size": -7}', "is damaged: its `size`"),
+        ('{"size": 300}', "has other special ids"),
+        ('{"size": 300, "beginning": 0, "padding": 1, "end": 2, "unknown": 3, "dtype": "uint32"}', "stored as uint16"),
+    ],
+)
+def test_a_damaged_vocabulary_is_told_in_one_line(content: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "vocabulary.json").write_text(content)
+    with pytest.raises(RecipeError, match=reason):
+        Vocabulary.load(tmp_path)
+
+
+def test_a_vocabulary_of_another_tokenizer_and_a_broken_model_are_refused(tmp_path: Path) -> None:
+    VOCABULARY.save(tmp_path, "0123456789abcdef")
+    assert Vocabulary.load(tmp_path).tokenizer == "0123456789abcdef"
+    (tmp_path / "sentencepiece.model").write_bytes(b"no model")
+    with pytest.raises(RecipeError, match="do not belong together"):
+        Vocabulary.load(tmp_path)
+    with pytest.raises(RecipeError, match="is no SentencePiece model"):
+        Tokenizer(tmp_path / "sentencepiece.model")
+    with pytest.raises(RecipeError, match="cannot be read: No such file"):
+        Tokenizer(tmp_path / "missing.model")
 
 
 def test_the_vocabulary_is_laid_out_as_fairseqs(tmp_path: Path) -> None:

@@ -61,6 +61,17 @@ def test_fairseqs_files_give_the_same_ids(hugging_face: Path, fairseq: Path) -> 
     assert theirs.vocabulary.size == ours.vocabulary.size + 1  # what fills it up
 
 
+def test_a_byte_order_mark_in_any_file_of_a_vocabulary_is_ignored(hugging_face: Path, fairseq: Path) -> None:
+    def encode() -> list[list[int]]:
+        return [tokens.tolist() for folder in (hugging_face, fairseq) for tokens in open_tokenizer(folder).encode_lines(TEXTS)]
+
+    expected = encode()
+    for path in (*hugging_face.iterdir(), *fairseq.iterdir()):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+    assert encode() == expected
+
+
 def test_special_tokens_in_a_text_are_text(hugging_face: Path) -> None:
     (tokens,) = open_tokenizer(hugging_face).encode_lines(["s</s>"])
 

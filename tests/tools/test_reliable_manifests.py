@@ -15,7 +15,8 @@ import soundfile
 from PIL import Image
 
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig, ManifestDataset, TextManifest
-from d2v_plugin.data.preparation import common, files, text
+from d2v_plugin.data.files import Location
+from d2v_plugin.data.preparation import common, files, image, text
 from d2v_plugin.data.problems import ManifestError
 from d2v_plugin.data.text import Tokenizer, TokenStream
 
@@ -228,6 +229,31 @@ def test_equal_contents_in_both_splits_are_found_when_asked_for(tmp_path: Path) 
     expected = [name for name in names["valid"] if {f"{int(name) ^ 1:02}"} & names["train"]]
     assert isinstance(found, list) and len(found) == len(expected) > 0
     assert all(int(pair["train"][:2]) == int(pair["valid"][:2]) ^ 1 for pair in found)
+
+
+def test_a_decoder_may_fail_in_any_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for row in range(3):
+        write_picture(tmp_path / "in" / f"{row}.png", row)
+    decode = image.decode
+
+    def fail(location: Location) -> object:
+        if location.path.endswith("1.png"):
+            raise SyntaxError("broken PNG file")
+        return decode(location)
+
+    monkeypatch.setattr(image, "decode", fail)
+    assert run("image", tmp_path / "in", tmp_path / "out", "--valid-percent", 0) == 0
+    assert report_of(tmp_path / "out")["reasons"] == {"it cannot be decoded": 1}
+
+
+def test_a_manifest_that_an_earlier_run_left_is_named(tmp_path: Path) -> None:
+    for row in range(20):
+        write_picture(tmp_path / "in" / f"{row}.png", row)
+    words = ("image", tmp_path / "in", tmp_path / "out", "--valid-percent")
+    assert run(*words, 50) == 0 and run(*words, 0) == 0
+
+    facts = report_of(tmp_path / "out")["facts"]
+    assert isinstance(facts, dict) and facts["manifests of an earlier run, left as they are"] == ["valid.tsv"]
 
 
 def test_equal_documents_in_both_splits_are_found_when_asked_for(tmp_path: Path) -> None:

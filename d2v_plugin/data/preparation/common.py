@@ -114,6 +114,12 @@ def replace_manifests(out: Path) -> Iterator[None]:
     marker.unlink()
 
 
+def note_other_manifests(out: Path, written: Collection[str], report: Report) -> None:
+    """Report manifests of an earlier run that this one does not replace: their samples may be in a split of this one, too."""
+    if left := [f"{split}.tsv" for split in (TRAIN, VALID) if split not in written and (out / f"{split}.tsv").exists()]:
+        report.facts["manifests of an earlier run, left as they are"] = left
+
+
 def remove_other_shards(out: Path, split: str, kept: Collection[str], suffixes: str) -> None:
     """Remove the shards of earlier runs.
 

@@ -18,6 +18,7 @@ from d2v_plugin.data.preparation.common import (
     Report,
     check_out,
     choose_split,
+    note_other_manifests,
     refuse_empty_splits,
     remove_other_shards,
     replace_manifests,
@@ -122,6 +123,7 @@ def prepare_files(
             _write_split(out / f"{split}.tsv", found, places.get(split), columns=columns, classes=classes)
     for split, packed in places.items():
         remove_other_shards(out, split, {place.partition(":")[0] for place in packed}, "zip")
+    note_other_manifests(out, filled, report)
     cache.save()
     report.save(out)
 
@@ -160,6 +162,8 @@ def _try(inspect: Inspect, source: FoundFile, cache: InspectionCache) -> Inspect
         inspected = inspect(source) if facts is None else Inspected(**facts)
     except (SampleError, OSError, RuntimeError, ValueError) as error:
         return " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # decoders raise anything for what they did not expect
+        return f"it cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())}"
     cache.remember(source.path, stamp, asdict(inspected))
 
     return inspected

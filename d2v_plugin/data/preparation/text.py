@@ -17,6 +17,7 @@ from d2v_plugin.data.preparation.common import (
     Report,
     check_out,
     choose_split,
+    note_other_manifests,
     refuse_empty_splits,
     replace_manifests,
     show_progress,
@@ -157,6 +158,7 @@ def prepare_text(
         aside.unlink(missing_ok=True)
     for writer in writers:
         writer.remove_others()
+    note_other_manifests(out, report.splits, report)
     report.facts["vocabulary"] = pieces.vocabulary.size
     report.save(out)
 
