@@ -101,11 +101,11 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "task and dataset": (
         "task={{name: audio_pretraining}} task.config={{}}",
-        ("`dataset.family` opens ImageManifest, but `task.name` reads AudioManifest",),
+        ("`dataset.family` opens ImageManifest", "`task.name` reads AudioManifest"),
     ),
     "dataset and task": (
         "dataset.family=audio_manifest",
-        ("`dataset.family` opens AudioManifest, but `task.name` reads ImageManifest",),
+        ("`dataset.family` opens AudioManifest", "`task.name` reads ImageManifest"),
     ),
     # what only others know to be wrong
     "settings of the model": ("model.config_overrides.dropout=2", ("cannot be set up with these settings", "rank_0.log")),
