@@ -119,7 +119,8 @@ class SafetensorsStore(ShardStore):
 
     @override
     def _save(self, path: Path, arrays: Mapping[str, Tensor]) -> None:
-        save_file(dict(arrays), path, metadata={"format": "pt", "sha256": _hash_arrays(arrays)})
+        # One entry alone: safetensors writes several in any order, and shards are to be the same in every run.
+        save_file(dict(arrays), path, metadata={"sha256": _hash_arrays(arrays)})
 
     @override
     def _check(self, shard: ShardRange) -> None:
