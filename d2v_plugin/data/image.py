@@ -123,7 +123,7 @@ def _decode_by_pillow(data: bytes | bytearray, kind: str) -> tuple[Tensor, bool]
     """The first picture of a file of a format that torchvision does not read, or reads without its rotation or transparency."""
     try:
         with Image.open(io.BytesIO(data), formats=[kind]) as image:
-            check_size(*image.size, PILLOW_BYTES)
+            check_size(image.width, image.height, PILLOW_BYTES)
             image.load()
             turn = _find_turn(image)
             if image.mode.startswith("I;16"):

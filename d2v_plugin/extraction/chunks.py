@@ -58,7 +58,7 @@ def estimate_memory(model: EncoderModel, num_samples: int) -> int:
     weights = model.config.num_heads * num_frames**2
     attention = 3 * (weights if weights <= LONG else LONG // 8)
 
-    return 4 * (convolutions + blocks + attention)
+    return int(4 * (convolutions + blocks + attention))
 
 
 def find_free_memory(device: torch.device) -> int | None:
@@ -69,6 +69,4 @@ def find_free_memory(device: torch.device) -> int | None:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    (available,) = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")] or [None]
-
-    return None if available is None else 1024 * available
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
