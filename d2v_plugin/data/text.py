@@ -1,4 +1,4 @@
-"""Text: vocabularies, memory-mapped token shards, and how a stream of tokens is cut into samples."""
+"""Text: vocabularies, shards of tokens, and how a stream of tokens is cut into samples."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from d2v_plugin.data.files import check_regular
 from d2v_plugin.data.lines import read_content, read_json
 from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.problems import ManifestError, Problems
+from d2v_plugin.data.token_files import TokenFile
 
 TokenIds = NDArray[np.int64]
 BreakMode = Literal["none", "complete", "complete_doc", "eos"]
@@ -143,7 +144,7 @@ class Tokenizer:
 
 
 class TokenStream:
-    """The tokens of a split as one sequence, memory-mapped.
+    """The tokens of a split as one sequence, read where they are looked at.
 
     Each row of the manifest is a run of ids; each line of text ends with ``</s>``, a line of nothing else ends a document.
     """
@@ -152,7 +153,7 @@ class TokenStream:
         """:raises ManifestError: a shard does not have the size the manifest says."""
         self.vocabulary = vocabulary
         self.manifest = manifest
-        self._shards: list[NDArray[Any]] = []
+        self._shards: list[TokenFile] = []
         problems = Problems()
         for row, count in enumerate(manifest.integers("tokens").tolist()):
             location = manifest.location(row)
@@ -161,13 +162,7 @@ class TokenStream:
                 message = f"{location} has {size:,} bytes, but {count:,} tokens of {vocabulary.dtype} need another number"
                 problems.add(manifest.path, manifest.line_of(row), message)
                 continue
-            # Plain arrays: slices of `np.memmap` cost ten times as much.
-            shard: NDArray[Any] = (
-                np.asarray(np.memmap(location.path, vocabulary.dtype, "r", location.offset, (count,)))
-                if count
-                else np.empty(0, vocabulary.dtype)
-            )
-            self._shards.append(shard)
+            self._shards.append(TokenFile(location, vocabulary.dtype, count))
         problems.raise_if_any()
         self._ends = np.cumsum(manifest.integers("tokens"))
         self._starts = self._ends - manifest.integers("tokens")
@@ -179,6 +174,7 @@ class TokenStream:
         """Tokens [start, stop).
 
         :raises SampleError: there are none, or they are not in the vocabulary.
+        :raises OSError: they cannot be read.
         """
         if start >= stop:
             raise SampleError("There are no tokens.")

@@ -32,6 +32,7 @@ class EncoderConfig(Validatable):
 
     dim: int
     depth: int
+    num_heads: int
     original_padding: bool
 
     @property

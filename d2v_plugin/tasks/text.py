@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -146,7 +147,10 @@ class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
         def read(batch: RowBatch) -> Batch | None:
             rows = batch.rows.tolist()
             firsts, lasts = starts[batch.rows], ends[batch.rows]
-            padded = pad_tokens(stream.view(firsts, lasts)) if (firsts < lasts).all() else None
+            padded = None
+            if (firsts < lasts).all():
+                with suppress(OSError):
+                    padded = pad_tokens(stream.view(firsts, lasts))
             if padded is None or int(padded[0].max()) >= stream.vocabulary.size:
                 # Some are bad: only now is it worth the time to look at each.
                 samples, rows = read_samples(batch, bad_samples, read_checked)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +109,18 @@ def test_a_sample_must_have_room_for_text() -> None:
     task = TextPretrainingTask(TextPretrainingConfig(tokens_per_sample=1))
     with pytest.raises(ValueError, match="`tokens_per_sample` must be at least 2"):
         task.open(open_dataset(), report=None)
+
+
+def test_a_shard_that_shrinks_while_it_is_read_gives_bad_samples(tmp_path: Path) -> None:
+    """Mapped into memory, it would end the process."""
+    shutil.copytree(BOOKS, tmp_path / "books")
+    dataset = TextManifest.open(ManifestConfig(path=tmp_path / "books"))
+    config = TextPretrainingConfig(batch_size=8, tokens_per_sample=128)
+    rows = TextPretrainingTask(config).open(dataset, report=None).open_rows("train")
+    (whole,) = rows.read(0, 2, 2)
+    path = Path(dataset.split("train").location(0).path)
+    path.open("r+").truncate(300)
+
+    (batch,) = rows.read(0, 2, 2)
+    assert batch.ids.tolist() == [0] and torch.equal(batch.inputs[0], whole.inputs[whole.ids.tolist().index(0)])
+    assert "ends after" in rows.bad_samples.found[1]
