@@ -56,6 +56,13 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="treat padding as fairseq did, where it changes the features of valid positions",
     )
+    fairseq.add_argument(
+        "--ignore-key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="leave out a setting of the pre-trained model that is not known here and changes nothing; repeat for others",
+    )
     fairseq.add_argument("--force", action="store_true", help="replace OUT if it is a converted checkpoint")
     fairseq.set_defaults(run=_convert_fairseq)
 
@@ -101,7 +108,12 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
 def _convert_fairseq(args: argparse.Namespace) -> None:
     from d2v_plugin.weights.convert.fairseq import convert_fairseq
 
-    model = convert_fairseq(args.source, teacher_weights=args.teacher_weights, original_padding=args.original_padding)
+    model = convert_fairseq(
+        args.source,
+        teacher_weights=args.teacher_weights,
+        original_padding=args.original_padding,
+        ignored_keys=args.ignore_key,
+    )
     for note in model.info["source"]["notes"]:
         print(f"convert_checkpoint: note: {note}", file=sys.stderr)
     _write(args, model)

@@ -28,7 +28,7 @@ from d2v_plugin.weights.convert.fairseq_config import convert_config
 if str(Path(__file__).parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parent))
 
-from originals import GOLDEN, read_ema, strip_prefix
+from comparison import GOLDEN, read_ema, strip_prefix
 
 SCOPES = {Modality.AUDIO: "context", Modality.IMAGE: "all", Modality.TEXT: "blocks"}
 

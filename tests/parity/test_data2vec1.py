@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from originals import GOLDEN, STEP, assert_close, assert_gradients, read_ema, strip_prefix, train
+from comparison import GOLDEN, STEP, assert_close, assert_gradients, read_ema, strip_prefix, train
 from safetensors.torch import load_file
 from torch import Tensor
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from originals import STEP, assert_close, assert_gradients, read_ema, strip_prefix, train
+from comparison import STEP, assert_close, assert_gradients, read_ema, strip_prefix, train
 from torch import Tensor
 
 from d2v_plugin.core.contracts import LossOutput

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from originals import GOLDEN, STEP, assert_close, strip_prefix
+from comparison import GOLDEN, STEP, assert_close, strip_prefix
 from safetensors.torch import load_file
 from torch import Tensor
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from d2v_plugin.models.families import AnyConfig
 from d2v_plugin.weights.convert import fairseq_data2vec1
 from d2v_plugin.weights.convert.fairseq_config import convert_config
 from d2v_plugin.weights.convert.fairseq_info import attributes_of, describe_pretraining, read_labels, read_step, teacher_scope
-from d2v_plugin.weights.convert.fairseq_settings import FineTuned, find_settings
+from d2v_plugin.weights.convert.fairseq_settings import FineTuned, find_settings, leave_out
 from d2v_plugin.weights.directory import ModelDirectory
 from d2v_plugin.weights.state import State, build_skeleton, compare
 from d2v_plugin.weights.torch_file import read_torch_file
@@ -32,11 +32,14 @@ from d2v_plugin.weights.torch_file import read_torch_file
 TEACHER_KEY: Final = "_ema"
 
 
-def convert_fairseq(path: Path, *, teacher_weights: bool = False, original_padding: bool = False) -> ModelDirectory:
+def convert_fairseq(
+    path: Path, *, teacher_weights: bool = False, original_padding: bool = False, ignored_keys: Collection[str] = ()
+) -> ModelDirectory:
     """Read a fairseq checkpoint.
 
     :param teacher_weights: make the teacher's weights those of the model, where the teacher has them.
     :param original_padding: the model handles padding as fairseq did; see ``Data2VecConfig.original_padding``.
+    :param ignored_keys: settings of the pre-trained model to leave out, in whatever section they are.
     :raises CheckpointError: the file is no such checkpoint, is damaged, would run code, uses something that only fairseq
         has, or holds other weights than its configuration says; the message lists all of these keys.
     """
@@ -45,6 +48,7 @@ def convert_fairseq(path: Path, *, teacher_weights: bool = False, original_paddi
         raise CheckpointError(f"{path} is not a fairseq checkpoint: it has no `model` with weights.")
 
     name, fine_tuned, settings = find_settings(path, content)
+    settings = leave_out(settings, ignored_keys)
     student, head = _split_head(dict(content["model"]), fine_tuned)
     teacher = _pop_teacher(student)
     _check_tensors(path, student | head | (teacher or {}))
@@ -67,7 +71,7 @@ def convert_fairseq(path: Path, *, teacher_weights: bool = False, original_paddi
             "step": read_step(content),
             "dtypes": dict(dtypes),
             "weights": "teacher" if teacher_weights else "student",
-            "notes": model.notes,
+            "notes": model.notes + [f"The setting `{key}` is left out, as asked for." for key in ignored_keys],
         },
         "pretraining": model.pretraining,
     }

@@ -116,6 +116,8 @@ FIXED: Final[dict[str, dict[str, object]]] = {
         "adp_num": -1,
         "attn_type": "",
         "pos_enc_type": "abs",
+        "no_ln": False,
+        "attention_layer_norm": False,
         # Only AudioSet's recipe names them; no code of fairseq reads them, and its model would refuse them.
         "self_attn_norm_type": None,
         "final_norm_type": None,
@@ -176,6 +178,10 @@ IDLE: Final[dict[str, dict[str, str]]] = {
         "min_pred_var": "stops a run",
         "checkpoint_activations": "memory of a run",
         "fp16": "of a run",
+        "fixup_init": "initial weights",
+        "conv_feature_no_norm_on_1d": "of convolutions that the published code does not have",
+        "pct_holes": "masks that the published code does not have",
+        "diversity_weight": "a loss that the published code does not have",
         "required_seq_len_multiple": "padding that is cut off again",
     }
     | dict.fromkeys(("adp_dim", "adp_act_fn", "adp_trf_idx"), "read only with adapters")
@@ -260,8 +266,9 @@ def check_keys(section: Mapping[str, Any], kinds: str | tuple[str, ...], convert
     for key, value in section.items():
         if key in fixed and value != fixed[key]:
             raise CheckpointError(f"`{place}{key}` must be {fixed[key]!r}, but is {value!r}; no published model has another.")
-        if not (key in fixed or key in converted or key in idle):
-            raise CheckpointError(
-                f"`{place}{key}: {value!r}` is not known here, and may change what the model computes. If it does not, delete it "
-                "from the file's `cfg`."
-            )
+    known = idle.union(fixed, converted)
+    if unknown := ", ".join(f"`{place}{key}: {value!r}`" for key, value in section.items() if key not in known):
+        raise CheckpointError(
+            f"{unknown} {'are' if '`, `' in unknown else 'is'} not known here, and may change what the model computes. What does "
+            "not can be left out by name (`--ignore-key`)."
+        )

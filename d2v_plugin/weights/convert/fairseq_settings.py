@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -75,6 +75,13 @@ def find_settings(path: Path, content: Mapping[str, Any]) -> tuple[str, FineTune
         raise CheckpointError(f"{path} holds `{name}` on top of {_describe_model(origin_name)}, not of data2vec.")
 
     return name, fine_tuned, {**section, "_name": origin_name}
+
+
+def leave_out(settings: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """Settings without some keys, in whatever section they are."""
+    return {
+        key: leave_out(value, keys) if isinstance(value, dict) else value for key, value in settings.items() if key not in keys
+    }
 
 
 def _refuse_flat(path: Path, section: Mapping[str, Any], place: str) -> None:

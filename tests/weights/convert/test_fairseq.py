@@ -264,6 +264,15 @@ def test_an_unknown_key_stops_with_its_name_and_value(place: Keys, fairseq_check
     assert "\n" not in str(info.value)
 
 
+def test_an_unknown_key_can_be_left_out_by_name(fairseq_checkpoint: FairseqCheckpoint) -> None:
+    path = fairseq_checkpoint("image", lambda content: set_at(content, IMAGE, something_new=3))
+
+    directory = convert_fairseq(path, ignored_keys=["something_new"])
+
+    assert directory.config == convert_fairseq(fairseq_checkpoint("image")).config
+    assert directory.info["source"]["notes"] == ["The setting `something_new` is left out, as asked for."]
+
+
 def test_keys_of_modalities_that_the_model_has_not_do_not_matter(fairseq_checkpoint: FairseqCheckpoint) -> None:
     path = fairseq_checkpoint("image", lambda content: set_at(content, ("modalities", "audio"), something_new=3))
 
