@@ -35,7 +35,7 @@ def survive_full_disk() -> None:
     """Let log files that cannot be written cost one line on the standard error; Python prints a traceback for each line, and one
     for TensorBoard's thread, whose error its owner is told anyway."""
 
-    logging.FileHandler.handleError = _complain  # type: ignore[method-assign]
+    logging.FileHandler.handleError = _complain  # type: ignore[assignment,method-assign]
     if threading.excepthook is not _pass_over_disks:
         threading.excepthook = _pass_over_disks
 
