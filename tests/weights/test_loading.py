@@ -319,8 +319,8 @@ def test_a_decoder_that_the_checkpoint_lacks_stays_as_initialised(
         (replace(image_tiny(), depth=2), r"unexpected:\n.*blocks\.2\.\*"),
         (replace(image_tiny(), dim=48), r"wrong shape"),
         (replace(image_tiny(), num_heads=2), r"`num_heads` is 4 in the checkpoint, but 2 in the model"),
-        (audio_tiny(), r"modality_encoders\.AUDIO"),
-        (text_tiny(), r"modality_encoders\.TEXT"),
+        (audio_tiny(), "is a model of image; a model of audio cannot"),
+        (text_tiny(), "is a model of image; a model of text cannot"),
     ],
 )
 def test_another_model_is_refused_before_anything_is_copied(

@@ -10,12 +10,12 @@ import torch
 from typing_extensions import Unpack
 
 from d2v_plugin.data.files import Location
-from d2v_plugin.data.image import decode
+from d2v_plugin.data.image import decode_picture
 from d2v_plugin.data.preparation.common import Report
 from d2v_plugin.data.preparation.files import FileOptions, Inspected, prepare_files
 from d2v_plugin.data.preparation.finding import FoundFile, find_files
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _COLUMNS = ("path", "label")
 # (power, colour): number of pixels, sum and sum of squares.
 _MOMENTS = [f"{name} {color}" for name in ("number", "sum", "squares") for color in ("red", "green", "blue")]
@@ -32,7 +32,7 @@ def prepare_images(
     report = Report()
 
     def inspect(source: FoundFile) -> Inspected:
-        image = decode(Location(str(source.path)))
+        image, is_transparent = decode_picture(Location(str(source.path)))
         height, width = image.shape[-2:]
         pixels = image.flatten(1).long()
         moments = torch.stack([torch.full((3,), height * width), pixels.sum(1), pixels.square().sum(1)])
@@ -41,7 +41,7 @@ def prepare_images(
         return Inspected(
             [{}],
             facts={"kinds": source.path.suffix.lower(), "shorter side": f"{power} to {2 * power - 1}"},
-            totals={"megapixels": height * width / 1e6},
+            totals={"megapixels": height * width / 1e6, "transparent pictures, laid on white": int(is_transparent)},
             sums=dict(zip(_MOMENTS, moments.flatten().tolist(), strict=True)),
         )
 
