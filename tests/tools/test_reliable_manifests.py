@@ -234,14 +234,14 @@ def test_equal_contents_in_both_splits_are_found_when_asked_for(tmp_path: Path) 
 def test_a_decoder_may_fail_in_any_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for row in range(3):
         write_picture(tmp_path / "in" / f"{row}.png", row)
-    decode = image.decode
+    decode = image.decode_picture
 
     def fail(location: Location) -> object:
         if location.path.endswith("1.png"):
             raise SyntaxError("broken PNG file")
         return decode(location)
 
-    monkeypatch.setattr(image, "decode", fail)
+    monkeypatch.setattr(image, "decode_picture", fail)
     assert run("image", tmp_path / "in", tmp_path / "out", "--valid-percent", 0) == 0
     assert report_of(tmp_path / "out")["reasons"] == {"it cannot be decoded": 1}
 

@@ -21,7 +21,7 @@ STATE = "known.txt"
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files whose content was looked at."""
     names: list[str] = []
-    decode, get_info = image.decode, soundfile.info
+    decode, get_info = image.decode_picture, soundfile.info
 
     def decode_image(location: object) -> object:
         names.append(Path(str(location)).name)
@@ -31,7 +31,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(Path(path).name)
         return get_info(path)
 
-    monkeypatch.setattr(image, "decode", decode_image)
+    monkeypatch.setattr(image, "decode_picture", decode_image)
     monkeypatch.setattr(audio.soundfile, "info", open_sound)
 
     return names
