@@ -156,19 +156,16 @@ class _Weights:
             bias = _part(self._bias, piece)
             logits = logits.add_(bias) if bias.is_floating_point() else logits.masked_fill_(~bias, -torch.inf)
         weights = torch.softmax(logits, dim=-1, out=logits)
-        if self._bias is not None and bool(weights[..., 0].isnan().any()):
-            # A query that may not attend to anything, as in a sample of padding only, gets zeros, as in the fused kernel.
-            weights.masked_fill_(_masks_all(_part(self._bias, piece)), 0.0)
+        if self._bias is not None:
+            # A query that may attend to nothing, as in a sample of padding only, gets zeros, as in the fused kernel.
+            first = _part(self._bias, piece)[..., :1]
+            is_closed = first.isneginf() if first.is_floating_point() else ~first
+            weights.masked_fill_(is_closed & weights[..., :1].isnan(), 0.0)
         # Far tokens get weights that have no normal representation, with which a matrix product takes five times as long.
         weights = F.threshold(weights, 1e-30, 0.0, inplace=True)
         factors = None if self._factors is None else self._factors.draw(i, weights.numel()).view_as(weights)
 
         return weights, factors
-
-
-def _masks_all(bias: Tensor) -> Tensor:
-    """Queries (…, K or 1, 1) without any key to attend to."""
-    return (bias.isneginf() if bias.is_floating_point() else ~bias).all(dim=-1, keepdim=True)
 
 
 def _cut(length: int, step: int) -> list[slice]:

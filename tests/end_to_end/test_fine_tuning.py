@@ -167,8 +167,8 @@ def test_mistakes_are_told_in_one_line(
     outcome = command("recipe", "evaluate", tmp_path / "out", "--config", *(setting.format(**places) for setting in settings))
 
     assert outcome.status == 2
-    last = outcome.err.strip().splitlines()[-1]
-    assert last.startswith("fairseq2: error: ") and words in last
+    # The last words; what is wrong in files stands below them, a line each.
+    assert words in outcome.err.rpartition("fairseq2: error: ")[2]
 
 
 def test_a_run_does_not_go_on_with_other_labels(command: Any, tuned: Path, tmp_path: Path) -> None:

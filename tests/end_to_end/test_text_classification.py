@@ -32,7 +32,7 @@ def read_scores(output: Path) -> dict[str, float]:
 
 
 def test_pairs_of_passages_are_told_apart_after_pre_training(command: Any, tmp_path: Path, pretrained_text: Path) -> None:
-    steps = [f"regime.{name}=60" for name in ("num_steps", "validate_every_n_steps", "checkpoint_every_n_steps")]
+    steps = [f"regime.{name}=80" for name in ("num_steps", "validate_every_n_steps", "checkpoint_every_n_steps")]
     outcome = train(command, tmp_path / "out", f"init.path={pretrained_text}", *steps)
 
     assert outcome.status == 0, outcome.err
@@ -123,5 +123,5 @@ def test_mistakes_are_one_line_before_training(command: Any, tmp_path: Path, set
     outcome = train(command, tmp_path / "out", setting, *ONE_STEP)
 
     assert outcome.status == 2
-    line = outcome.err.strip().splitlines()[-1]
-    assert line.startswith("fairseq2: error:") and message in line
+    # The last words; what is wrong in files stands below them, a line each.
+    assert message in outcome.err.rpartition("fairseq2: error:")[2]

@@ -13,7 +13,8 @@ import pytest
 from processes import Ranks, wait_for
 from states import differences, load_states, read_metrics
 
-from d2v_plugin.training.checkpoints.manager import Saving, VerifiedCheckpointManager
+from d2v_plugin.training.checkpoints import manager
+from d2v_plugin.training.checkpoints.saving import Saving
 from d2v_plugin.training.stopping import ECHO_SECONDS
 from d2v_plugin.training.unit import CriterionUnit
 
@@ -183,13 +184,13 @@ def test_an_update_that_is_saved_anyway_is_saved_once(
     command: Any, stop_after: Any, recipe: Path, few_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
-    put_in_place = VerifiedCheckpointManager._put_in_place
+    finish = manager.finish
 
-    def count(manager: VerifiedCheckpointManager, saving: Saving, parts: Any) -> None:
+    def count(saving: Saving, *arguments: Any) -> None:
         saved.append(saving.step_nr)
-        put_in_place(manager, saving, parts)
+        finish(saving, *arguments)
 
-    monkeypatch.setattr(VerifiedCheckpointManager, "_put_in_place", count)
+    monkeypatch.setattr(manager, "finish", count)
     stop_after(4)
     settings = [*SHORT, f"{DATA}={few_pictures}", "regime.checkpoint_every_n_steps=4"]
 

@@ -135,7 +135,7 @@ def test_safetensors_with_lies_in_the_header_are_refused_without_taking_memory(c
     path.write_bytes(content)
 
     tracemalloc.start()
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a safetensors file, or a damaged one"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a safetensors file, or a damaged one"):
         read_weights(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
