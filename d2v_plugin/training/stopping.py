@@ -100,7 +100,7 @@ def _ignore(number: int, frame: object) -> None:
 
 
 @final
-class TrainTask(Runnable):
+class StoppableTask(Runnable):
     """Trains up to the last update, or up to the one after which the ranks agreed to stop."""
 
     def __init__(

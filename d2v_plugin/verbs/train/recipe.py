@@ -47,7 +47,7 @@ from d2v_plugin.training.metric_recorders import register_recorders, survive_ful
 from d2v_plugin.training.observers import EmaObserver, Observer
 from d2v_plugin.training.picture_recorder import PictureRecorder
 from d2v_plugin.training.run_lock import lock_run
-from d2v_plugin.training.stopping import TrainTask
+from d2v_plugin.training.stopping import StoppableTask
 from d2v_plugin.training.unit import CriterionUnit
 from d2v_plugin.verbs.common import open_task
 from d2v_plugin.verbs.extensions import ExtensibleRecipe, Extension
@@ -151,7 +151,7 @@ class TrainRecipe(ExtensibleRecipe):
 
         hosts = context.resolver.resolve(HostGroup)
 
-        return TrainTask(create_trainer, train_reader, get_checkpoints(context), observers, gangs, hosts)
+        return StoppableTask(create_trainer, train_reader, get_checkpoints(context), observers, gangs, hosts)
 
     def _open_task(self, context: RecipeContext) -> Task[Any, Any]:
         """Open the task, once for all: who needs its labels does not read them again."""
