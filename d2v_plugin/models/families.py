@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fairseq2.composition import register_model_family
+from fairseq2.models import ModelFamily
 from fairseq2.runtime.config_registry import ConfigRegistrar
 from fairseq2.runtime.dependency import DependencyContainer
 
@@ -62,6 +63,11 @@ def create_model(config: AnyConfig) -> AnyModel:
 def family_of(config: AnyConfig) -> str:
     """The name of the family that a configuration belongs to."""
     return next(name for name, family in FAMILIES.items() if isinstance(config, family.config_kls))
+
+
+def is_registered(container: DependencyContainer) -> bool:
+    """Tell whether fairseq2 found this package's entry point; in a mere checkout, not installed, there is none."""
+    return any(key in FAMILIES for key in container.iter_keys(ModelFamily))
 
 
 def register_models(container: DependencyContainer) -> None:

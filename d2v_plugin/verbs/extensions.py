@@ -15,8 +15,9 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import DependencyContainer
 from typing_extensions import override
 
+from d2v_plugin.models.families import is_registered
 from d2v_plugin.verbs.inheritance import resolve_bases
-from d2v_plugin.verbs.registration import is_registered, register_everything
+from d2v_plugin.verbs.registration import register_everything
 
 FUNCTION = "setup_fairseq2_extension"
 

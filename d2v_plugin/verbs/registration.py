@@ -8,7 +8,6 @@ from typing import Any
 from fairseq2.composition import register_dataset_family
 from fairseq2.metrics.formatters import format_as_float, format_as_int, format_as_percentage
 from fairseq2.metrics.recorders import MetricDescriptor
-from fairseq2.models import ModelFamily
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from torch.optim import Optimizer
 
@@ -42,7 +41,7 @@ from d2v_plugin.masking.random_blocks import (
     RandomMaskSampler,
 )
 from d2v_plugin.masking.spans_and_beit import BeitBlockMaskConfig, BeitBlockMaskSampler, SpanMaskConfig, SpanMaskSampler
-from d2v_plugin.models.families import FAMILIES, register_models
+from d2v_plugin.models.families import register_models
 from d2v_plugin.probing.attentive import AttentiveProbe, AttentiveProbeConfig
 from d2v_plugin.probing.base import register_probe
 from d2v_plugin.probing.knn import KnnProbe, KnnProbeConfig
@@ -83,11 +82,6 @@ METRICS = [
     MetricDescriptor("total_skipped_updates", "Skipped Updates", 143, format_as_int),
     MetricDescriptor("samples_per_second", "Samples per Second", 810, format_as_int),
 ]
-
-
-def is_registered(container: DependencyContainer) -> bool:
-    """Tell whether fairseq2 found this package's entry point; in a mere checkout, not installed, there is none."""
-    return any(key in FAMILIES for key in container.iter_keys(ModelFamily))
 
 
 def register_everything(container: DependencyContainer) -> None:

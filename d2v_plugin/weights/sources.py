@@ -21,7 +21,7 @@ from d2v_plugin.core.errors import CheckpointError, root_cause
 from d2v_plugin.core.fairseq2_private import current_resolver, register_library
 from d2v_plugin.core.storage import check_directory, has_record
 from d2v_plugin.models.base import drop_criterion
-from d2v_plugin.models.families import FAMILIES, AnyConfig, register_models
+from d2v_plugin.models.families import FAMILIES, AnyConfig, is_registered, register_models
 from d2v_plugin.weights.directory import (
     CONFIG_FILE,
     STUDENT_FILE,
@@ -186,8 +186,7 @@ def library() -> DependencyResolver:
 def _own_library() -> DependencyContainer:
     container = DependencyContainer()
     register_library(container, no_progress=True)
-    if not any(key in FAMILIES for key in container.iter_keys(ModelFamily)):
-        # The package is imported from a checkout without being installed.
+    if not is_registered(container):
         register_models(container)
 
     return container

@@ -144,7 +144,7 @@ class TrainRecipe(ExtensibleRecipe):
         eval_units = create_eval_units(context, probing)
         if gangs.root.rank == 0:
             write_provenance(find_checkpoints(context), describe_provenance(config, task.labels))
-            print_unwrapped(f"\n{format_layers(context.get_model_as(EncoderModel), context.get_optimizer())}\n")
+            print_unwrapped(f"\n{format_layers(model, context.get_optimizer())}\n")
 
         def create_trainer(reader: DataReader[Batch]) -> Trainer:
             return context.create_trainer(unit, reader, eval_units, eval_readers)
