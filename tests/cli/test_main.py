@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from d2v_plugin.cli.main import VERBS, main
+from d2v_plugin.cli.main import main
+from d2v_plugin.cli.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]
 
