@@ -12,9 +12,9 @@ from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.criteria.base import Criterion
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.models.base import CRITERION_PREFIX, EncoderModel
 from d2v_plugin.models.families import AnyModel
-from d2v_plugin.weights.sources import NativeSource, find_source
+from d2v_plugin.weights.sources import find_source
 from d2v_plugin.weights.state import build_skeleton, compare, fill_skeleton
 
 
@@ -23,16 +23,16 @@ def load_trained(
 ) -> AnyModel:
     """Load a model with its criterion attached, as they were saved, in evaluation mode and without gradients.
 
-    :param path: a checkpoint of a run.
+    :param path: a checkpoint of a run, or a directory of a fine-tuned model.
     :param criterion: not built yet.
     :param labels: what a fine-tuned model predicts.
     :raises CheckpointError: the checkpoint cannot be read, or was trained by another criterion.
     :raises RecipeError: the criterion cannot have trained this model.
     """
     source = find_source(path)
-    if not isinstance(source, NativeSource):
-        raise CheckpointError(f"{path} is not a checkpoint of a training run, so it has nothing that its criterion needs.")
     state = source.read_all()
+    if not any(key.startswith(CRITERION_PREFIX) for key in state):
+        raise CheckpointError(f"{path} has nothing that belongs to a criterion: no head and no teacher.")
     model = build_skeleton(source.config, num_tensors=len(state), path=source.path)
     attach_criterion(model, criterion, labels)
     compare(model.state_dict(), state).raise_if_any(f"{source.path} does not hold the weights of this model and criterion:")

@@ -9,9 +9,8 @@ from typing import Any
 from fairseq2.utils.config import StandardConfigMerger
 
 from d2v_plugin.core.fairseq2_private import swap_default_resolver
-from d2v_plugin.evaluation.provenance import find_provenance
 from d2v_plugin.verbs.inheritance import read_whole
-from d2v_plugin.weights.sources import Source, find_source
+from d2v_plugin.weights.sources import Source, find_provenance, find_source
 
 
 def use_settings_of_run(args: Namespace, *, sections: Sequence[str]) -> Namespace:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from d2v_plugin.core.errors import CheckpointError, causes
 from d2v_plugin.core.storage import FileRecord, Record, describe_file, put_in_place, write_record
 from d2v_plugin.models.families import FAMILIES, AnyConfig, family_of
+from d2v_plugin.weights.provenance import Provenance, structure_provenance, unstructure_provenance
 from d2v_plugin.weights.state import State
 from d2v_plugin.weights.torch_file import POINTER, is_pointer
 
@@ -42,7 +44,14 @@ class ModelDirectory:
     """``teacher.safetensors``: the averaged weights, under the student's names; a part of the model."""
 
     head: State | None = None
-    """``head.safetensors``: what fine-tuning put on top, under the names of its origin."""
+    """``head.safetensors``: what fine-tuning put on top: the parameters of the criterion that ``provenance`` names, or, without
+    a provenance, under the names of their origin."""
+
+    provenance: Provenance | None = None
+    """The section ``provenance`` of ``config.json``: how a fine-tuned model reads its inputs, what its head is and predicts."""
+
+    files: Sequence[Path] = ()
+    """Copied: what inputs are read with, and labels are spelled in, under the names they have beside manifests."""
 
     info: Mapping[str, Any] = field(default_factory=dict)
     """Further sections of ``config.json``; read by people, not by :func:`read_config`."""
@@ -77,6 +86,7 @@ def _write_files(folder: Path, content: ModelDirectory) -> None:
         "format_version": FORMAT_VERSION,
         "family": family_of(content.config),
         **content.info,
+        **({} if content.provenance is None else {"provenance": unstructure_provenance(content.provenance)}),
         "model": StandardValueConverter().unstructure(content.config),
     }
     config_file = folder / CONFIG_FILE
@@ -91,6 +101,8 @@ def _write_files(folder: Path, content: ModelDirectory) -> None:
             # safetensors lets nobody else read it.
             file.chmod(config_file.stat().st_mode)
             records[name] = describe_file(file)
+    for original in content.files:
+        records[original.name] = describe_file(Path(shutil.copy(original, folder)))
     # Not of the configuration, which people may edit.
     write_record(folder, Record(records, {}))
 
@@ -117,6 +129,17 @@ def read_config(folder: Path) -> AnyConfig:
         raise CheckpointError(f"{path} has format version {version}; this package reads version {FORMAT_VERSION}.")
 
     return structure_config(content["family"], content.get("model"), path)
+
+
+def read_provenance_section(folder: Path) -> Provenance | None:
+    """Read how a model was fine-tuned; None = it was not, or nothing is known about it.
+
+    :raises CheckpointError: as for :func:`read_config`.
+    """
+    path = folder / CONFIG_FILE
+    content = _read_json(path).get("provenance")
+
+    return None if content is None else structure_provenance(content, path)
 
 
 def structure_config(family: str, content: object, path: Path) -> AnyConfig:

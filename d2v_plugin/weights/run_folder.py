@@ -46,7 +46,7 @@ MODEL_FILE: Final = "model.yaml"
 """In the folder of checkpoints: family and configuration of the model, written by fairseq2."""
 
 PROVENANCE_FILE: Final = "origin.yaml"
-"""In the folder of checkpoints: see :mod:`d2v_plugin.evaluation.provenance`."""
+"""In the folder of checkpoints: see :mod:`d2v_plugin.weights.provenance`."""
 
 
 def step_folder(checkpoints: Path, step_nr: int) -> Path:

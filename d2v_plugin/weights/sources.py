@@ -20,18 +20,21 @@ from typing_extensions import override
 from d2v_plugin.core.errors import CheckpointError, root_cause
 from d2v_plugin.core.fairseq2_private import current_resolver, register_library
 from d2v_plugin.core.storage import check_directory, has_record
-from d2v_plugin.models.base import drop_criterion
+from d2v_plugin.models.base import CRITERION_PREFIX, drop_criterion
 from d2v_plugin.models.families import FAMILIES, AnyConfig, is_registered, register_models
 from d2v_plugin.weights.directory import (
     CONFIG_FILE,
+    HEAD_FILE,
     STUDENT_FILE,
     TEACHER_FILE,
     is_model_directory,
     read_config,
+    read_provenance_section,
     read_weights,
     structure_config,
 )
-from d2v_plugin.weights.run_folder import MODEL_FILE, find_step, named_step
+from d2v_plugin.weights.provenance import Provenance, read_provenance
+from d2v_plugin.weights.run_folder import MODEL_FILE, PROVENANCE_FILE, find_checkpoints, find_step, named_step
 from d2v_plugin.weights.state import TEACHER_PREFIX, State
 from d2v_plugin.weights.torch_file import explain_unreadable
 
@@ -58,6 +61,13 @@ class Source(ABC):
         :raises CheckpointError: they cannot be read, or there is no teacher.
         """
 
+    @abstractmethod
+    def read_all(self) -> State:
+        """Read everything that was trained, including what belongs to the criterion (``criterion.…``).
+
+        :raises CheckpointError: it cannot be read, or is damaged.
+        """
+
 
 @dataclass(frozen=True)
 class DirectorySource(Source):
@@ -74,6 +84,14 @@ class DirectorySource(Source):
             check_directory(self.path)
 
         return state
+
+    @override
+    def read_all(self) -> State:
+        if not (self.path / HEAD_FILE).exists():
+            return self.read()
+        head = read_weights(self.path / HEAD_FILE)
+
+        return self.read() | {f"{CRITERION_PREFIX}{key}": tensor for key, tensor in head.items()}
 
 
 @dataclass(frozen=True)
@@ -95,11 +113,8 @@ class NativeSource(Source):
 
         return student
 
+    @override
     def read_all(self) -> State:
-        """Read everything that was trained, including what belongs to the criterion.
-
-        :raises CheckpointError: it cannot be read, or is damaged.
-        """
         if not self.is_checked and has_record(self.path.parent):
             check_directory(self.path.parent, "model/*")
         # Whole tensors, whatever the number of processes now and when it was written.
@@ -131,6 +146,18 @@ def find_source(path_or_name: str | Path) -> Source:
         raise CheckpointError(f"{path} does not exist.")
 
     return _find_by_name(path_or_name)
+
+
+def find_provenance(path: str | Path) -> Provenance | None:
+    """The provenance of a checkpoint, given as for :func:`find_source`; None if nothing says it, as for registered names.
+
+    :raises CheckpointError: what says it is damaged.
+    """
+    if is_model_directory(Path(path)):
+        return read_provenance_section(Path(path))
+    checkpoints = find_checkpoints(path)
+
+    return None if checkpoints is None or not (checkpoints / PROVENANCE_FILE).is_file() else read_provenance(checkpoints)
 
 
 def _find_in_directory(path: Path) -> Source:

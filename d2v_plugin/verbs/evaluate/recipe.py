@@ -25,7 +25,6 @@ from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.base import Criterion
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.evaluation.checkpoint import load_trained
-from d2v_plugin.evaluation.provenance import find_provenance
 from d2v_plugin.evaluation.run_scores import Scores, format_scores
 from d2v_plugin.evaluation.unit import EvaluationUnit
 from d2v_plugin.models.base import EncoderModel
@@ -37,7 +36,7 @@ from d2v_plugin.verbs.common import BASELINE_SEED, CheckpointRecipe, RecipeTask,
 from d2v_plugin.verbs.evaluate.config import EvaluateConfig
 from d2v_plugin.weights.loading import load
 from d2v_plugin.weights.run_folder import RunFolder
-from d2v_plugin.weights.sources import find_source
+from d2v_plugin.weights.sources import find_provenance, find_source
 
 
 @final

@@ -26,7 +26,6 @@ from d2v_plugin.criteria.base import Criterion, criterion_of
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
 from d2v_plugin.data.reader import name_sample
 from d2v_plugin.evaluation.checkpoint import attach_criterion
-from d2v_plugin.evaluation.provenance import check_labels, describe_provenance, write_provenance
 from d2v_plugin.evaluation.unit import EvaluationUnit
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.probing.section import Probing
@@ -54,6 +53,7 @@ from d2v_plugin.verbs.extensions import ExtensibleRecipe, Extension
 from d2v_plugin.verbs.train.config import TrainConfig
 from d2v_plugin.verbs.train.summary import Summarizer, find_checkpoints
 from d2v_plugin.weights.loading import load_weights
+from d2v_plugin.weights.provenance import check_labels, describe_provenance, write_provenance
 from d2v_plugin.weights.run_folder import RunFolder
 
 

@@ -1,7 +1,7 @@
 """Provenance of a checkpoint: the task, the dataset, the criterion and the labels of its run.
 
 The training recipe writes it beside the checkpoints, as ``checkpoints/origin.yaml``, so that a folder of checkpoints can be
-evaluated by itself.
+evaluated by itself; a converted or exported directory has it in its ``config.json``, if it has a head.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from d2v_plugin.core.plain_yaml import PlainYamlError, read_yaml
 from d2v_plugin.core.secrets import hide_in_data
 from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.weights.run_folder import PROVENANCE_FILE, find_checkpoints
+from d2v_plugin.weights.run_folder import PROVENANCE_FILE
 
 SECTIONS: Final = ("task", "dataset", "criterion")
 """Sections of a training recipe, which :class:`d2v_plugin.verbs.evaluate.config.EvaluateConfig` has, too."""
@@ -52,20 +52,9 @@ def describe_provenance(config: object, labels: LabelSet | None) -> Provenance:
 
 def write_provenance(checkpoints: Path, provenance: Provenance) -> None:
     """Write the file, at once."""
-    labels = provenance.labels
-    content = {**provenance.sections, "labels": None if labels is None else list(labels.names)}
     text = io.StringIO()
-    YAML(typ="safe", pure=True).dump(hide_in_data(content), text)
+    YAML(typ="safe", pure=True).dump(unstructure_provenance(provenance), text)
     write_atomically(checkpoints / PROVENANCE_FILE, text.getvalue())
-
-
-def find_provenance(path: str | Path) -> Provenance | None:
-    """The provenance of a checkpoint, given as for :func:`d2v_plugin.load`; None if it is not one of a run.
-
-    :raises CheckpointError: the file is damaged.
-    """
-    checkpoints = find_checkpoints(path)
-    return None if checkpoints is None or not (checkpoints / PROVENANCE_FILE).is_file() else read_provenance(checkpoints)
 
 
 def read_provenance(checkpoints: Path) -> Provenance:
@@ -80,6 +69,25 @@ def read_provenance(checkpoints: Path) -> Provenance:
         raise CheckpointError(f"{path} {ex}.") from ex
     except OSError as ex:
         raise CheckpointError(f"{path} cannot be read: {ex}") from ex
+
+    return structure_provenance(content, path)
+
+
+def unstructure_provenance(provenance: Provenance) -> dict[str, Any]:
+    """Make plain data of it, without passwords."""
+    labels = provenance.labels
+    content = {**provenance.sections, "labels": None if labels is None else list(labels.names)}
+    hidden: dict[str, Any] = hide_in_data(content)
+
+    return hidden
+
+
+def structure_provenance(content: object, path: Path) -> Provenance:
+    """Make it of plain data.
+
+    :param path: where they stand, for the message.
+    :raises CheckpointError: something is missing, or of the wrong type.
+    """
     if not isinstance(content, dict) or any(name not in content for name in (*SECTIONS, "labels")):
         raise CheckpointError(f"{path} does not say {', '.join((*SECTIONS, 'labels'))}.")
     labels = content["labels"]
