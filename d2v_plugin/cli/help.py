@@ -4,6 +4,7 @@ from __future__ import annotations
 
 EXTENSION = """
   --extension FILE.py   file that registers more in `setup_fairseq2_extension(container)`; may be repeated
+  --device DEVICE       `cpu`, `cuda` or `cuda:N`; without it a GPU if there is one
 """
 
 DEFAULTS = """
@@ -12,6 +13,8 @@ Settings default to those of the run that wrote the checkpoint; override only wh
 
 SUMMARIES = {
     "train": "train a model: `--config-file RECIPE.yaml OUTPUT_DIR`",
+    "pretrain": "learn from a folder of pictures, recordings or texts: `OUTPUT_DIR --config data=FOLDER`",
+    "finetune": "fine-tune a run on labelled data: `OUTPUT_DIR --config init.path=RUN data=FOLDER`",
     "evaluate": "score a fine-tuned model, or probe any model: `OUTPUT_DIR --config checkpoint.path=RUN`",
     "extract": "write features of a manifest to disk: `OUTPUT_DIR --config checkpoint.path=RUN`",
     "inspect": "draw pictures of a model: `OUTPUT_DIR --config checkpoint.path=RUN`",
@@ -32,6 +35,34 @@ examples:
   torchrun --nproc-per-node 2 -m d2v_plugin recipe train --config-file recipes/demo/digits.yaml out/digits2
 
 Running a command again continues its run from the last checkpoint in OUTPUT_DIR.
+""",
+    "pretrain": f"""{EXTENSION}\
+  --resume, --extend-schedule, --accept-changed-data: as for `train`
+
+after --config, besides all settings of the training recipe:
+  data=FOLDER           pictures, recordings or texts, or a dataset with manifests; a file of text
+  budget=30m            time to train: 90s, 30m, 2h, 1d (default: 5 minutes on CPUs, an hour on GPUs)
+  modality=audio        audio, image or text, where files are of several kinds
+
+It writes manifests to OUTPUT_DIR/data and what it chose to OUTPUT_DIR/plan.yaml, and trains. The same command again resumes.
+
+examples:
+  fairseq2 recipe pretrain out/photos --config data=photos
+  fairseq2 recipe pretrain out/photos --config data=photos budget=30m criterion.config.num_views=4
+  fairseq2 recipe pretrain out/more --config data=recordings init.path=out/speech
+""",
+    "finetune": f"""{EXTENSION}\
+  --resume, --extend-schedule, --accept-changed-data: as for `train`
+
+after --config, besides all settings of the training recipe:
+  init.path=RUN         the run of `pretrain` or `train` to start from
+  data=FOLDER           labelled data: a folder for each class, JSON lines with labels, or a dataset with manifests (default:
+                        what RUN learned from); audio with transcripts in its manifest is learned as speech recognition
+  budget=5m             time to train (default: 20 passes over the data)
+
+examples:
+  fairseq2 recipe finetune out/photos_tuned --config init.path=out/photos
+  fairseq2 recipe finetune out/photos_tuned --config init.path=out/photos data=labelled budget=5m
 """,
     "evaluate": f"""{EXTENSION}{DEFAULTS}
 examples:

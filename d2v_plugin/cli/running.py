@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING
 
 from d2v_plugin.cli.help import HELP
-from d2v_plugin.cli.words import PROGRAM, check_words, fail
+from d2v_plugin.cli.words import PROGRAM, check_words, fail, fail_if_mistaken
 from d2v_plugin.core.errors import causes
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def run(recipe: ExtensibleRecipe, verb: str, words: Sequence[str]) -> None:
     from fairseq2.task import TaskStopException
 
     from d2v_plugin.cli.lost_rank import explain_lost_rank
+    from d2v_plugin.cli.reading import read_config
     from d2v_plugin.cli.redaction import hide_secrets, register_safe_dumper
     from d2v_plugin.cli.unexpected import explain_setup, explain_unexpected
     from d2v_plugin.cli.user_errors import explain, explain_unreadable
@@ -81,8 +82,9 @@ def run(recipe: ExtensibleRecipe, verb: str, words: Sequence[str]) -> None:
                 register_safe_dumper(container)
                 register = fairseq2_private.register_train_recipe if trains else fairseq2_private.register_inference_recipe
                 register(container, recipe)
-                fairseq2_private.register_main(container, recipe.resolve_arguments(args), recipe)
-                container.resolve(fairseq2_private.RecipeConfigHolder)
+                resolved = recipe.resolve_arguments(args)
+                fairseq2_private.register_main(container, resolved, recipe)
+                fail_if_mistaken(read_config(container, resolved, args))
                 is_read = True
                 fairseq2_private.run_main(container, args)
         except (TaskStopException, InconsistentGradNormError):

@@ -29,6 +29,7 @@ from fairseq2.utils.structured import StructureError
 from fairseq2.utils.validation import ValidationError, ValidationResult
 from torch.optim import Optimizer
 
+from d2v_plugin.cli.words import join_mistakes
 from d2v_plugin.core.errors import CheckpointError, causes
 from d2v_plugin.core.registry import registered_names, unknown_component, unknown_name
 from d2v_plugin.verbs.inheritance import read_whole
@@ -50,6 +51,9 @@ SELF_EXPLAINING = (
 
 # A path that is not what it should be; an error of the network or a full disk happens to a correct configuration, too.
 _PATH_ERRORS = (ENOENT, ENOTDIR, EISDIR, EEXIST, EACCES, EPERM, EROFS, ENAMETOOLONG, ELOOP)
+
+
+_EXTRA_KEYS = re.compile(r"fields of `<class '([^']+)'>`, but it contains extra key\(s\) (.+)\.$")
 
 
 def explain(ex: BaseException, resolver: DependencyResolver, args: Namespace) -> str | None:
@@ -119,7 +123,7 @@ def _explain(ex: BaseException, resolver: DependencyResolver, args: Namespace) -
         case OSError():
             return _explain_os_error(ex)
         case ValidationError():
-            return _list_mistakes(ex.result)
+            return join_mistakes([*list_mistakes(ex.result)])
         case DatasetError():
             return " ".join(str(cause) for cause in causes(ex))
         case _ if isinstance(ex, SELF_EXPLAINING):
@@ -145,12 +149,9 @@ def _explain_os_error(ex: OSError) -> str | None:
     return f"{ex.filename!s:.300}: {ex.strerror}." if ex.filename is not None and ex.errno in _PATH_ERRORS else None
 
 
-def _list_mistakes(result: ValidationResult) -> str:
+def list_mistakes(result: ValidationResult) -> list[str]:
     """All mistakes of a configuration, each with its key."""
-    found = list(_mistakes_in(result, ""))
-    listed = [f"`{key}`: {message}" if key else message for key, message in found]
-
-    return listed[0] if len(listed) == 1 else "\n".join([f"{len(listed)} mistakes in the configuration:", *listed])
+    return [f"`{key}`: {message}" if key else message for key, message in _mistakes_in(result, "")]
 
 
 def _mistakes_in(result: ValidationResult, key: str) -> Iterator[tuple[str, str]]:
@@ -170,7 +171,7 @@ def _explain_config(ex: BaseException, args: Namespace) -> str:
 def _explain_structure(messages: Sequence[str], args: Namespace) -> str:
     path = [key for message in messages for key in _keys_in(message)]
     key = ".".join(path)
-    extra = re.search(r"fields of `<class '([^']+)'>`, but it contains extra key\(s\) (.+)\.$", messages[-1])
+    extra = _EXTRA_KEYS.search(messages[-1])
     if extra is not None:
         known = _field_names(extra[1])
         section = f" of `{key}`" if path else ""
@@ -194,6 +195,22 @@ def _source(args: Namespace, path: Sequence[str]) -> str:
 
 def _file_of(args: Namespace) -> Sequence[Mapping[str, object]]:
     return [] if args.config_file is None else read_whole(args.config_file)
+
+
+def place_of(ex: BaseException) -> tuple[list[str], list[str]] | None:
+    """Where the configuration cannot be read: the path of a section, and those of its keys that are wrong.
+
+    :returns: None if ``ex`` does not tell, or if it is in a list.
+    """
+    messages = [str(cause) for cause in causes(ex)]
+    path = [key for message in messages for key in _keys_in(message)]
+    extra = _EXTRA_KEYS.search(messages[-1])
+    if extra is not None:
+        section, names = path, extra[2].split(", ")
+    else:
+        section, names = path[:-1], path[-1:]
+
+    return None if not names or any(key.isdecimal() for key in path) else (section, names)
 
 
 def _keys_in(message: str) -> list[str]:

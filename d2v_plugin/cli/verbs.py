@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from d2v_plugin.cli.help import HELP
-from d2v_plugin.cli.running import run
-from d2v_plugin.cli.words import PROGRAM, fail, take_values
+from d2v_plugin.cli.running import parse, run
+from d2v_plugin.cli.words import PROGRAM, check_words, fail, fail_if_mistaken, take_values
+from d2v_plugin.verbs.train.first_checks import find_mistakes
 
 if TYPE_CHECKING:
     from d2v_plugin.verbs.extensions import Extension
@@ -21,11 +22,47 @@ def train(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     switches = {"--extend-schedule": "extend_schedule", "--accept-changed-data": "accept_changed_data"}
     switched = {switches[word]: True for word in words if word in switches}
     words = [word for word in words if word not in switches]
+    if "-h" not in words and "--help" not in words:
+        check_words(words)
+        fail_if_mistaken(find_mistakes(words))
 
     from d2v_plugin.training.checkpoints.resume import Resume
     from d2v_plugin.verbs.train.recipe import TrainRecipe
 
     run(TrainRecipe(extensions, Resume(sources[0] if sources else "auto", **switched)), "train", words)
+
+
+def pretrain(words: Sequence[str], extensions: Sequence[Extension]) -> None:
+    """``fairseq2 recipe pretrain``: plans a run for a folder of data, then does what ``train`` does with the plan."""
+    _follow_plan("pretrain", words, extensions)
+
+
+def finetune(words: Sequence[str], extensions: Sequence[Extension]) -> None:
+    """``fairseq2 recipe finetune``: plans fine-tuning of a run on labelled data, then does what ``train`` does with the plan."""
+    _follow_plan("finetune", words, extensions)
+
+
+def _follow_plan(verb: str, words: Sequence[str], extensions: Sequence[Extension]) -> None:
+    args = parse(verb, words)
+    if args.config_file is not None:
+        fail(f"`{PROGRAM} recipe {verb}` writes its own recipe; run another one by `{PROGRAM} recipe train --config-file`.")
+    if args.output_dir is None:
+        fail("the output directory is missing: the plan is written there, also to print it.")
+
+    from fairseq2.recipe.error import RecipeError
+
+    from d2v_plugin.core.errors import CheckpointError
+    from d2v_plugin.verbs.own.finetuning import plan_finetuning
+    from d2v_plugin.verbs.own.pretraining import plan_pretraining
+    from d2v_plugin.verbs.own.wish import take_wish
+
+    planners = {"pretrain": plan_pretraining, "finetune": plan_finetuning}
+    try:
+        words, wish = take_wish(words)
+        plan = planners[verb](args.output_dir, wish)
+    except (RecipeError, CheckpointError, OSError) as ex:
+        fail(str(ex))
+    train(["--config-file", str(plan), *words], extensions)
 
 
 def evaluate(words: Sequence[str], extensions: Sequence[Extension]) -> None:
@@ -67,4 +104,12 @@ def list_registered(words: Sequence[str], extensions: Sequence[Extension]) -> No
         fail(str(ex))
 
 
-VERBS = {"train": train, "evaluate": evaluate, "extract": extract, "inspect": inspect, "list": list_registered}
+VERBS = {
+    "train": train,
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "evaluate": evaluate,
+    "extract": extract,
+    "inspect": inspect,
+    "list": list_registered,
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,6 +28,17 @@ def fail(line: str, *, status: int = 2, is_mine: bool = False) -> NoReturn:
         print(f"{PROGRAM}: error: {hide_in(line)}", file=sys.stderr)
 
     sys.exit(status)
+
+
+def fail_if_mistaken(mistakes: Sequence[str]) -> None:
+    """Name all mistakes of a configuration, and exit; nothing happens if there are none."""
+    if mistakes:
+        fail("\n  ".join(join_mistakes(mistakes).split("\n")))
+
+
+def join_mistakes(mistakes: Sequence[str]) -> str:
+    """One mistake as it is, several below each other."""
+    return mistakes[0] if len(mistakes) == 1 else "\n".join([f"{len(mistakes)} mistakes in the configuration:", *mistakes])
 
 
 def fail_unknown(kind: str, name: str, known: Iterable[str]) -> NoReturn:
@@ -97,3 +109,30 @@ def take_extensions(words: Sequence[str]) -> tuple[list[str], list[Extension]]:
         return kept, [load_extension(Path(path)) for path in paths]
     except RecipeError as ex:
         fail(str(ex))
+
+
+def take_device(words: Sequence[str]) -> list[str]:
+    """Take ``--device cpu|cuda|cuda:N`` out of the arguments, and tell fairseq2, which reads it from the environment.
+
+    ``cuda`` alone is fairseq2's own choice: the GPU of the local rank.
+    """
+    kept, devices = take_values(words, "--device", "`cpu`, `cuda` or `cuda:N`", once=True)
+    if not devices:
+        return kept
+    device = devices[0]
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        fail(f"--device is `{device}`, but must be `cpu`, `cuda` or `cuda:N`.")
+    if device != "cpu":
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(device.partition(":")[2] or 0) >= count:
+            fail(
+                f"--device is `{device}`, but PyTorch finds {count or 'no'} GPU{'' if count == 1 else 's'}; take `--device cpu`."
+            )
+    if device == "cuda":
+        os.environ.pop("FAIRSEQ2_DEVICE", None)
+    else:
+        os.environ["FAIRSEQ2_DEVICE"] = device
+
+    return kept

@@ -11,10 +11,9 @@ and select it in YAML by ``name``; ``config`` is then read as ``MyConfig``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar, cast
 
 from fairseq2.recipe.component import ComponentManager, ComponentNotKnownError, register_component
@@ -24,6 +23,7 @@ from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from typing_extensions import override
 
 from d2v_plugin.core.fairseq2_private import ComponentEntry
+from d2v_plugin.core.text import unknown_name as unknown_name
 
 T = TypeVar("T")
 ConfigT = TypeVar("ConfigT")
@@ -82,15 +82,6 @@ def _errors_of(resolver: DependencyResolver, base: type[object], name: str) -> I
 def unknown_component(resolver: DependencyResolver, ex: ComponentNotKnownError) -> RecipeError:
     """Make the error that names what is registered instead."""
     return RecipeError(unknown_name(kind_of(ex.component_kls), ex.name, registered_names(resolver, ex.component_kls)))
-
-
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Say in a sentence that there is no ``kind`` of this name, what may have been meant, and what there is."""
-    known = sorted(known)
-    close = get_close_matches(name, known, n=1)
-    hint = f" Did you mean `{close[0]}`?" if close else ""
-
-    return f"`{name}` is not a known {kind}.{hint} Known: {', '.join(known) or 'none'}."
 
 
 def kind_of(base: type[object]) -> str:

@@ -1,8 +1,9 @@
-"""Text on the screen: tables, and lines that the log would break."""
+"""Text on the screen: tables, what is not known, and lines that the log would break."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -16,6 +17,15 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
         ).rstrip()
         for row in table
     ]
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Say in a sentence that there is no ``kind`` of this name, what may have been meant, and what there is."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=1)
+    hint = f" Did you mean `{close[0]}`?" if close else ""
+
+    return f"`{name}` is not a known {kind}.{hint} Known: {', '.join(known) or 'none'}."
 
 
 def print_unwrapped(text: str) -> None:

@@ -66,7 +66,8 @@ class DistillationCriterion(MaskingCriterion[ModelT]):
 
     @override
     def build(self, model: ModelT) -> None:
-        num_layers, depth = self.config.targets.num_layers, len(model.blocks)
+        depth = len(model.blocks)
+        num_layers = self.config.targets.count_layers(depth)
         if not 1 <= num_layers <= depth:
             raise RecipeError(f"`targets.num_layers` must be between 1 and the model's depth ({depth}), but is {num_layers}.")
 
@@ -86,7 +87,8 @@ class DistillationCriterion(MaskingCriterion[ModelT]):
     def compute_targets(self, model: ModelT, batch: Batch, local: LocalFeatures) -> Tensor:
         """(N, S, D) fp32; one teacher pass per sample serves all of its views."""
         config = self.config.targets
-        top_layers = islice(self.run_teacher(model, batch, local), len(model.blocks) - config.num_layers, None)
+        depth = len(model.blocks)
+        top_layers = islice(self.run_teacher(model, batch, local), depth - config.count_layers(depth), None)
 
         return make_targets(config, top_layers, None if model.config.original_padding else local.padding_mask)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +12,15 @@ from torch import Tensor
 
 from d2v_plugin.models.statistics import mean_valid
 
+_USUAL_LAYERS: Final = 8
+
 
 @dataclass(kw_only=True)
 class TargetConfig:
     """Recipe of the targets. Norms have no parameters and apply in the order of the fields."""
 
-    num_layers: int = 8
-    """K: how many of the teacher's top blocks are averaged."""
+    num_layers: int | None = None
+    """K: how many of the teacher's top blocks are averaged; None = 8, or all blocks of a model that has fewer."""
 
     end_of_block: bool = False
     """Average the outputs of the blocks instead of their feed-forward outputs."""
@@ -45,6 +48,10 @@ class TargetConfig:
     """Take ``group_norm_layers`` and ``instance_norm`` over the samples of the batch, at each position, instead of over the
     tokens of the sample: what fairseq's data2vec 1.0 for speech does by mistake where neither ``batch_norm_layers`` nor
     ``instance_norm_layers`` is set. Only conversions of foreign checkpoints set it."""
+
+    def count_layers(self, depth: int) -> int:
+        """K for a model of ``depth`` blocks."""
+        return min(_USUAL_LAYERS, depth) if self.num_layers is None else self.num_layers
 
 
 def make_targets(config: TargetConfig, layers: Iterable[Tensor], padding_mask: Tensor | None = None) -> Tensor:

@@ -78,7 +78,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "views": ("criterion.config.num_views=0", ("`num_views` must be at least 1, but is 0",)),
     "target layers": ("criterion.config.targets.num_layers=9", ("`targets.num_layers`", "9")),
     "same probe twice": ("probing.probes=[{{name: knn}},{{name: knn}}]", ("`probing.probes` names a probe twice",)),
-    "publish intervals": ("regime.checkpoint_every_n_steps=3", ("`checkpoint_every_n_steps`", "publish_metrics_every_n_steps")),
+    "share": ("regime.checkpoint_every_n_steps=110%", ("`regime.checkpoint_every_n_steps` is `110%`", "from 0% to 100%")),
     "batch size": ("task.config.batch_size=-4", ("`batch_size`", "-4")),
     "image size": ("task.config.image.size=33", ("`task.config.image.size` is 33", "32")),
     "colors": ("task.config.image.std=[0,0,0]", ("`task.config`", "std", "positive")),
@@ -90,10 +90,6 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "threads": ("common.torch.num_threads=-1", ("`common.torch.num_threads` must be at least 1 or null",)),
     "no number": ("optimizer.config.lr=.nan", ("optimizer.config.lr=.nan", "is not a number")),
     "date": ("common.seed=2024-01-01", ("2024-01-01 is read as a date; quote it",)),
-    "warm-up": (
-        "lr_scheduler={{name: polynomial_decay, config: {{num_warmup_steps: 9}}}}",
-        ("`lr_scheduler.config.num_warmup_steps` (9) must be less than `regime.num_steps` (4)",),
-    ),
     "wandb": ("common.metric_recorders.wandb.enabled=true", ("`common.metric_recorders.wandb.enabled` needs", "wandb login")),
     # what does not belong together
     "criterion of the other generation": (
@@ -281,7 +277,12 @@ def test_list_shows_what_a_recipe_may_name(command: Any, monkeypatch: pytest.Mon
     out = command("recipe", "list").out
 
     sections = dict(section.split(":\n", 1) for section in out.strip().split("\n\n"))
-    assert [line.split()[0] for line in sections["verbs"].splitlines() if line][:3] == ["train", "evaluate", "extract"]
+    assert [line.split()[0] for line in sections["verbs"].splitlines() if line][:4] == [
+        "train",
+        "pretrain",
+        "finetune",
+        "evaluate",
+    ]
     assert "image_pretraining" in sections["tasks"].split()
     assert "image_manifest" in sections["datasets"].split()
     assert "data2vec2" in sections["criteria"].split()

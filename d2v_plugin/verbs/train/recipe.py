@@ -11,8 +11,9 @@ from typing import Any, final
 import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported before it
 from fairseq2.datasets import DataReader
 from fairseq2.evaluator import EvalUnit
+from fairseq2.logging import log
 from fairseq2.recipe.base import RecipeContext
-from fairseq2.recipe.error import ModelTypeNotValidError
+from fairseq2.recipe.error import ModelTypeNotValidError, RecipeError
 from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task as Runnable
 from fairseq2.trainer import Trainer
@@ -42,6 +43,7 @@ from d2v_plugin.training.health.update_guard import UpdateGuard
 from d2v_plugin.training.host_group import HostGroup
 from d2v_plugin.training.layer_groups import format_layers
 from d2v_plugin.training.malloc import keep_freed_memory
+from d2v_plugin.training.memory import MemoryObserver
 from d2v_plugin.training.metric_recorders import register_recorders, survive_full_disk
 from d2v_plugin.training.observers import EmaObserver, Observer
 from d2v_plugin.training.picture_recorder import PictureRecorder
@@ -50,7 +52,10 @@ from d2v_plugin.training.stopping import StoppableTask
 from d2v_plugin.training.unit import CriterionUnit
 from d2v_plugin.verbs.common import open_task
 from d2v_plugin.verbs.extensions import ExtensibleRecipe, Extension
+from d2v_plugin.verbs.inheritance import read_whole
+from d2v_plugin.verbs.recipe_files import look_up, merge
 from d2v_plugin.verbs.train.config import TrainConfig
+from d2v_plugin.verbs.train.fitting import Fitted, ShareError
 from d2v_plugin.verbs.train.summary import Summarizer, find_checkpoints
 from d2v_plugin.weights.loading import load_weights
 from d2v_plugin.weights.provenance import check_labels, describe_provenance, write_provenance
@@ -70,6 +75,7 @@ class TrainRecipe(ExtensibleRecipe):
         """
         super().__init__(extensions)
         self._resume = resume or Resume()
+        self._notes: list[str] = []
         self._task: Task[Any, Any] | None = None
 
     @override
@@ -84,7 +90,9 @@ class TrainRecipe(ExtensibleRecipe):
         """
         :raises RecipeError: as for the base class, or another run writes to the output directory.
         """
+        recipe = {} if args.config_file is None else merge(read_whole(args.config_file))
         args = super().resolve_arguments(args)
+        args, self._notes = fit_arguments(args, look_up(recipe, "regime.num_steps"))
         if args.output_dir is not None and not args.dump_config:
             lock_run(args.output_dir, *([] if args.checkpoint_dir is None else [Path(args.checkpoint_dir)]))
 
@@ -142,6 +150,8 @@ class TrainRecipe(ExtensibleRecipe):
         observers = create_observers(context, task, train_reader, probing)
         unit = create_unit(context, observers)
         eval_units = create_eval_units(context, probing)
+        for note in self._notes:
+            log.info("{}", note)
         if gangs.root.rank == 0:
             write_provenance(find_checkpoints(context), describe_provenance(config, task.labels))
             print_unwrapped(f"\n{format_layers(model, context.get_optimizer())}\n")
@@ -159,6 +169,22 @@ class TrainRecipe(ExtensibleRecipe):
             self._task = open_task(context, context.get_config_as(TrainConfig).task)
 
         return self._task
+
+
+def fit_arguments(args: Namespace, recipe_steps: object) -> tuple[Namespace, list[str]]:
+    """Fit settings that count updates to the length of the run; see :mod:`d2v_plugin.verbs.train.fitting`.
+
+    :param args: fairseq2's parsed command line, bases resolved; a copy is returned.
+    :returns: also what was changed.
+    :raises RecipeError: a share is none.
+    """
+    overrides = args.config_overrides or []
+    try:
+        fitted = Fitted(merge(overrides), recipe_steps)
+    except ShareError as ex:
+        raise RecipeError(str(ex)) from None
+
+    return Namespace(**vars(args) | {"config_overrides": [*overrides, fitted.as_overrides()]}), fitted.notes
 
 
 def get_checkpoints(context: RecipeContext) -> VerifiedCheckpointManager:
@@ -180,8 +206,9 @@ def create_observers(
     4. Skipped updates end the run when three come in a row; nobody below is told of the last one.
     5. Spikes are looked for in what was not skipped.
     6. Collapse is judged on rank 0, where it waits for the device: reports that need not wait are out by then.
-    7. Pictures show, on rank 0, the student and the teacher after the update. They take the most time, and come after all else.
-    8. The summary has something to do at the end alone, on rank 0: it says where the results are, the last pictures among them.
+    7. Memory is read, on rank 0, once the first updates have taken what they need.
+    8. Pictures show, on rank 0, the student and the teacher after the update. They take the most time, and come after all else.
+    9. The summary has something to do at the end alone, on rank 0: it says where the results are, the last pictures among them.
     """
     config = context.get_config_as(TrainConfig)
     model, output_dir, rank = context.get_model_as(EncoderModel), context.output_dir, context.gangs.root.rank
@@ -194,6 +221,7 @@ def create_observers(
     # One rank is enough: all collapse together.
     if config.guard.collapse_every_n_steps is not None:
         observers.append(CollapseObserver(config.guard.collapse_every_n_steps))
+    observers.append(MemoryObserver(context.device))
     # One process cannot draw a sharded model.
     if config.pictures.enabled and context.gangs.sdp.size == 1:
         spell = task.read_spelling()

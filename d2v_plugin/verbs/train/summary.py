@@ -27,6 +27,7 @@ from d2v_plugin.probing.section import Probing
 from d2v_plugin.probing.table import format_accuracies
 from d2v_plugin.training.observers import Observer
 from d2v_plugin.verbs.common import BASELINE_SEED
+from d2v_plugin.verbs.own.plan_file import PLAN_FILE
 from d2v_plugin.verbs.train.config import TrainConfig
 from d2v_plugin.weights.loading import load_weights
 from d2v_plugin.weights.run_folder import RunFolder
@@ -149,6 +150,9 @@ def format_summary(summary: Summary) -> str:
     lines += ["", *(f"{name + ':':<13} {path}" for name, path in summary.paths.items())]
     if "tensorboard" in summary.paths:
         lines.append(f"Watch it with: tensorboard --logdir {summary.paths['tensorboard']}")
+    run = Path(summary.paths["summary"]).parent
+    if summary.accuracies and (run / PLAN_FILE).is_file():
+        lines.append(f"Fine-tune it with: fairseq2 recipe finetune {run}_tuned --config init.path={run}")
     if "predictions" in summary.paths:
         run = Path(summary.paths["checkpoints"]).parent
         best = " checkpoint.best=true" if any(", best (" in name for name in summary.scores) else ""
