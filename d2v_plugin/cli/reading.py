@@ -30,7 +30,7 @@ def read_config(resolver: DependencyResolver, resolved: Namespace, args: Namespa
             resolver.resolve(RecipeConfigHolder)
         except ValidationError as ex:
             # What was dropped is not missing.
-            found = [line for line in list_mistakes(ex.result) if not any(f"{name}`" in line for name in dropped)]
+            found = [line for line in list_mistakes(ex.result) if not any(part in line for part in dropped)]
             return [*mistakes, *map(tidy, found)]
         except RecipeConfigParseError as ex:
             line, place = explain(ex, resolver, args), place_of(ex)
@@ -39,7 +39,8 @@ def read_config(resolver: DependencyResolver, resolved: Namespace, args: Namespa
             mistakes += line.split("\n  ")
             if place is None:
                 break
-            dropped += place[1]
+            section, names = place
+            dropped += [part for name in names for part in (f"{name}`", f"`{'.'.join([*section, name])}.")]
             _drop(resolved, *place)
         else:
             break

@@ -140,6 +140,54 @@ def test_a_mistake_is_one_line_that_names_the_alternatives(mistake: str, command
     assert_one_line(outcome, *(part.format(tmp=tmp_path) if "{tmp}" in part else part for part in parts))
 
 
+def test_all_mistakes_of_keys_types_and_values_are_told_at_once(command: Any, tiny_recipe: Path, tmp_path: Path) -> None:
+    settings = [
+        "regime.num_stepz=3",
+        "optimizer.config.lr=[1]",
+        "criterion.config.num_view=3",
+        "task.config.batch_size=-4",
+        "common.seed=-1",
+    ]
+
+    outcome = command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out", "--config", *settings)
+
+    assert outcome.status == 2 and "Traceback" not in outcome.err
+    head, *told = outcome.err[outcome.err.index("fairseq2: error: ") :].splitlines()
+    assert head == "fairseq2: error: 5 mistakes in the configuration:"
+    for part in ("`num_stepz`", "`optimizer.config.lr`", "`num_view`", "`batch_size`", "`common.seed`"):
+        assert sum(part in line for line in told) == 1, part
+
+
+def test_all_mistakes_of_files_and_splits_are_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    words = "optimiser.lr=1 init.path=out/nowhere task.config.split=trian probing.train_split=prob"
+    recipe = ROOT / "recipes" / "demo" / "words.yaml"
+    code = (
+        "import sys\nfrom d2v_plugin.cli.main import main\n"
+        "try: main(sys.argv[1:])\nfinally: print('torch' in sys.modules or 'fairseq2' in sys.modules)"
+    )
+    outcome = start("-c", code, "recipe", "train", "--config-file", recipe, tmp_path / "out", "--config", *words.split())
+
+    assert outcome.returncode == 2 and outcome.stdout == "False\n", outcome.stderr
+    head, *told = outcome.stderr.splitlines()
+    assert head == "fairseq2: error: 4 mistakes in the configuration:"
+    assert "`optimiser` is not a known key. Did you mean `optimizer`?" in told[0]
+    assert told[1].strip().startswith("`init.path` is out/nowhere") and "does not exist" in told[1]
+    assert "`trian` is not a known split" in told[2] and "`prob` is not a known split" in told[3]
+
+
+@pytest.mark.parametrize(
+    ("device", "parts"), [("gpu", ("--device is `gpu`", "cuda:N")), ("cuda:99", ("cuda:99", "--device cpu"))]
+)
+def test_a_wrong_device_is_told(command: Any, tiny_recipe: Path, tmp_path: Path, device: str, parts: tuple[str, ...]) -> None:
+    assert_one_line(command("recipe", "train", "--device", device, "--config-file", tiny_recipe, tmp_path / "out"), *parts)
+
+
+def test_a_device_is_passed_on(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAIRSEQ2_DEVICE", "cuda")
+
+    assert command("recipe", "list", "--device=cpu").status == 0 and os.environ["FAIRSEQ2_DEVICE"] == "cpu"
+
+
 def test_a_missing_file_names_those_beside_it(command: Any, tiny_recipe: Path, tmp_path: Path) -> None:
     outcome = command("recipe", "train", "--config-file", tmp_path / "tyni.yaml", tmp_path / "out")
 
@@ -152,8 +200,11 @@ def test_a_missing_file_names_those_beside_it(command: Any, tiny_recipe: Path, t
         ("task: {name: a\nmodel: [", ("bad.yaml", "not valid YAML", "line 2")),
         ("", ("bad.yaml", "empty")),
         ("- task", ("bad.yaml", "list")),
-        ("regime: {num_stepz: 3}", ("bad.yaml", "key of `regime`", "`num_steps`")),
-        ("regime: 3", ("bad.yaml", "`regime`", "`3`")),
+        (
+            "regime: {num_steps: 4, num_stepz: 3}\ndataset: {family: image_manifest}",
+            ("bad.yaml", "key of `regime`", "`num_steps`"),
+        ),
+        ("regime: 3\ndataset: {family: image_manifest}", ("bad.yaml", "`regime`", "`3`")),
     ],
 )
 def test_a_wrong_file_is_named_with_the_place(command: Any, tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
@@ -210,7 +261,7 @@ def test_an_output_directory_that_cannot_be_made_is_named(command: Any, tiny_rec
         ((), ("a command is missing", "`recipe`")),
         (("recipes",), ("`recipes` is not a known command", "Did you mean `recipe`?")),
         (("recipe",), ("a verb is missing", "train", "list")),
-        (("recipe", "trian"), ("`trian` is not a known verb", "Did you mean `train`?", "list, train")),
+        (("recipe", "trian"), ("`trian` is not a known verb", "Did you mean `train`?", "list, pretrain, train")),
         (("recipe", "train"), ("output_dir", "required")),
         (("recipe", "train", "--confg-file", "x.yaml", "out"), ("--confg-file",)),
         (("recipe", "train", "out", "--config", "regime.num_steps"), ("invalid key-value pair: regime.num_steps",)),

@@ -92,7 +92,9 @@ class Fitted:
 
     def _fit_schedules(self) -> None:
         warmup, annealing, freezing = (self._value(key) for key in (WARMUP, ANNEALING, FREEZING))
-        if warmup is not None and warmup >= self._num_steps:
+        # A recipe may well end before its own warm-up does; a schedule of no length it cannot have.
+        is_impossible = warmup == self._num_steps or look_up(self._config, "lr_scheduler.name") == "polynomial_decay"
+        if warmup is not None and warmup >= self._num_steps and (is_impossible or self._recipe_steps is not None):
             share = self._share_of_recipe(warmup)
             fitting = min(round((_USUAL_WARMUP if share is None else share) * self._num_steps), self._num_steps - 1)
             self._change(WARMUP, fitting, self._explain(share, "a warm-up must be shorter than the run"))

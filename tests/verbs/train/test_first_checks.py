@@ -1,0 +1,72 @@
+"""What is wrong with files, splits, labels and rates is found without importing anything heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from d2v_plugin.verbs.train.first_checks import find_mistakes
+
+ROOT = Path(__file__).parents[3]
+PROBES = "probing.probes=[{name: linear}]"
+
+
+@pytest.fixture
+def sounds(tmp_path: Path) -> Path:
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    (folder / "train.tsv").write_text(".\n#columns\tpath\tsize\trate\na.wav\t100\t\nb.wav\t100\t44100\n")
+    (folder / "valid.tsv").write_text(".\n#classes\tx\ty\na.wav\t100\tx\n")
+
+    return folder
+
+
+def check(folder: Path, *settings: str) -> list[str]:
+    base = ["dataset.family=audio_manifest", f"dataset.config_overrides.path={folder}", "regime.num_steps=1"]
+
+    return find_mistakes(["out", "--config", *base, *settings])
+
+
+def test_rates_labels_and_splits_are_told_together(sounds: Path) -> None:
+    mistakes = check(sounds, PROBES, "probing.train_split=train", "probing.valid_split=test")
+
+    assert len(mistakes) == 3
+    assert "`probing.train_split`" in mistakes[0] and f"{sounds / 'train.tsv'} has no labels" in mistakes[0]
+    assert "`probing.valid_split`: `test` is not a known split" in mistakes[1] and "train, valid" in mistakes[1]
+    assert "recordings of 44100 samples per second" in mistakes[2] and "task.config.audio.resample: true" in mistakes[2]
+
+
+def test_nothing_is_wrong_with_what_is_right(sounds: Path) -> None:
+    assert check(sounds, "task.config.audio.resample=true") == []
+    assert check(sounds, "task.config.split=valid", PROBES, "probing.train_split=valid") == []
+    for name in ("digits", "words", "books", "multimodal", "finetune_words", "finetune_books"):
+        assert find_mistakes(["--config-file", str(ROOT / "recipes" / "demo" / f"{name}.yaml"), "out"]) == []
+
+
+def test_fine_tuning_needs_labels(sounds: Path) -> None:
+    mistakes = check(sounds, "criterion.name=ctc", "task.config.audio.resample=true", "validation.splits=[valid, dev]")
+
+    assert ["`task.config.split`" in mistakes[0], "`dev` is not a known split" in mistakes[1]] == [True, True]
+
+
+def test_folders_that_are_no_datasets_are_told(tmp_path: Path) -> None:
+    assert "which holds no manifest" in check(tmp_path)[0]
+    assert "does not exist" in check(tmp_path / "none")[0]
+    published = find_mistakes(["--config-file", str(ROOT / "recipes" / "image" / "pretrain_base.yaml"), "out"])
+    assert len(published) == 1 and "`dataset.config_overrides.path` must be set" in published[0]
+
+
+def test_what_only_prints_the_configuration_needs_no_files(tmp_path: Path) -> None:
+    settings = ["--config", f"dataset.config_overrides.path={tmp_path}", "dataset.family=image_manifest", "modle.arch=x"]
+
+    assert find_mistakes(["--dump-config", *settings]) == [
+        "--config: `modle` is not a known key. Did you mean `model`? Known: common, criterion, dataset, gang, guard, init, "
+        "lr_scheduler, model, optimizer, pictures, probing, regime, task, trainer, validation.",
+        "`regime.num_steps` must be set: the number of updates to train for.",
+    ]
+
+
+@pytest.mark.parametrize("words", [["--confg", "x"], ["--config", "a=1"], ["out", "--config", "a"], []])
+def test_command_lines_that_fairseq2_refuses_are_left_to_it(words: list[str]) -> None:
+    assert [mistake for mistake in find_mistakes(words) if "regime" not in mistake] == []
