@@ -158,23 +158,6 @@ def test_list_lists(command: Any) -> None:
     assert "image_pretraining" in command("recipe", "list").out
 
 
-def test_manifest_commands_work_on_a_folder_of_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: Any) -> None:
-    from torchvision.io import write_png
-
-    (tmp_path / "pictures").mkdir()
-    for i in range(200):
-        write_png(torch.full((3, 8, 8), i, dtype=torch.uint8), str(tmp_path / "pictures" / f"{i}.png"))
-    lines = [line for line in COMMANDS if line.startswith("python tools/make_manifest.py")]
-    assert len(lines) == 2
-
-    for line in lines:
-        line = line.replace("PICTURES", str(tmp_path / "pictures")).replace("out/", f"{tmp_path}/out/")
-        run_tool(monkeypatch, shlex.split(line)[1:])
-
-    assert (tmp_path / "out" / "pictures" / "train.tsv").is_file() and (tmp_path / "out" / "pictures" / "valid.tsv").is_file()
-    assert "train.tsv" in capfd.readouterr().out
-
-
 def test_conversion_commands_convert(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fairseq_checkpoint: Any) -> None:
     from transformers import Data2VecAudioConfig, Data2VecAudioModel
 

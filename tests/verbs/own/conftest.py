@@ -12,9 +12,25 @@ import soundfile
 import torch
 from torchvision.io import write_png
 
-WORDS = (
-    "the cat sat on a mat while rain fell and dogs slept near old walls of stone with birds in trees above green hills".split()
-)
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "while",
+    "rain",
+    "fell",
+    "and",
+    "dogs",
+    "slept",
+    "near",
+    "old",
+    "walls",
+    "of",
+    "stone",
+]
 
 
 @pytest.fixture(scope="session")
