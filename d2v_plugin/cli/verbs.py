@@ -52,13 +52,14 @@ def _follow_plan(verb: str, words: Sequence[str], extensions: Sequence[Extension
     from fairseq2.recipe.error import RecipeError
 
     from d2v_plugin.core.errors import CheckpointError
+    from d2v_plugin.verbs.extensions import ExtensionFile
     from d2v_plugin.verbs.own.finetuning import plan_finetuning
     from d2v_plugin.verbs.own.pretraining import plan_pretraining
     from d2v_plugin.verbs.own.wish import take_wish
 
     planners = {"pretrain": plan_pretraining, "finetune": plan_finetuning}
     try:
-        words, wish = take_wish(words)
+        words, wish = take_wish(words, [file.path for file in extensions if isinstance(file, ExtensionFile)])
         plan = planners[verb](args.output_dir, wish)
     except (RecipeError, CheckpointError, OSError) as ex:
         fail(str(ex))

@@ -8,6 +8,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq2.recipe.base import Recipe
@@ -22,6 +23,19 @@ from d2v_plugin.verbs.registration import register_everything
 FUNCTION = "setup_fairseq2_extension"
 
 Extension = Callable[[DependencyContainer], None]
+
+
+@dataclass(frozen=True)
+class ExtensionFile:
+    """The function of an extension file; what it raises names the file and the line."""
+
+    path: Path
+
+    function: Extension
+
+    def __call__(self, container: DependencyContainer) -> None:
+        with _errors_in(self.path):
+            self.function(container)
 
 
 def register_all(container: DependencyContainer, extensions: Sequence[Extension]) -> None:
@@ -54,7 +68,7 @@ class ExtensibleRecipe(Recipe):
         return resolve_bases(args)
 
 
-def load_extension(path: Path) -> Extension:
+def load_extension(path: Path) -> ExtensionFile:
     """Run an extension file.
 
     :returns: its ``setup_fairseq2_extension``, whose exceptions name the file and the line.
@@ -77,11 +91,7 @@ def load_extension(path: Path) -> Extension:
     if not callable(function):
         raise RecipeError(f"--extension {path}: the file must define a function `{FUNCTION}(container)`.")
 
-    def extension(container: DependencyContainer) -> None:
-        with _errors_in(path):
-            function(container)
-
-    return extension
+    return ExtensionFile(path, function)
 
 
 @contextmanager

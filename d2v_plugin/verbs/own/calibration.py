@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -18,6 +18,7 @@ from typing import Any, Final
 from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.verbs.own.plan_file import dump_recipe
+from d2v_plugin.verbs.own.wish import Wish
 from d2v_plugin.weights.run_folder import RunFolder
 
 _LAUNCHER: Final = re.compile(r"^(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|GROUP_\w*|ROLE_\w*|MASTER_\w+|TORCHELASTIC_\w+)$")
@@ -48,15 +49,15 @@ class Calibration:
     """Bytes that the process took; 0 = unknown."""
 
 
-def calibrate(recipe: Mapping[str, Any], settings: Sequence[str], *, seconds: float) -> Calibration:
+def calibrate(recipe: Mapping[str, Any], wish: Wish, *, seconds: float) -> Calibration:
     """Train for a few updates, and throw the result away.
 
-    :param settings: the user's own, as on the command line; those of the regime and of the start are left out.
+    :param wish: its settings hold, except those of the regime and of the start.
     :param seconds: how long to measure, about; at least three updates are made.
     :raises TooLargeError: the device has not enough memory.
     :raises RecipeError: training cannot start; says why.
     """
-    kept = [word for word in settings if not word.startswith(("regime", "init", "probing", "pictures"))]
+    kept = [word for word in wish.settings if not word.startswith(("regime", "init", "probing", "pictures"))]
     with tempfile.TemporaryDirectory(prefix="d2v_calibration_") as name:
         folder = Path(name)
         (folder / "plan.yaml").write_text(dump_recipe(recipe))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Final
 from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.core.storage import write_atomically
-from d2v_plugin.data.preparation.common import TRAIN, VALID, Report, check_out, choose_split, parse_size, replace_manifests
+from d2v_plugin.data.preparation.common import TRAIN, VALID, Report, check_out, parse_size, replace_manifests
 from d2v_plugin.data.preparation.documents import Document, read_documents
 from d2v_plugin.data.preparation.text import train_tokenizer, write_tokens
 from d2v_plugin.data.preparation.token_writer import TokenWriter
@@ -22,7 +23,6 @@ PROBE: Final = "probe"
 PAIRS: Final = "sentences"
 """The folder of tables with the labelled texts, which fine-tuning reads."""
 
-_SEED: Final = 42
 _PASSAGE_LINES: Final = 20
 _PASSAGE_CHARACTERS: Final = 4000
 _HELD_OUT: Final = 300
@@ -60,7 +60,7 @@ def write_corpus(root: Path, files: Sequence[Path], out: Path, *, tokenizer: Pat
     percents = {is_labelled: _hold_out(num) for is_labelled, num in ((True, num_labelled), (False, counts.num_passages))}
 
     def split_of(document: Document) -> str:
-        return choose_split(document.name, percents[label_of(document) is not None], _SEED)
+        return _choose_split(document.name, percents[label_of(document) is not None])
 
     def read(split: str, *, labelled: bool) -> Iterator[Document]:
         for document in _read_passages(files, Report()):
@@ -114,10 +114,18 @@ def _hold_out(number: int) -> float:
     return min(40.0, 100 * _HELD_OUT / max(1, number))
 
 
+def _choose_split(name: str, percent: float) -> str:
+    """``train`` or ``valid``, from the name alone: what was held out stays so when files are added."""
+    digest = hashlib.blake2b(name.encode("utf-8", errors="surrogateescape"), digest_size=8).digest()
+
+    return VALID if int.from_bytes(digest, "little") < percent / 100 * (1 << 64) else TRAIN
+
+
 def _read_passages(files: Sequence[Path], report: Report) -> Iterator[Document]:
     """Cut documents into passages, so that also a single book has some to hold out."""
     for document in read_documents(files, report):
-        number, lines, size = 0, [], 0
+        lines: list[str] = []
+        number = size = 0
         for line in _cut_lines(document.lines):
             if lines and (len(lines) >= _PASSAGE_LINES or size + len(line) > _PASSAGE_CHARACTERS):
                 yield replace(document, name=f"{document.source} {document.name} {number}", lines=lines)

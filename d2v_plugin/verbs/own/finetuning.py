@@ -53,7 +53,7 @@ def _make(out: Path, wish: Wish, source: Path, path: Path, title: str) -> list[s
     low, high = _UPDATES
     num_steps = wish.num_steps or min(high, max(low, _EPOCHS * found.data.num_labelled // _BATCH))
     if wish.seconds is not None:
-        num_steps = max(20, int(0.8 * wish.seconds / calibrate(recipe, wish.settings, seconds=5.0).seconds))
+        num_steps = max(20, int(0.8 * wish.seconds / calibrate(recipe, wish, seconds=5.0).seconds))
     recipe["regime"] |= {"num_steps": num_steps}
     task, criterion = recipe["task"], recipe["criterion"]["name"]
     rows = [

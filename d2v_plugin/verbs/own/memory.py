@@ -93,6 +93,8 @@ def halve_pass(task: dict[str, Any]) -> bool:
         task["batches_per_update"] *= 2
         return True
     size = task.get("max_batch_size") or task["batch_size"]
+    if size < 2:
+        return False
     task["max_batch_size"] = size // 2
 
-    return bool(size > 1)
+    return True

@@ -146,7 +146,9 @@ def _plan_images(data: Data, machine: Machine, size: Size) -> Parts:
     if size == "base":
         pixels, patch = 224, 16
     batch = {"tiny": 32, "small": 64, "base": 256}[size] * (4 if machine.device == "cuda" and size != "base" else 1)
-    image = {"size": pixels} if size == "base" else {"size": pixels, "crop_scale": [0.8 if is_small else 0.4, 1.0]}
+    image: dict[str, Any] = {"size": pixels}
+    if size != "base":
+        image["crop_scale"] = [0.8 if is_small else 0.4, 1.0]
     if is_small:
         image |= {"flip": 0.0, "eval_resize": 1.0}
     task = {"batch_size": round_to(batch, machine.num_processes), "image": image}

@@ -86,7 +86,7 @@ def _calibrate(plan: Plan, wish: Wish, seconds: float) -> Calibration:
     print_on_first_rank(["Measuring the time of an update …"])
     while True:
         try:
-            return calibrate(plan.recipe, wish.settings, seconds=min(20.0, max(2.0, seconds / 30)))
+            return calibrate(plan.recipe, wish, seconds=min(20.0, max(2.0, seconds / 30)))
         except TooLargeError:
             if not halve_pass(plan.recipe["task"]["config"]):
                 raise RecipeError("One sample alone takes more memory than there is; choose a smaller `model.arch`.") from None

@@ -31,6 +31,9 @@ class Wish:
     settings: Sequence[str] = field(default_factory=list)
     """The other words after ``--config``."""
 
+    extensions: Sequence[Path] = field(default_factory=list)
+    """Files that register more."""
+
     def __str__(self) -> str:
         said = [] if self.data is None else [f"data={self.data}"]
         said += [] if self.seconds is None else [f"budget={self.seconds:g}s"]
@@ -56,7 +59,7 @@ class Wish:
         return int(value)
 
 
-def take_wish(words: Sequence[str]) -> tuple[list[str], Wish]:
+def take_wish(words: Sequence[str], extensions: Sequence[Path] = ()) -> tuple[list[str], Wish]:
     """Take ``data=``, ``budget=`` and ``modality=`` from the values of ``--config``.
 
     :returns: the other words, and what was asked for.
@@ -87,6 +90,7 @@ def take_wish(words: Sequence[str]) -> tuple[list[str], Wish]:
         parse_budget(found["budget"]) if "budget" in found else None,
         Modality(found["modality"]) if "modality" in found else None,
         settings,
+        extensions,
     )
     if wish.seconds is not None and wish.num_steps is not None:
         raise RecipeError("`budget` and `regime.num_steps` both say how long to train; give one of them.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from d2v_plugin.verbs.recipe_files import look_up
 
@@ -150,7 +150,7 @@ def _parse_share(text: str) -> float:
     return float(text.removesuffix("%")) / 100
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 

@@ -83,7 +83,7 @@ def test_a_budget_becomes_updates_which_a_resumed_run_keeps(
 ) -> None:
     calls = []
 
-    def measure(recipe: Any, settings: Any, *, seconds: float) -> Calibration:
+    def measure(recipe: Any, wish: Any, *, seconds: float) -> Calibration:
         calls.append(dict(recipe["task"]["config"]))
         if len(calls) == 1:
             raise TooLargeError
