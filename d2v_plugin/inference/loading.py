@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from fairseq2.logging import log
-from fairseq2.recipe.component import ComponentNotKnownError
 from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import DependencyResolver
+from fairseq2.utils.structured import StructureError
 
-from d2v_plugin.core.registry import ComponentSection, create, registered_names
+from d2v_plugin.core.errors import causes
+from d2v_plugin.core.registry import ComponentSection, create, registered_names, structure_nested
 from d2v_plugin.criteria.base import Criterion, CriterionSection
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.evaluation.checkpoint import load_trained
@@ -118,8 +119,8 @@ def structure_section(
         return None
     section = kls(name=name, config=content.get("config") or {})
     try:
-        section.structure(resolver)
-    except ComponentNotKnownError as ex:
-        raise RecipeError(str(ex)) from ex
+        structure_nested(resolver, section)
+    except StructureError as ex:
+        raise RecipeError(f"`{name}`: {' '.join(str(cause) for cause in causes(ex))}") from ex
 
     return section

@@ -176,7 +176,7 @@ def _open_input(path: Path, reader: Reader) -> Iterator[Samples]:
     if path.is_dir():
         yield from _open_folder(path, reader)
     elif not path.exists():
-        raise RecipeError(f"`inputs`: {path} does not exist.")
+        raise RecipeError(f"{path} does not exist.")
     elif path.suffix.lower() == MANIFEST_SUFFIX:
         yield reader.open_manifest(path)
     else:

@@ -150,7 +150,7 @@ class RecordingFiles(Files):
     def measure(self, row: int) -> int:
         try:
             recording = self._open(row)
-        except (OSError, RuntimeError):
+        except (OSError, RuntimeError, ValueError):
             return 1
         return max(1, recording.size * self._config.sample_rate // (recording.rate or 1))
 

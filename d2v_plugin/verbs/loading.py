@@ -8,11 +8,10 @@ from pathlib import Path
 
 import fairseq2.recipe  # noqa: F401  # first: other parts of fairseq2 cannot be imported before it
 import torch
+from fairseq2.recipe.component import ComponentManager
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 
-from d2v_plugin.core.fairseq2_private import current_resolver, register_library
-from d2v_plugin.core.registry import registered_names
-from d2v_plugin.criteria.base import Criterion
+from d2v_plugin.core.fairseq2_private import StandardComponentManager, current_resolver, register_library
 from d2v_plugin.inference.loading import open_model
 from d2v_plugin.inference.model import TrainedModel
 from d2v_plugin.verbs.extensions import load_extension, register_all
@@ -58,9 +57,9 @@ def load(
 
 
 def _find_resolver(extensions: tuple[str, ...]) -> DependencyResolver:
-    """fairseq2's objects: those of the process if they know this package's criteria, otherwise our own, which are not global."""
+    """fairseq2's objects: those of a recipe that runs in this process, otherwise our own, which change nothing global."""
     resolver = current_resolver()
-    if resolver is not None and not extensions and registered_names(resolver, Criterion):
+    if resolver is not None and not extensions and resolver.maybe_resolve(ComponentManager) is not None:
         return resolver
     return _create_resolver(extensions)
 
@@ -69,6 +68,8 @@ def _find_resolver(extensions: tuple[str, ...]) -> DependencyResolver:
 def _create_resolver(extensions: tuple[str, ...]) -> DependencyContainer:
     container = DependencyContainer()
     register_library(container, no_progress=True)
+    # What a recipe's container has beside the library.
+    container.register_type(ComponentManager, StandardComponentManager, singleton=True)
     register_all(container, [load_extension(Path(path)) for path in extensions])
 
     return container
