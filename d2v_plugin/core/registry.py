@@ -124,9 +124,10 @@ def structure_nested(resolver: DependencyResolver, settings: object) -> None:
     """
     if isinstance(settings, ComponentSection):
         settings.structure(resolver)
-    if isinstance(settings, list):
-        for item in settings:
-            structure_nested(resolver, item)
+    inner: Iterable[object] = ()
+    if isinstance(settings, list | dict):
+        inner = settings.values() if isinstance(settings, dict) else settings
     elif is_dataclass(settings):
-        for part in fields(settings):
-            structure_nested(resolver, getattr(settings, part.name))
+        inner = [getattr(settings, part.name) for part in fields(settings)]
+    for part in inner:
+        structure_nested(resolver, part)
