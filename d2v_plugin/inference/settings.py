@@ -65,9 +65,9 @@ class InputSettings:
         frontend = model.config.frontends[Modality.TEXT]
         folder = next((folder for folder in self.vocabularies if holds_vocabulary(folder)), None)
         if folder is None:
-            listed = " nor ".join(map(str, self.vocabularies)) or "the model"
+            listed = " or ".join(map(str, self.vocabularies)) or "the model"
             raise RecipeError(
-                f"There is no vocabulary, neither in {listed}. Name the folder with the one that the model was pre-trained with: "
+                f"There is no vocabulary in {listed}. Name the folder with the one that the model was pre-trained with: "
                 "`dataset.config_overrides.vocabulary`, or `vocabulary` of `d2v_plugin.load`."
             )
         tokenizer, longest = open_tokenizer(folder), frontend.max_positions
@@ -132,5 +132,6 @@ def list_vocabularies(dataset: Mapping[str, Any], *before: Path | None) -> list[
     :param dataset: the ``config_overrides`` of the run's dataset, which come last.
     :param before: other folders, the first of which counts most.
     """
-    known = (dataset.get(name) for name in ("vocabulary", "path"))
+    # Of several modalities each has a section of its own.
+    known = [part.get(name) for part in (dataset, dataset.get("text") or {}) for name in ("vocabulary", "path")]
     return [folder for folder in before if folder is not None] + [Path(str(folder)) for folder in known if folder is not None]

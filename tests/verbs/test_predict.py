@@ -203,7 +203,7 @@ def test_a_missing_vocabulary_is_named_and_can_be_given(command: Any, with_head:
     (tmp_path / "pairs.jsonl").write_text('{"first": "a word", "second": "its meaning"}\n')
 
     outcome = predict(command, model, tmp_path / "out", tmp_path / "pairs.jsonl")
-    assert outcome.status == 2 and "There is no vocabulary, neither in" in outcome.err.splitlines()[-1]
+    assert outcome.status == 2 and "There is no vocabulary in" in outcome.err.splitlines()[-1]
 
     named = f"dataset.config_overrides.vocabulary={ROOT}/manifests/books"
     assert predict(command, model, tmp_path / "out", tmp_path / "pairs.jsonl", named).status == 0
