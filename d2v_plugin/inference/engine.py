@@ -48,6 +48,15 @@ class SampleBatches:
 
         yield from build_pipeline(read_sequence(batches), self._read_batch)
 
+    def refuse_nothing(self) -> None:
+        """
+        :raises SampleError: no sample could be read.
+        """
+        if self.faults and len(self.faults) == len(self.samples):
+            first = min(self.faults)
+            place = self.samples.place_of(first)
+            raise SampleError(f"None of {len(self.samples):,} input(s) can be read: {place}: {self.faults[first]}")
+
     def _read_batch(self, batch: RowBatch) -> Batch | None:
         found: dict[int, Any] = {}
         for row in batch.rows.tolist():

@@ -156,7 +156,7 @@ class TrainedModel(EncoderModel):
         extractor = Extractor(self, {"x": [number]}, pooling, torch.float32, self._device, chunk_seconds=chunk_seconds)
         with self._evaluating():
             found = extractor.compute(batches.read(0, len(samples)))
-        _refuse_nothing(samples, batches)
+        batches.refuse_nothing()
         rows = found["ids"].tolist()
         if pooling == "none":
             parts = dict(zip(rows, found["x"].split(found["lengths"].tolist()), strict=True))
@@ -183,7 +183,7 @@ class TrainedModel(EncoderModel):
         with self._evaluating():
             for row, answer in answer_rows(batches, engine, 0, len(samples)):
                 found[row] = presenter.present(answer, samples.place_of(row))
-        _refuse_nothing(samples, batches)
+        batches.refuse_nothing()
 
         return found
 
@@ -292,12 +292,3 @@ def _find_texts(inputs: Sequence[Input], reader: TextReader) -> Samples:
         parts.append(TextsInMemory([texts], reader.reading))
 
     return Joined(parts)
-
-
-def _refuse_nothing(samples: Samples, batches: SampleBatches) -> None:
-    """
-    :raises SampleError: no sample could be read.
-    """
-    if batches.faults and len(batches.faults) == len(samples):
-        first = min(batches.faults)
-        raise SampleError(f"None of {len(samples):,} input(s) can be read: {samples.place_of(first)}: {batches.faults[first]}")

@@ -9,14 +9,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Final, final
 
+import numpy as np
+import torch
 from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.data.audio import AudioReadingConfig
+from d2v_plugin.data.batches import make_batch, pad
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest
-from d2v_plugin.data.image import ImageReadingConfig
+from d2v_plugin.data.image import ImageReadingConfig, normalize
 from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.manifest_text import Columns
 from d2v_plugin.data.preparation.audio import SUFFIXES as AUDIO_SUFFIXES
@@ -33,8 +36,6 @@ from d2v_plugin.inference.samples import (
     RecordingFiles,
     Samples,
     Unreadable,
-    collate_images,
-    collate_waveforms,
 )
 
 MANIFEST_SUFFIX: Final = ".tsv"
@@ -101,7 +102,7 @@ class AudioReader(Reader):
 
     @override
     def collate(self, samples: Sequence[Any], rows: Sequence[int]) -> Batch:
-        return collate_waveforms(samples, rows)
+        return make_batch(Modality.AUDIO, pad(samples, np.float32), rows)
 
 
 @final
@@ -113,7 +114,6 @@ class ImageReader(Reader):
 
     def __init__(self, config: ImageReadingConfig) -> None:
         self.config = config
-        self._collate = collate_images(config)
 
     @override
     def open_files(self, paths: Sequence[Path]) -> Samples:
@@ -125,7 +125,7 @@ class ImageReader(Reader):
 
     @override
     def collate(self, samples: Sequence[Any], rows: Sequence[int]) -> Batch:
-        return self._collate(samples, rows)
+        return Batch(Modality.IMAGE, normalize(samples, self.config), torch.tensor(rows))
 
 
 @final

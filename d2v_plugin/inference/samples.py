@@ -7,24 +7,20 @@ import json
 import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import soundfile
-import torch
 from typing_extensions import override
 
-from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.storage import hash_file
 from d2v_plugin.data.audio import AudioReadingConfig, Recording, read_recording
 from d2v_plugin.data.bad_samples import SampleError
-from d2v_plugin.data.batches import make_batch, pad
 from d2v_plugin.data.files import Location, check_regular
-from d2v_plugin.data.image import ImageReadingConfig, decode, fit, normalize
+from d2v_plugin.data.image import ImageReadingConfig, decode, fit
 from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.recordings import read_lengths, recording_of
 
@@ -272,24 +268,6 @@ class Joined(Samples):
     def _find(self, row: int) -> tuple[Samples, int]:
         number = bisect_right(self._ends, row)
         return self._parts[number], row - (self._ends[number - 1] if number else 0)
-
-
-Collate = Callable[[Sequence[Any], Sequence[int]], Batch]
-"""Puts samples that were read, and their rows, into a batch."""
-
-
-def collate_waveforms(waveforms: Sequence[Any], rows: Sequence[int]) -> Batch:
-    """N × (T_n,) -> (N, T), padded."""
-    return make_batch(Modality.AUDIO, pad(waveforms, np.float32), rows)
-
-
-def collate_images(config: ImageReadingConfig) -> Collate:
-    """Make what turns N × (3, size, size) uint8 into (N, 3, size, size), normalised."""
-
-    def collate(images: Sequence[Any], rows: Sequence[int]) -> Batch:
-        return Batch(Modality.IMAGE, normalize(images, config), torch.tensor(rows))
-
-    return collate
 
 
 def check_length(waveform: Any, shortest: int) -> Any:
