@@ -81,8 +81,8 @@ def read_exportable(
     """
     provenance = find_provenance(path)
     sections = {} if provenance is None else provenance.sections
-    task = _create(resolver, Task, TaskSection, sections.get("task"))
-    criterion = _create(resolver, Criterion, CriterionSection, sections.get("criterion"))
+    task = create_section(resolver, Task, TaskSection, sections.get("task"))
+    criterion = create_section(resolver, Criterion, CriterionSection, sections.get("criterion"))
     files = find_vocabulary(Path(path), sections)
     if not head or not isinstance(criterion, SupervisedCriterion):
         if isinstance(criterion, SupervisedCriterion):
@@ -99,7 +99,7 @@ def read_exportable(
     return Exportable(str(path), weights, model, criterion, task, provenance, files)
 
 
-def _create(resolver: DependencyResolver, base: type[T], kls: type[ComponentSection], content: Any) -> T | None:
+def create_section(resolver: DependencyResolver, base: type[T], kls: type[ComponentSection], content: Any) -> T | None:
     """Build the component that a section of a run names, with those that its settings name; None = there is no such section."""
     if not content:
         return None
