@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from d2v_plugin.tasks.base import Task, TaskSection
 from d2v_plugin.weights.directory import HEAD_FILE
 from d2v_plugin.weights.loading import load
 from d2v_plugin.weights.provenance import Provenance
+from d2v_plugin.weights.run_folder import find_checkpoints
 from d2v_plugin.weights.sources import Weights, find_provenance
 
 T = TypeVar("T")
@@ -54,6 +56,14 @@ class Exportable:
 
     files: Sequence[Path]
     """The vocabulary that inputs are read with, or labels are spelled in."""
+
+    @property
+    def name(self) -> str:
+        """What others may know of where the checkpoint is: the folder of its run, or of the model."""
+        checkpoints = find_checkpoints(self.path)
+        if checkpoints is None:
+            return Path(self.path).name
+        return Path(os.path.abspath(checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints)).name
 
     @property
     def modality(self) -> Modality:

@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fairseq2.recipe.component import ComponentManager
 from fairseq2.runtime.dependency import DependencyContainer
 
-from d2v_plugin.core.batch import Modality
-from d2v_plugin.core.fairseq2_private import StandardComponentManager, register_library
 from d2v_plugin.criteria.base import Criterion, CriterionSection
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.evaluation.checkpoint import attach_criterion
@@ -25,22 +22,12 @@ from d2v_plugin.models.base import drop_criterion
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.config import AlibiConfig, Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model
-from d2v_plugin.verbs.extensions import register_all
 from d2v_plugin.weights.directory import ModelDirectory, write_directory
 from d2v_plugin.weights.provenance import Provenance
 
 BOOKS = Path(__file__).parents[2] / "manifests" / "books"
 LETTERS = ["<blank>", "|", "a", "b", "c"]
 ANIMALS = ["cat", "dog", "owl"]
-
-
-def create_container() -> DependencyContainer:
-    container = DependencyContainer()
-    register_library(container, no_progress=True)
-    container.register_type(ComponentManager, StandardComponentManager)
-    register_all(container, [])
-
-    return container
 
 
 @dataclass
@@ -182,5 +169,3 @@ def make_labels(head: Mapping[str, Any], count: int, *, is_ctc: bool) -> torch.T
             return torch.eye(len(ANIMALS))[:count]
         case _:
             return torch.arange(count) % len(ANIMALS)
-
-

@@ -97,7 +97,7 @@ def check_model(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
 
     found["trainable"] = sum(p.requires_grad for p in model.parameters())
     plain = gradients(model, case)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.gradient_checkpointing_enable()
     recomputed = gradients(model, case)
     model.gradient_checkpointing_disable()
     found["gradients"] = len(plain)

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,19 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from cases import BOOKS, CASES, create_container, describe_models, write_case
-from PIL import Image
+from cases import BOOKS, CASES, describe_models, write_case
 
 from d2v_plugin.cli.main import main
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.criteria.supervised.ctc import CtcCriterion
 from d2v_plugin.data.image import ImageReadingConfig, fit, normalize
-from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.single import read_audio
 from d2v_plugin.data.text import END, PADDING
 from d2v_plugin.data.tokenizers import open_tokenizer
-from d2v_plugin.exporting.exportable import Exportable, read_exportable
 from d2v_plugin.exporting.export import export_model
+from d2v_plugin.exporting.exportable import Exportable
 from d2v_plugin.scoring.ctc_decoding import GreedyDecoder
+from d2v_plugin.verbs.extensions import open_library
 
 pytest.importorskip("transformers")
 
@@ -52,7 +50,7 @@ class Found:
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory, short_run: Any) -> Found:
-    root, container = tmp_path_factory.mktemp("exported"), create_container()
+    root, container = tmp_path_factory.mktemp("exported"), open_library()
     sources: dict[str, Path] = {}
     for name, case in CASES.items():
         sources[name] = root / f"{name}_ours"

@@ -260,7 +260,8 @@ class Frontend(nn.Module):
         distances = F.pad(distances, (extra, 0, extra, 0))
         num_biased = self.alibi["num_heads"] or self.num_heads
         slopes = F.pad(alibi_slopes(num_biased, x.device), (0, self.num_heads - num_biased)).view(-1, 1, 1)
-        scale = self.alibi_scale.float().clamp_min(0.0)
+        scale = self.alibi_scale if self.alibi["learned_scale"] else self.alibi_scale.detach()
+        scale = scale.float().clamp_min(0.0)
         if 1 < scale.size(2) < self.num_heads:
             scale = F.pad(scale, (0, 0, 0, 0, 0, self.num_heads - num_biased))
         # L × (1, H, X + S, X + S)
@@ -518,6 +519,8 @@ class Data2Vec2Model(Data2Vec2PreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        if self.config.text is None:
+            raise NotImplementedError("The model reads no text.")
         return self.modality_encoders["TEXT"].local_encoder.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -577,7 +580,7 @@ class ClassificationHead(nn.Module):
     def __init__(self, config: Data2Vec2Config) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.norm = nn.LayerNorm(dim, eps=1e-6) if config.head_norm else nn.Identity()
+        self.norm = nn.LayerNorm(dim, eps=config.head_norm_eps) if config.head_norm else nn.Identity()
         self.dropout = nn.Dropout(config.head_dropout)
         self.dense = nn.Linear(dim, dim) if config.head_hidden else None
         self.proj = nn.Linear(dim, config.num_labels)
