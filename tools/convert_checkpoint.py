@@ -27,11 +27,16 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     args = _parse(words)
 
-    from d2v_plugin.core.errors import CheckpointError  # after parsing: the import takes seconds
+    import d2v_plugin  # noqa: F401  # after parsing: the imports take seconds
+
+    # isort: split
+    from fairseq2.recipe.error import RecipeError
+
+    from d2v_plugin.core.errors import CheckpointError
 
     try:
         args.run(args)
-    except (CheckpointError, OSError) as ex:
+    except (CheckpointError, RecipeError, OSError) as ex:
         print(f"convert_checkpoint: error: {ex}", file=sys.stderr)
         return 2
 
@@ -137,20 +142,19 @@ def _convert_hugging_face(args: argparse.Namespace) -> None:
 
 
 def _export_hugging_face(args: argparse.Namespace) -> None:
-    from d2v_plugin.core.errors import CheckpointError
+    from d2v_plugin.exporting.export import check_place
     from d2v_plugin.models.data2vec1.base import Data2Vec1Model
     from d2v_plugin.models.data2vec2.config import Data2VecConfig
     from d2v_plugin.weights.convert.hugging_face import export_hugging_face
     from d2v_plugin.weights.loading import load
     from d2v_plugin.weights.sources import find_source
 
+    check_place(args.out, force=args.force)
     _silence_transformers()
     weights: Weights = "teacher" if args.teacher_weights else "student"
     if isinstance(find_source(args.source).config, Data2VecConfig):
         _export_as(args, "huggingface", weights)
         return
-    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise CheckpointError(f"{args.out} exists already; choose another place.")
     model = load(args.source, weights=weights)
     assert isinstance(model, Data2Vec1Model)
     export_hugging_face(model, args.out)

@@ -84,6 +84,7 @@ def export_model(
         _check(format, FORMATS[format], differences)
         if not is_model_directory(new):
             (new / EXPORT_FILE).write_text(json.dumps(_describe(exportable, format, differences), indent=2) + "\n")
+        _make_readable(new)
         put_in_place(new, out)
 
     return Export(sorted(path for path in out.rglob("*") if path.is_file()), differences, exportable)
@@ -109,6 +110,15 @@ def _check(name: str, format: Format, differences: Differences) -> None:
             f"What was written as `{name}` does not compute what our own model computes ({listed}; at most {format.tolerance:g} "
             "is allowed). Nothing is left in place; please report it."
         )
+
+
+def _make_readable(folder: Path) -> None:
+    """Let others read what safetensors wrote for its owner alone, as far as new files may be read here."""
+    probe = folder.parent / "probe"
+    probe.touch()
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(probe.stat().st_mode)
 
 
 def _describe(exportable: Exportable, format: str, differences: Differences) -> dict[str, Any]:

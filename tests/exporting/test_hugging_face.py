@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from cases import BOOKS, CASES, describe_models, write_case
 
 from d2v_plugin.cli.main import main
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.criteria.supervised.classification import ClassificationConfig, ClassificationCriterion
 from d2v_plugin.criteria.supervised.ctc import CtcCriterion
 from d2v_plugin.data.image import ImageReadingConfig, fit, normalize
 from d2v_plugin.data.single import read_audio
@@ -25,10 +28,12 @@ from d2v_plugin.data.text import END, PADDING
 from d2v_plugin.data.tokenizers import open_tokenizer
 from d2v_plugin.exporting.export import export_model
 from d2v_plugin.exporting.exportable import Exportable
+from d2v_plugin.exporting.hugging_face.settings import describe_head
+from d2v_plugin.exporting.hugging_face.tokenizers import write_tokenizer
 from d2v_plugin.scoring.ctc_decoding import GreedyDecoder
 from d2v_plugin.verbs.extensions import open_library
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = Path(__file__).parent / "elsewhere.py"
@@ -45,7 +50,8 @@ class Found:
     version: str
     found: dict[str, Any]
     expected: dict[str, Any]
-    folders: dict[str, Path]
+    root: Path
+    """Where the folders are."""
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +74,27 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory, short_run: Any) -> Found
         inputs, expected[name] = describe_inputs(exportable, root)
         torch.save({"models": describe_models(exportable), "inputs": inputs}, folders[name].with_suffix(".pt"))
 
-    return Found(*run_elsewhere(folders.values(), root), expected, folders)
+    words = short_run("words")
+    export_model(words, root / "shared_encoder", format="huggingface", resolver=container, weights="teacher")
+
+    return Found(*run_elsewhere(folders.values(), root), expected, root)
 
 
 def run_elsewhere(folders: Any, cache: Path) -> tuple[str, dict[str, Any]]:
-    """Run ``elsewhere.py`` in a process of its own, outside of the checkout and without its path."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(cache / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(ELSEWHERE), *map(str, folders)], cwd=cache, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    report = json.loads(done.stdout.splitlines()[-1])
+    """Run ``elsewhere.py``, and return the version of transformers and what it found."""
+    report = json.loads(run_program([str(ELSEWHERE), *map(str, folders)], cache).splitlines()[-1])
 
     return report["version"], report["found"]
+
+
+def run_program(words: Sequence[str], cache: Path) -> str:
+    """Run Python in a process of its own, outside of the checkout and without its path; returns what it prints."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(cache / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], cwd=cache, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+    return done.stdout
 
 
 def describe_inputs(exportable: Exportable, root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -201,3 +214,65 @@ def test_text_becomes_the_same_ids(elsewhere: Found, name: str) -> None:
 def test_square_pictures_become_the_same_pixels(elsewhere: Found, name: str) -> None:
     # Pillow's numbers round as torch's do, up to one level of 255.
     assert elsewhere.found[name]["inputs"]["pictures"] <= 1.01 / 255 / 0.22
+
+
+def test_what_the_pages_show_works(elsewhere: Found) -> None:
+    using, readme = (ROOT.joinpath(page).read_text(encoding="utf-8") for page in ("recipes/using.md", "README.md"))
+    blocks = [
+        re.findall(rf"<!-- code: {name} -->\n```python\n(.*?)```", page, re.DOTALL)
+        for page, name in ((readme, "elsewhere"), (using, "hugging face"), (using, "hugging face encoder"))
+    ]
+    assert all(len(found) == 1 for found in blocks)
+    given = """
+import numpy as np, torch
+from fairseq2.recipe.error import RecipeError
+waveform = np.random.default_rng(1).normal(size=16_000).astype("float32")
+waveforms, picture = torch.randn(2, 8000), Image.new("RGB", (40, 40))
+"""
+    shown = """
+assert len(transcripts) == 2 and logits.shape[:2] == (2, 49)
+assert name in "0123456789" and output.last_hidden_state.shape[-1] == 96 and len(output.hidden_states) == 5
+print("done")
+"""
+    code = given + "".join(found[0] for found in blocks) + shown
+    for name, folder in (("shared_encoder", "shared_encoder"), ("shared_digits", "digits_tuned"), ("shared", "transcriber")):
+        code = code.replace(f'"out/{name}"', repr(str(elsewhere.root / folder)))
+
+    assert run_program(["-c", code], elsewhere.root).split() == ["done"]
+
+
+def test_heads_of_extensions_are_refused_by_name(tmp_path: Path) -> None:
+    class Mine(ClassificationCriterion):
+        """May compute anything."""
+
+    write_case(CASES["pictures"], tmp_path / "ours", open_library())
+    exportable = read_exportable(tmp_path / "ours", open_library())
+    criterion = Mine(ClassificationConfig())
+    criterion.set_labels(exportable.labels)
+
+    with pytest.raises(CheckpointError, match="a `Mine`, is none that Hugging Face's classes have. `head=false` exports"):
+        describe_head(replace(exportable, criterion=criterion))
+
+
+def test_bytes_of_gpt_2_keep_our_ids(tmp_path: Path) -> None:
+    letters = ["\u0120", *"abcdehlorw", "he", "ll", "\u0120w"]
+    (tmp_path / "encoder.json").write_text(json.dumps({letter: index for index, letter in enumerate(letters)}))
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\nh e\nl l\n\u0120 w\n")
+    (tmp_path / "dict.txt").write_text("".join(f"{index} 1\n" for index in reversed(range(len(letters)))))
+    (tmp_path / "out").mkdir()
+
+    write_tokenizer(tmp_path, tmp_path / "out", max_length=20)
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    expected = open_tokenizer(tmp_path).encode_lines(["hello world"])[0].tolist()
+    assert tokenizer("hello world")["input_ids"] == [0, *expected, END] and len(expected) == 8
+    assert tokenizer.decode(expected) == "hello world" and tokenizer.mask_token_id == len(letters) + 4
+
+
+def test_pieces_without_an_id_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "encoder.json").write_text('{"a": 0, "b": 1}')
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\n")
+    (tmp_path / "dict.txt").write_text("0 1\n")
+
+    with pytest.raises(RecipeError, match="1 of the pieces have no id in the dictionary, such as `b`"):
+        write_tokenizer(tmp_path, tmp_path, max_length=20)
