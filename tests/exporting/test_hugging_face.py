@@ -227,7 +227,7 @@ def test_what_the_pages_show_works(elsewhere: Found) -> None:
     assert all(len(found) == 1 for found in blocks)
     given = """
 import numpy as np, torch
-from fairseq2.recipe.error import RecipeError
+from PIL import Image
 waveform = np.random.default_rng(1).normal(size=16_000).astype("float32")
 waveforms, picture = torch.randn(2, 8000), Image.new("RGB", (40, 40))
 """
