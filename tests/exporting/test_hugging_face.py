@@ -25,14 +25,16 @@ from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.criteria.supervised.classification import ClassificationConfig, ClassificationCriterion
 from d2v_plugin.criteria.supervised.ctc import CtcCriterion
 from d2v_plugin.data.image import ImageReadingConfig, fit, normalize
+from d2v_plugin.data.preparation.pieces import learn_pieces
 from d2v_plugin.data.single import read_audio
-from d2v_plugin.data.text import END, PADDING
+from d2v_plugin.data.text import END, PADDING, SENTENCEPIECE_FILE
 from d2v_plugin.data.tokenizers import open_tokenizer
+from d2v_plugin.data.transcripts import Pieces
 from d2v_plugin.exporting.export import export_model
 from d2v_plugin.exporting.exportable import Exportable, read_exportable
 from d2v_plugin.exporting.hugging_face.inputs import find_reading
 from d2v_plugin.exporting.hugging_face.settings import describe_head
-from d2v_plugin.exporting.hugging_face.tokenizers import write_tokenizer
+from d2v_plugin.exporting.hugging_face.tokenizers import write_symbols, write_tokenizer
 from d2v_plugin.scoring.ctc_decoding import GreedyDecoder
 from d2v_plugin.verbs.extensions import open_library
 
@@ -285,3 +287,28 @@ def test_pieces_without_an_id_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(RecipeError, match="1 of the pieces have no id in the dictionary, such as `b`"):
         write_tokenizer(tmp_path, tmp_path, max_length=20)
+
+
+def test_pieces_of_transcripts_keep_their_numbers(tmp_path: Path) -> None:
+    lines = ["the owl and the cat", "a cat that sat", "another owl at the hat", "the other hat"]
+    (tmp_path / SENTENCEPIECE_FILE).write_bytes(
+        learn_pieces(lines * 5, size=20, num_more=1, source="x", bos_id=-1, eos_id=-1, pad_id=-1, unk_id=0)
+    )
+    spelling = Pieces(tmp_path / SENTENCEPIECE_FILE)
+    labels = spelling.find_labels([])
+
+    write_symbols(labels.names, tmp_path / SENTENCEPIECE_FILE, tmp_path)
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for line in lines:
+        numbers = [labels.indices[symbol] for symbol in spelling.spell(line)]
+        assert tokenizer(line)["input_ids"] == numbers
+        # A blank behind each symbol, as between equal ones.
+        frames = [number for symbol in numbers for number in (symbol, symbol, 0)]
+        assert tokenizer.decode(frames) == line
+    assert tokenizer.pad_token_id == 0 and len(tokenizer) == len(labels)
+
+
+def test_pieces_without_their_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="pieces of a SentencePiece model, which is not there"):
+        write_symbols(["<blank>", "▁the"], None, tmp_path)
