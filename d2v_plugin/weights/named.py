@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from fairseq2.assets import AssetCard, AssetDirectoryAccessor, AssetStore
+from fairseq2.assets import AssetCard, AssetDirectoryAccessor, PackageAssetMetadataLoader
 from fairseq2.logging import log
 from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.uri import Uri
@@ -42,13 +42,8 @@ def is_foreign(card: AssetCard) -> bool:
 
 def list_named(resolver: DependencyResolver) -> dict[str, str]:
     """All published models: what each was trained on, by name."""
-    store = resolver.resolve(AssetStore)
-    cards = (store.retrieve_card(name[:-1]) for name in sorted(store.asset_names) if name.endswith("@"))
-    return {
-        card.name: str(_value(card, "trained_on") or "")
-        for card in cards
-        if card.metadata.get("__source__") == f"package:{CARDS}"
-    }
+    cards = resolver.resolve(PackageAssetMetadataLoader).load(CARDS)
+    return {name.rstrip("@"): str((cards.maybe_get_metadata(name) or {}).get("trained_on")) for name in sorted(cards.asset_names)}
 
 
 def convert_named(card: AssetCard) -> Path:

@@ -105,7 +105,11 @@ def adopt_hugging_face(path: Path, source: Any, weights: Mapping[str, Tensor]) -
         positions[pad + 1 :] += types[0].float()
         remarks[f"{_BASE}embed_positions"] = "with the embedding of the first segment added"
         if len(types) > 1:
-            transfer.add("left out", [f"{_TYPES}[{row}]" for row in range(1, len(types))], "segments other than the first")
+            transfer.add(
+                "left out",
+                [f"embeddings.token_type_embeddings.{row}.weight" for row in range(1, len(types))],
+                "segments other than the first",
+            )
     if positions is not None:
         state[_POSITIONS] = positions
     return complete(path, config, state, transfer, problems, remarks=remarks)

@@ -100,12 +100,15 @@ class Names:
 
 
 def part_of(key: str) -> str:
-    """The part of a model that a tensor belongs to: all blocks together, otherwise the module."""
+    """The part of a model that a tensor belongs to: a decoder, all blocks together, otherwise the module or the parameter."""
+    if (found := re.match(r"(modality_encoders\.\w+\.decoder|shared_decoder)(?=\.)", key)) is not None:
+        return found[0]
     if (found := re.match(r"(?:.*?\.)??(?:layers?|blocks)(?=\.\d+\.)", key)) is not None:
         return f"{found[0]}.*"
-    parts = key.split(".")
-    names = [part for part in parts[:-1] if not part.isdecimal() and part not in ("weight", "bias")]
-    return ".".join(names[:3]) or key
+    *names, last = key.split(".")
+    names = [name for name in names if not name.isdecimal()]
+
+    return ".".join(names) if names and last in ("weight", "bias") else key
 
 
 def rename(weights: Mapping[str, Tensor], names: Names, transfer: Transfer, problems: Mismatch) -> State:

@@ -108,7 +108,7 @@ def test_speech(
     waveforms = torch.randn(2, 4000)
     assert error(directory, waveforms, source(waveforms).last_hidden_state) < 1e-5
     table = directory.info["source"]["transfer"]
-    assert {part for part, _, _ in table["left out"]} == {"quantizer", "project_q", "final_proj", "label_embs_concat"}
+    assert {part for part, _, _ in table["left out"]} == {"quantizer.vars", "project_q", "final_proj", "label_embs_concat"}
     assert ["encoder.pos_conv", "2 tensors", "weight norm fused"] in table["came over"]
 
 

@@ -196,7 +196,10 @@ def test_beit(changes: dict[str, Any], tmp_path: Path) -> None:
     ("source", "left_out"),
     [
         (Wav2Vec2ForCTC(Wav2Vec2Config(**SPEECH)), {"lm_head"}),
-        (Wav2Vec2ForPreTraining(Wav2Vec2Config(**SPEECH)), {"quantizer", "quantizer.weight_proj", "project_q", "project_hid"}),
+        (
+            Wav2Vec2ForPreTraining(Wav2Vec2Config(**SPEECH)),
+            {"quantizer.codevectors", "quantizer.weight_proj", "project_q", "project_hid"},
+        ),
         (ViTForImageClassification(ViTConfig(**IMAGE)), {"classifier", "encoder.blocks.*"}),
         (
             RobertaForMaskedLM(RobertaConfig(**SIZE, vocab_size=50, type_vocab_size=1)),
