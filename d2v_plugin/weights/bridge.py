@@ -116,13 +116,13 @@ def _translate_block(block: Mapping[str, Tensor]) -> tuple[State, list[str]]:
             block[f"{name}.weight"] = scale.unsqueeze(1) * block[f"{name}.weight"]
             block[f"{name}.bias"] = scale * block[f"{name}.bias"]
     new: State = {}
-    unused = []
+    unused: list[str] = []
     for key, tensor in block.items():
-        name = key if key == "attn.qkv.bias" else _apply(_BLOCK_RULES, key)
-        if name is None:
+        renamed = key if key == "attn.qkv.bias" else _apply(_BLOCK_RULES, key)
+        if renamed is None:
             unused.append(key)
         else:
-            new[name] = tensor
+            new[renamed] = tensor
     return new, unused
 
 

@@ -26,7 +26,7 @@ from d2v_plugin.models.data2vec2.config import (
 from d2v_plugin.models.families import create_model
 from d2v_plugin.weights.convert.transfer import Transfer
 from d2v_plugin.weights.directory import ModelDirectory, write_directory
-from d2v_plugin.weights.loading import load_weights
+from d2v_plugin.weights.loading import load, load_weights
 
 SIZE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 SPEECH: dict[str, Any] = {**SIZE, "conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
@@ -97,6 +97,19 @@ def test_speech_in_data2vec_2_is_equal_where_the_settings_are(
     (table,) = tables
     assert parts(table, "new") == {"modality_encoders.AUDIO.decoder"}
     assert parts(table, "left out") == {"mask_emb"}
+
+
+@torch.no_grad()
+def test_pre_norm_speech_in_data2vec_2_has_one_norm_more(tmp_path: Path, tables: list[Transfer]) -> None:
+    large: dict[str, Any] = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+    source = Wav2Vec2Model(Wav2Vec2Config(**SPEECH, **large))
+    save(source, tmp_path)
+    model = start(Data2VecConfig(**OURS, audio=audio(conv_norm="layer_norm", conv_bias=True), norm_first=True), tmp_path)
+
+    assert parts(tables[0], "new") == {"modality_encoders.AUDIO.decoder", "modality_encoders.AUDIO.context_encoder.norm"}
+    model.frontend().context_encoder.norm = None
+    waveforms = torch.randn(2, 4000)
+    assert difference(model.extract_features(waveforms).x, source(waveforms).last_hidden_state) < 1e-5
 
 
 @torch.no_grad()
@@ -234,6 +247,13 @@ def test_what_must_agree_is_refused_with_the_way_out(config: Any, lines: list[st
         load_weights(model, wav2vec2[0])
     assert all(line in str(info.value) for line in lines), str(info.value)
     assert all(tensor.equal(before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_folder_that_is_to_be_used_is_to_be_converted_first(wav2vec2: tuple[Path, Any]) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"is converted by `python tools/convert_checkpoint\.py huggingface .*wav2vec2 OUT`"
+    ):
+        load(wav2vec2[0])
 
 
 def test_another_modality_is_refused(wav2vec2: tuple[Path, Any]) -> None:

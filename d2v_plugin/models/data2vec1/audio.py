@@ -97,4 +97,4 @@ class AudioEncoder(Encoder):
 
     @override
     def finish(self, x: Tensor) -> Tensor:
-        return self.layer_norm(x) if self.norm_first else x  # type: ignore[no-any-return]
+        return self.layer_norm(x) if self.norm_first else x
