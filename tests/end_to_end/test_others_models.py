@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from transformers import HubertConfig, HubertModel, ViTMAEConfig, ViTMAEModel, Wav2Vec2Config, Wav2Vec2Model
 
 import d2v_plugin
+from d2v_plugin.core.fairseq2_private import swap_default_resolver
 from d2v_plugin.weights import library as weights_library
 from d2v_plugin.weights.convert.hugging_face_others import adopt
 
@@ -161,7 +162,8 @@ def workplace(files: Path, monkeypatch: pytest.MonkeyPatch, fairseq_checkpoint: 
     monkeypatch.setenv("FAIRSEQ2_CACHE_DIR", str(files / "cache"))
     monkeypatch.chdir(files)
     weights_library._own_library.cache_clear()
-    yield files
+    with swap_default_resolver(None):  # type: ignore[arg-type]
+        yield files
     weights_library._own_library.cache_clear()
 
 

@@ -20,6 +20,7 @@ from fairseq2.assets import AssetStore
 
 import d2v_plugin
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.fairseq2_private import swap_default_resolver
 from d2v_plugin.models.data2vec2.archs import audio_tiny
 from d2v_plugin.models.families import create_model
 from d2v_plugin.weights import library as weights_library
@@ -39,7 +40,8 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("FAIRSEQ2_CACHE_DIR", str(tmp_path / "cache"))
     # fairseq2 reads cards once in a process.
     weights_library._own_library.cache_clear()
-    yield cards
+    with swap_default_resolver(None):  # type: ignore[arg-type]
+        yield cards
     weights_library._own_library.cache_clear()
 
 
