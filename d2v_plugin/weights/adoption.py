@@ -65,7 +65,9 @@ def read_foreign(path_or_name: str | Path, weights: Weights = "student") -> Fore
     path = Path(path_or_name)
     if path.is_file():
         model = convert_fairseq(path, teacher_weights=weights == "teacher")
-        return Foreign(config=model.config, state=model.student, transfer=Transfer(f"{path} ({weights})"))
+        transfer = Transfer.read(f"{path} ({weights})", model.info["source"]["transfer"])
+        lacking = [row.part for row in transfer.rows if row.action == "new"]
+        return Foreign(config=model.config, state=model.student, transfer=transfer, lacking=lacking)
     foreign = _read_foreign_directory(path) if path.is_dir() else _read_by_name(path_or_name)
     if foreign is not None and weights == "teacher":
         raise CheckpointError(f"{path_or_name} has no teacher.")
@@ -77,10 +79,13 @@ def _read_foreign_directory(path: Path) -> Foreign | None:
     if (path / CONFIG_FILE).is_file() and not is_model_directory(path):
         return read_hugging_face(path)
     checkpoints = find_checkpoints(path)
+    try:
+        description = "" if checkpoints is None else (checkpoints / MODEL_FILE).read_text(errors="replace")
+    except OSError:
+        return None  # of which our own reader says more
     families = "|".join(fairseq2.FAMILIES)
-    is_theirs = checkpoints is not None and re.search(
-        rf"model_family:\s*({families})\s*$", (checkpoints / MODEL_FILE).read_text(errors="replace"), re.MULTILINE
-    )
+    is_theirs = re.search(rf"^model_family:\s*({families})\s*$", description, re.MULTILINE) is not None
+
     return fairseq2.adopt(path) if is_theirs else None
 
 

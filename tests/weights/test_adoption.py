@@ -24,6 +24,7 @@ from d2v_plugin.models.data2vec2.config import (
     TextFrontendConfig,
 )
 from d2v_plugin.models.families import create_model
+from d2v_plugin.weights.convert.fairseq import convert_fairseq
 from d2v_plugin.weights.convert.transfer import Transfer
 from d2v_plugin.weights.directory import ModelDirectory, write_directory
 from d2v_plugin.weights.loading import load, load_weights
@@ -276,11 +277,24 @@ def test_the_log_has_the_table(wav2vec2: tuple[Path, Any], caplog: pytest.LogCap
 
 
 def test_a_file_of_fairseq_starts_a_run_with_either_weights(fairseq_checkpoint: Any) -> None:
-    from d2v_plugin.weights.convert.fairseq import convert_fairseq
-
     path = fairseq_checkpoint("audio")
     converted = convert_fairseq(path)
     model = create_model(converted.config)
     load_weights(model, path, weights="teacher")
     assert converted.teacher is not None
     assert all(model.state_dict()[key].equal(tensor) for key, tensor in converted.teacher.items())
+
+
+def test_what_a_conversion_leaves_out_is_in_the_table_of_a_run(fairseq_checkpoint: Any, tables: list[Transfer]) -> None:
+    path = fairseq_checkpoint("image", lambda content: content["model"].update({"recon_proj.weight": torch.ones(2)}))
+    start(convert_fairseq(path).config, path)
+
+    assert parts(tables[0], "left out") == {"recon_proj"}
+    assert tables[0].read("again", tables[0].describe()).describe() == tables[0].describe()
+
+
+def test_a_step_without_a_description_is_our_own_readers_business(tmp_path: Path) -> None:
+    (tmp_path / "step_3").mkdir()
+
+    with pytest.raises(CheckpointError, match=r"model\.yaml cannot be read"):
+        load_weights(create_model(Data2VecConfig(**OURS, audio=audio())), tmp_path / "step_3")

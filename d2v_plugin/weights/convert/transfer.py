@@ -51,6 +51,14 @@ class Transfer:
             counts[line] = counts.get(line, 0) + 1
         self.rows = [Row(action, part, count, remark) for (action, part, remark), count in counts.items()]
 
+    @staticmethod
+    def read(origin: str, described: Mapping[str, list[list[str]]]) -> Transfer:
+        """The table that :meth:`describe` made plain data of."""
+        rows = [
+            Row(action, part, int(count.split()[0]), remark) for action, rows in described.items() for part, count, remark in rows
+        ]
+        return Transfer(origin, rows)
+
     def format(self) -> list[str]:
         """The table, as lines."""
         return [f"{self.origin}:", *format_table(self.describe())]
