@@ -2,6 +2,7 @@
 
 python tools/convert_checkpoint.py fairseq IN.pt OUT/
 python tools/convert_checkpoint.py huggingface IN/ OUT/
+python tools/convert_checkpoint.py fairseq2 RUN/ OUT/
 python tools/convert_checkpoint.py to-huggingface IN/ OUT/
 python tools/convert_checkpoint.py export RUN/ OUT/
 """
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from d2v_plugin.weights.convert.transfer import Foreign
     from d2v_plugin.weights.directory import ModelDirectory
+    from d2v_plugin.weights.sources import Weights
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -26,11 +29,16 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     args = _parse(words)
 
-    from d2v_plugin.core.errors import CheckpointError  # after parsing: the import takes seconds
+    import d2v_plugin  # noqa: F401  # after parsing: the imports take seconds
+
+    # isort: split
+    from fairseq2.recipe.error import RecipeError
+
+    from d2v_plugin.core.errors import CheckpointError
 
     try:
         args.run(args)
-    except (CheckpointError, OSError) as ex:
+    except (CheckpointError, RecipeError, OSError) as ex:
         print(f"convert_checkpoint: error: {ex}", file=sys.stderr)
         return 2
 
@@ -43,8 +51,9 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
 
     fairseq = formats.add_parser(
         "fairseq",
-        help="a data2vec 1.0 or 2.0 checkpoint of fairseq, pre-trained or fine-tuned",
-        description="Convert a data2vec checkpoint of fairseq. Nothing that the file contains is executed.",
+        help="a checkpoint of fairseq: data2vec, wav2vec 2.0, HuBERT or RoBERTa, pre-trained or fine-tuned",
+        description="Convert a checkpoint of fairseq, or a file of data2vec 1.0's, BEiT's or MAE's own code for images. Nothing "
+        "that the file contains is executed.",
     )
     fairseq.add_argument("source", type=Path, metavar="IN.pt")
     fairseq.add_argument("out", type=Path, metavar="OUT")
@@ -63,12 +72,18 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
         metavar="KEY",
         help="leave out a setting of the pre-trained model that is not known here and changes nothing; repeat for others",
     )
+    fairseq.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="names of the outputs of a fine-tuned model, where its file has none: fairseq's dict.ltr.txt, or one on each line",
+    )
     fairseq.add_argument("--force", action="store_true", help="replace OUT if it is a converted checkpoint")
     fairseq.set_defaults(run=_convert_fairseq)
 
     hugging_face = formats.add_parser(
         "huggingface",
-        help="a data2vec 1.0 model of Hugging Face's transformers",
+        help="a model of Hugging Face's transformers: data2vec 1.0, wav2vec2, hubert, roberta, bert, vit, vit_mae or beit",
         description="Convert a folder of `save_pretrained`; of a model with a head, what is below it.",
     )
     hugging_face.add_argument("source", type=Path, metavar="IN")
@@ -79,26 +94,41 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     hugging_face.add_argument("--force", action="store_true", help="replace OUT if it is a converted checkpoint")
     hugging_face.set_defaults(run=_convert_hugging_face)
 
+    fairseq2 = formats.add_parser(
+        "fairseq2",
+        help="a wav2vec 2.0 model of fairseq2",
+        description="Convert the last checkpoint of a run of fairseq2, one of its checkpoints, or a model that fairseq2 knows.",
+    )
+    fairseq2.add_argument("source", metavar="IN", help="the output directory of a run, a step_N, or a name")
+    fairseq2.add_argument("out", type=Path, metavar="OUT")
+    fairseq2.add_argument("--force", action="store_true", help="replace OUT if it is a converted checkpoint")
+    fairseq2.set_defaults(run=_convert_fairseq2)
+
     to_hugging_face = formats.add_parser(
         "to-huggingface",
-        help="the other way: a data2vec 1.0 model of this package for Hugging Face's transformers",
-        description="Write a folder that `from_pretrained` loads, without the prediction head.",
+        help="the other way: a model of this package for Hugging Face's transformers",
+        description="Write a folder that `from_pretrained` loads, without what serves pre-training alone; what it computes is "
+        "compared with our own model. `fairseq2 recipe export` does the same, and knows extensions.",
     )
     to_hugging_face.add_argument("source", metavar="IN", help="whatever `d2v_plugin.load` reads, such as a run's output")
     to_hugging_face.add_argument("out", type=Path, metavar="OUT")
     to_hugging_face.add_argument("--teacher-weights", action="store_true", help="write the averaged weights, where there are any")
+    to_hugging_face.add_argument("--no-head", action="store_true", help="of a fine-tuned model the encoder alone")
+    to_hugging_face.add_argument("--force", action="store_true", help="replace OUT if an earlier export wrote it")
     to_hugging_face.set_defaults(run=_export_hugging_face)
 
     export = formats.add_parser(
         "export",
-        help="the encoder of a run or of a converted checkpoint, without what only training needs",
-        description="Write encoder and configuration, without decoders, heads, teacher and optimizer.",
+        help="the model of a run or of a converted checkpoint, without what only training needs",
+        description="Write encoder, head and configuration, without decoders, teacher and optimizer. `fairseq2 recipe export` "
+        "with `format=d2v_plugin` does the same, and knows extensions.",
     )
     export.add_argument("source", metavar="IN", help="whatever `d2v_plugin.load` reads, such as a run's output")
     export.add_argument("out", type=Path, metavar="OUT")
     export.add_argument(
         "--weights", choices=("student", "teacher"), default="student", help="which weights; the teacher's are averaged"
     )
+    export.add_argument("--no-head", action="store_true", help="of a fine-tuned model the encoder alone")
     export.add_argument("--force", action="store_true", help="replace OUT if it is a converted checkpoint")
     export.set_defaults(run=_export)
 
@@ -113,6 +143,7 @@ def _convert_fairseq(args: argparse.Namespace) -> None:
         teacher_weights=args.teacher_weights,
         original_padding=args.original_padding,
         ignored_keys=args.ignore_key,
+        labels=args.labels,
     )
     for note in model.info["source"]["notes"]:
         print(f"convert_checkpoint: note: {note}", file=sys.stderr)
@@ -120,37 +151,59 @@ def _convert_fairseq(args: argparse.Namespace) -> None:
 
 
 def _convert_hugging_face(args: argparse.Namespace) -> None:
-    from d2v_plugin.weights.convert.hugging_face import convert_hugging_face
-    from d2v_plugin.weights.directory import ModelDirectory
+    from d2v_plugin.weights.adoption import read_hugging_face
 
     _silence_transformers()
-    config, state = convert_hugging_face(args.source)
-    config.original_padding = args.original_padding
-    info = {"source": {"format": "huggingface", "folder": args.source.name}}
-    _write(args, ModelDirectory(config=config, student=state, info=info))
+    foreign = read_hugging_face(args.source)
+    foreign.config.original_padding = args.original_padding
+    _write_foreign(args, foreign, {"format": "huggingface", "folder": args.source.name})
+
+
+def _convert_fairseq2(args: argparse.Namespace) -> None:
+    from d2v_plugin.weights.convert.fairseq2 import adopt
+
+    _write_foreign(args, adopt(args.source), {"format": "fairseq2", "checkpoint": args.source})
 
 
 def _export_hugging_face(args: argparse.Namespace) -> None:
-    import d2v_plugin
-    from d2v_plugin.core.errors import CheckpointError
+    from d2v_plugin.exporting.export import check_place
     from d2v_plugin.models.data2vec1.base import Data2Vec1Model
+    from d2v_plugin.models.data2vec2.config import Data2VecConfig
     from d2v_plugin.weights.convert.hugging_face import export_hugging_face
+    from d2v_plugin.weights.loading import load
+    from d2v_plugin.weights.sources import find_source
 
+    check_place(args.out, force=args.force)
     _silence_transformers()
-    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise CheckpointError(f"{args.out} exists already; choose another place.")
-    model = d2v_plugin.load(args.source, weights="teacher" if args.teacher_weights else "student")
-    if not isinstance(model, Data2Vec1Model):
-        raise CheckpointError(f"{args.source} is data2vec 2.0, which Hugging Face's transformers does not have.")
+    weights: Weights = "teacher" if args.teacher_weights else "student"
+    if isinstance(find_source(args.source).config, Data2VecConfig):
+        _export_as(args, "huggingface", weights)
+        return
+    model = load(args.source, weights=weights)
+    assert isinstance(model, Data2Vec1Model)
     export_hugging_face(model, args.out)
     for file in sorted(args.out.iterdir()):
         print(file)
 
 
 def _export(args: argparse.Namespace) -> None:
-    from d2v_plugin.weights.export import export_encoder
+    _export_as(args, "d2v_plugin", args.weights)
 
-    _write(args, export_encoder(args.source, args.weights))
+
+def _export_as(args: argparse.Namespace, format: str, weights: Weights) -> None:
+    from d2v_plugin.exporting.export import export_model
+    from d2v_plugin.verbs.extensions import open_library
+
+    export = export_model(
+        args.source,
+        args.out,
+        format=format,
+        resolver=open_library(),
+        weights=weights,
+        head=not args.no_head,
+        force=args.force,
+    )
+    print("\n".join(export.describe()))
 
 
 def _silence_transformers() -> None:
@@ -160,11 +213,21 @@ def _silence_transformers() -> None:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
+def _write_foreign(args: argparse.Namespace, foreign: Foreign, source: dict[str, object]) -> None:
+    from d2v_plugin.weights.directory import ModelDirectory
+
+    info = {"source": {**source, "transfer": foreign.transfer.describe()}}
+    _write(args, ModelDirectory(config=foreign.config, student=foreign.state, info=info))
+
+
 def _write(args: argparse.Namespace, model: ModelDirectory) -> None:
+    from d2v_plugin.weights.convert.transfer import format_table
     from d2v_plugin.weights.directory import write_directory
 
     for file in write_directory(args.out, model, force=args.force):
         print(file)
+    for line in format_table(model.info["source"].get("transfer", {})):
+        print(line)
     num_parameters = sum(tensor.numel() for tensor in model.student.values())
     print(f"{num_parameters:,} parameters, {', '.join(modality.value for modality in model.config.frontends)}")
 

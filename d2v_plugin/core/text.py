@@ -31,3 +31,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
 def print_unwrapped(text: str) -> None:
     """Print to standard output at once: the log would break tables and paths at the width of the terminal."""
     print(text, flush=True)
+
+
+def escape_field(text: str) -> str:
+    """A field of a tab-separated file: tabs, line breaks and backslashes become ``\\t``, ``\\n``, ``\\r`` and ``\\\\``."""
+    return text.translate({ord("\\"): "\\\\", ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"})
