@@ -45,7 +45,7 @@ DOCS = (
 COMMANDS = [line for path in DOCS for line in read_commands(path)]
 RECIPES = sorted({line[line.index("recipe ") :] for line in COMMANDS if " recipe " in line and "venv" not in line})
 TRAIN = [line for line in RECIPES if line.startswith("recipe train")]
-OTHERS = [line for line in RECIPES if line.split()[1] in ("evaluate", "predict", "extract", "inspect")]
+OTHERS = [line for line in RECIPES if line.split()[1] in ("evaluate", "predict", "extract", "inspect", "export")]
 
 
 @pytest.fixture(autouse=True)

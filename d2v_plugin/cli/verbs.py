@@ -56,6 +56,16 @@ def inspect(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     run(InspectRecipe(extensions), "inspect", words)
 
 
+def export(words: Sequence[str], extensions: Sequence[Extension]) -> None:
+    """``fairseq2 recipe export``: all flags of fairseq2's runner, ``--extension``, and ``--force``."""
+    force = "--force" in words
+    words = [word for word in words if word != "--force"]
+
+    from d2v_plugin.verbs.export.recipe import ExportRecipe
+
+    run(ExportRecipe(extensions, force=force), "export", words)
+
+
 def list_registered(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     """``fairseq2 recipe list``: everything a recipe may name."""
     if words in (["-h"], ["--help"]):
@@ -80,5 +90,6 @@ VERBS = {
     "predict": predict,
     "extract": extract,
     "inspect": inspect,
+    "export": export,
     "list": list_registered,
 }
