@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from math import exp
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,7 @@ from d2v_plugin.data.transcripts import WORD_END, WORD_START
 from d2v_plugin.scoring.answers import Transcript, Word
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """A symbol at one or more neighbouring frames."""
 
     symbol: int
@@ -26,14 +25,6 @@ class Run:
     """The frame after its last."""
     log_prob: float
     """Summed over its frames."""
-
-
-@dataclass
-class _Spelled:
-    """A word while it is put together."""
-
-    text: str = ""
-    runs: list[Run] = field(default_factory=list)
 
 
 def find_runs(path: NDArray[np.int64], log_probs: NDArray[np.float32]) -> list[Run]:
@@ -50,22 +41,35 @@ def find_runs(path: NDArray[np.int64], log_probs: NDArray[np.float32]) -> list[R
     said = path[starts] != 0
     columns = (path[starts][said], starts[said], stops[said], sums[said])
 
-    return [Run(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    return list(map(Run._make, zip(*(column.tolist() for column in columns), strict=True)))
 
 
-def spell_words(runs: Sequence[Run], labels: LabelSet) -> list[Word]:
-    """The words that runs spell; ``|`` ends a word, ``▁`` begins one."""
-    found = [_Spelled()]
+def split_labels(labels: LabelSet) -> list[list[str]]:
+    """What each symbol adds to a text: letters for the word at hand, then those of a new word, and so on; ``|`` ends a word and
+    ``▁`` begins one."""
+    return [re.split(r"\s", name.replace(WORD_END, " ").replace(WORD_START, " ")) for name in labels.names]
+
+
+def spell_words(runs: Sequence[Run], letters: Sequence[Sequence[str]]) -> list[Word]:
+    """The words that runs spell.
+
+    :param letters: from :func:`split_labels`.
+    """
+    words: list[Word] = []
+    text, own = "", list[Run]()
     for run in runs:
-        text = labels.names[run.symbol].replace(WORD_END, " ").replace(WORD_START, " ")
-        for number, part in enumerate(re.split(r"\s", text)):
-            if number:
-                found.append(_Spelled())
-            if part:
-                found[-1].text += part
-                found[-1].runs.append(run)
+        first, *others = letters[run.symbol]
+        if first:
+            text += first
+            own.append(run)
+        for part in others:
+            if own:
+                words.append(make_word(text, own))
+            text, own = part, [run] if part else []
+    if own:
+        words.append(make_word(text, own))
 
-    return [make_word(word.text, word.runs) for word in found if word.runs]
+    return words
 
 
 def make_word(text: str, runs: Sequence[Run]) -> Word:
@@ -85,4 +89,9 @@ def make_transcript(words: Sequence[Word], runs: Sequence[Run], log_probs: NDArr
 
 def mean_probability(runs: Sequence[Run]) -> float:
     """Geometric mean over the frames of runs."""
-    return exp(sum(run.log_prob for run in runs) / sum(run.stop - run.start for run in runs))
+    log_prob, num_frames = 0.0, 0
+    for _, start, stop, own in runs:
+        log_prob += own
+        num_frames += stop - start
+
+    return exp(log_prob / num_frames)

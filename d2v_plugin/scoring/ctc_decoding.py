@@ -25,7 +25,7 @@ from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.lines import read_lines
 from d2v_plugin.data.problems import Problems
 from d2v_plugin.data.transcripts import WORD_END, WORD_START, Characters
-from d2v_plugin.scoring.alignment import Run, find_runs, make_transcript, make_word, spell_words
+from d2v_plugin.scoring.alignment import Run, find_runs, make_transcript, make_word, spell_words, split_labels
 from d2v_plugin.scoring.answers import Transcript, Word
 
 _UNKNOWN: Final = "<unk>"
@@ -83,7 +83,7 @@ class GreedyDecoder(Decoder):
     """Takes the best symbol of each frame."""
 
     def __init__(self, labels: LabelSet) -> None:
-        self._labels = labels
+        self._letters = split_labels(labels)
 
     @override
     def decode_batch(self, log_probs: Tensor, lengths: Tensor) -> list[Transcript]:
@@ -94,7 +94,7 @@ class GreedyDecoder(Decoder):
 
     def _spell(self, path: NDArray[np.int64], log_probs: NDArray[np.float32]) -> Transcript:
         runs = find_runs(path, log_probs)
-        return make_transcript(spell_words(runs, self._labels), runs, log_probs)
+        return make_transcript(spell_words(runs, self._letters), runs, log_probs)
 
 
 class BeamSearchDecoder(Decoder):
@@ -114,7 +114,7 @@ class BeamSearchDecoder(Decoder):
                 "`criterion.config.beam_search` needs flashlight-text; install it with: pip install 'd2v-plugin[decoding]'."
             ) from None
 
-        self._labels = labels
+        self._letters = split_labels(labels)
         self._words = dictionary.Dictionary()
         # Silence is no symbol of its own; where a spelling has an end of words, that is what may be silent.
         silence = self._silence = labels.indices.get(WORD_END, -1)
@@ -159,7 +159,7 @@ class BeamSearchDecoder(Decoder):
         chosen = log_probs.numpy()[np.arange(len(path)), path]
         runs = find_runs(path, chosen)
         if not self._has_lexicon:
-            return make_transcript(spell_words(runs, self._labels), runs, chosen)
+            return make_transcript(spell_words(runs, self._letters), runs, chosen)
 
         return make_transcript(self._find_words(found[0].words[1:-1], runs), runs, chosen)
 

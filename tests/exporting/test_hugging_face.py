@@ -136,7 +136,8 @@ def describe_symbols(exportable: Exportable, inputs: dict[str, Any]) -> tuple[di
     # Each symbol some frames long, as in speech.
     rows = torch.randint(len(exportable.labels), (3, 12), generator=generator).repeat_interleave(2, dim=1)
     log_probs = torch.nn.functional.one_hot(rows, len(exportable.labels)).float()
-    decoded = GreedyDecoder(exportable.labels).decode_batch(log_probs, torch.full((3,), rows.size(1)))
+    found = GreedyDecoder(exportable.labels).decode_batch(log_probs, torch.full((3,), rows.size(1)))
+    decoded = [transcript.hypothesis for transcript in found]
     text = "".join(label for label in exportable.labels.names[2:])
     spelled = [exportable.labels.indices[symbol] for symbol in text]
 
