@@ -433,7 +433,7 @@ class ImageFrontend(Frontend):
     def forward(self, inputs: Tensor, mask: Tensor | None) -> tuple[Tensor, list[Tensor | None], Tensor | None]:
         expected = (self.section["num_channels"], *[self.section["image_size"]] * 2)
         if inputs.shape[1:] != expected:
-            raise ValueError(f"`pixel_values` must have the shape (N, {expected}), but has {tuple(inputs.shape)}.")
+            raise ValueError(f"`pixel_values` must have the shape (N, C, H, W) with {expected}, but has {tuple(inputs.shape)}.")
         return super().forward(inputs, None)
 
     def add_positions(self, x: Tensor, mask: Tensor | None) -> Tensor:
