@@ -1,0 +1,161 @@
+"""How a folder of ``save_pretrained`` says that its model's inputs are read: feature extractor, image processor, tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from tokenizers import Tokenizer
+
+from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.data.transcripts import BLANK, WORD_END
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+T = TypeVar("T")
+
+_BICUBIC: Final = 3
+_VOCABULARY: Final = ("vocab.json", "merges.txt")
+
+
+@dataclass
+class Inputs:
+    """How inputs are read, in our terms."""
+
+    task: dict[str, Any] = field(default_factory=dict)
+    """Settings of the task."""
+
+    files: list[Path] = field(default_factory=list)
+    """The vocabulary of a text model."""
+
+    notes: list[str] = field(default_factory=list)
+    """What is not said there, or is done differently here."""
+
+
+def read_audio_inputs(folder: Path) -> Inputs:
+    """Read the feature extractor.
+
+    :raises CheckpointError: it is damaged.
+    """
+    from transformers import AutoFeatureExtractor
+
+    extractor = _open(folder, AutoFeatureExtractor.from_pretrained, "preprocessor_config.json")
+    if extractor is None:
+        return Inputs(notes=[f"{folder} has no preprocessor_config.json: recordings are taken to be at 16 kHz, and normalised."])
+
+    return Inputs({"audio": {"sample_rate": extractor.sampling_rate, "normalize": extractor.do_normalize}})
+
+
+def read_image_inputs(folder: Path, image_size: int) -> Inputs:
+    """Read the image processor.
+
+    :raises CheckpointError: it is damaged, or makes pictures of another size than the model's.
+    """
+    from transformers import AutoImageProcessor
+
+    processor = _open(folder, AutoImageProcessor.from_pretrained, "preprocessor_config.json")
+    if processor is None:
+        note = f"{folder} has no preprocessor_config.json: mean and deviation of the colours are taken to be ImageNet's."
+        return Inputs({"image": {"size": image_size}}, notes=[note])
+
+    size = dict(processor.size)
+    whole = size.get("shortest_edge", size.get("height"))
+    crop = dict(processor.crop_size) if processor.do_center_crop else size
+    final = crop.get("shortest_edge", crop.get("height"))
+    if not processor.do_resize or final != image_size or crop.get("width", final) != final or whole is None:
+        raise CheckpointError(
+            f"{folder}/preprocessor_config.json makes pictures of {crop if processor.do_resize else 'any size'}, but the model "
+            f"takes {image_size} x {image_size}."
+        )
+    # (x · f - m) / s = (x / 255 - m / k) / (s / k), k = 255 · f
+    k = 255 * (processor.rescale_factor if processor.do_rescale else 1.0)
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+    notes = []
+    if "shortest_edge" not in size:
+        notes.append("Pictures that are not square are squeezed there; here the middle is cut out of them.")
+    if int(processor.resample) != _BICUBIC:
+        notes.append("Pictures are resized by another method there; here it is bicubic.")
+    image = {
+        "size": image_size,
+        "eval_resize": whole / final,
+        "mean": [round(value / k, 9) for value in mean],
+        "std": [round(value / k, 9) for value in std],
+    }
+
+    return Inputs({"image": image}, notes=notes)
+
+
+def read_text_inputs(folder: Path, max_length: int, scratch: Path | None) -> Inputs:
+    """Find the byte-level BPE.
+
+    :param max_length: in tokens.
+    :param scratch: an empty folder, for a vocabulary that is a part of ``tokenizer.json``; None = that is not read.
+    :raises CheckpointError: words are treated as ours are not.
+    """
+    task = {"max_length": max_length}
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("add_prefix_space", False):
+        raise CheckpointError(f"{settings}: `add_prefix_space` must be false; a sentence begins as it is written here.")
+    if all((folder / name).is_file() for name in _VOCABULARY):
+        return Inputs(task, [folder / name for name in _VOCABULARY])
+    if scratch is not None and (folder / "tokenizer.json").is_file():
+        try:
+            Tokenizer.from_file(str(folder / "tokenizer.json")).model.save(str(scratch))
+        except Exception as ex:  # tokenizers raises nothing more specific
+            raise CheckpointError(f"{folder}/tokenizer.json cannot be read: {ex}") from None
+        return Inputs(task, [scratch / name for name in _VOCABULARY])
+
+    note = f"{folder} has no tokenizer: set `dataset.config_overrides.vocabulary` to the folder of the model's vocabulary."
+    return Inputs(task, notes=[note])
+
+
+def read_symbols(folder: Path, source: PretrainedConfig) -> list[str]:
+    """Read what each output of a CTC model stands for, in our spelling: ``<blank>``, and ``|`` behind each word.
+
+    :raises CheckpointError: some outputs are not named, or the blank is another one for the model than for the tokenizer.
+    """
+    from transformers import Wav2Vec2CTCTokenizer
+
+    tokenizer: Any = _open(folder, Wav2Vec2CTCTokenizer.from_pretrained, "vocab.json")
+    if tokenizer is None:
+        raise CheckpointError(f"{folder} has no vocab.json, which names the symbols of the head; {LEAVE_OUT}")
+    if tokenizer.target_lang is not None:
+        raise CheckpointError(f"{folder}/vocab.json has one vocabulary for each language; {LEAVE_OUT}")
+    names = {index: name for name, index in tokenizer.get_vocab().items() if index < source.vocab_size}
+    if sorted(names) != list(range(source.vocab_size)):
+        raise CheckpointError(f"{folder}/vocab.json names {len(names)} of the head's {source.vocab_size} symbols; {LEAVE_OUT}")
+    blank = tokenizer.pad_token_id
+    if blank != source.pad_token_id or blank not in names:
+        raise CheckpointError(
+            f"{folder}: the blank is number {source.pad_token_id} in config.json (`pad_token_id`), but {blank} in the tokenizer."
+        )
+
+    special = {blank: BLANK, tokenizer.word_delimiter_token_id: WORD_END}
+    lower = str.lower if tokenizer.do_lower_case else str
+    kept = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token}
+    symbols = [special.get(i, names[i] if names[i] in kept else lower(names[i])) for i in range(source.vocab_size)]
+    if len(set(symbols)) < len(symbols):
+        raise CheckpointError(f"{folder}/vocab.json: two symbols are the same when spelled as here; {LEAVE_OUT}")
+
+    return symbols
+
+
+LEAVE_OUT: Final = "--without-head converts what is below it."
+"""The way out, in messages."""
+
+
+def _open(folder: Path, read: Callable[..., T], file: str) -> T | None:
+    """Let transformers read a file of a folder; None = there is none.
+
+    :raises CheckpointError: it cannot be read.
+    """
+    if not any((folder / name).is_file() for name in (file, "processor_config.json", "tokenizer.json")):
+        return None
+    try:
+        return read(folder, local_files_only=True)
+    except Exception as ex:  # transformers lets through whatever the files provoke
+        raise CheckpointError(f"{folder / file} cannot be read: {' '.join(str(ex).split())}") from ex
