@@ -15,6 +15,7 @@ SUMMARIES = {
     "evaluate": "score a fine-tuned model, or probe any model: `OUTPUT_DIR --config checkpoint.path=RUN`",
     "extract": "write features of a manifest to disk: `OUTPUT_DIR --config checkpoint.path=RUN`",
     "inspect": "draw pictures of a model: `OUTPUT_DIR --config checkpoint.path=RUN`",
+    "export": "write a model as others read it: `OUTPUT_DIR --config checkpoint.path=RUN format=huggingface`",
     "list": "print the recipes, and what they may name",
 }
 
@@ -51,6 +52,16 @@ examples:
 examples:
   fairseq2 recipe inspect out/pictures --config checkpoint.path=out/pretrained
   fairseq2 recipe inspect out/pictures --config checkpoint.path=out/pretrained split=valid num_samples=8 num_embedded=0
+""",
+    "export": f"""{EXTENSION}\
+  --force               replace OUTPUT_DIR if an earlier export wrote it
+
+The output directory is what others get: no logs, and nothing at all unless it computes what our own model computes.
+
+examples:
+  fairseq2 recipe export out/shared --config checkpoint.path=out/finetuned format=huggingface
+  fairseq2 recipe export out/shared --config checkpoint.path=out/pretrained format=huggingface checkpoint.weights=teacher
+  fairseq2 recipe export out/encoder --config checkpoint.path=out/finetuned format=d2v_plugin head=false
 """,
     "list": """\
 usage: fairseq2 recipe list [-h] [--extension FILE.py]

@@ -49,6 +49,16 @@ def inspect(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     run(InspectRecipe(extensions), "inspect", words)
 
 
+def export(words: Sequence[str], extensions: Sequence[Extension]) -> None:
+    """``fairseq2 recipe export``: all flags of fairseq2's runner, ``--extension``, and ``--force``."""
+    force = "--force" in words
+    words = [word for word in words if word != "--force"]
+
+    from d2v_plugin.verbs.export.recipe import ExportRecipe
+
+    run(ExportRecipe(extensions, force=force), "export", words)
+
+
 def list_registered(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     """``fairseq2 recipe list``: everything a recipe may name."""
     if words in (["-h"], ["--help"]):
@@ -67,4 +77,4 @@ def list_registered(words: Sequence[str], extensions: Sequence[Extension]) -> No
         fail(str(ex))
 
 
-VERBS = {"train": train, "evaluate": evaluate, "extract": extract, "inspect": inspect, "list": list_registered}
+VERBS = {"train": train, "evaluate": evaluate, "extract": extract, "inspect": inspect, "export": export, "list": list_registered}
