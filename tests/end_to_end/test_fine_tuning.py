@@ -101,7 +101,7 @@ def test_predictions_stand_beside_references(tuned: Path) -> None:
     header, *rows = (tuned / "predictions" / "valid.tsv").read_text().splitlines()
     labels = [line.split("\t")[1] for line in (ROOT / "manifests" / "digits" / "valid.tsv").read_text().splitlines()[2:]]
 
-    assert header == "row\tprediction\treference" and len(rows) == 597
+    assert header == "row\tprediction\treference\tconfidence\tpath" and len(rows) == 597
     assert [row.split("\t")[2] for row in rows] == labels
     right = sum(row.split("\t")[1] == row.split("\t")[2] for row in rows)
     accuracy = json.loads((tuned / "summary.json").read_text())["scores"]["valid, last (update 280)"]["accuracy"]

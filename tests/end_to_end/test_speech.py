@@ -80,7 +80,7 @@ def test_ctc_learns_a_few_dozen_spoken_words(transcriber: Run) -> None:
 
     assert scores["Word Error Rate (WER)"] < 0.1
     assert scores["Character Error Rate (CER)"] < 0.1
-    assert lines[0] == "row\tprediction\treference" and len(lines) == 1 + NUM_WORDS
+    assert lines[0] == "row\tprediction\treference\tconfidence\tpath" and len(lines) == 1 + NUM_WORDS
     right = [line.split("\t")[1] == line.split("\t")[2] for line in lines[1:]]
     assert 1 - sum(right) / NUM_WORDS == pytest.approx(scores["Word Error Rate (WER)"])
 

@@ -38,8 +38,9 @@ def test_pairs_of_passages_are_told_apart_after_pre_training(command: Any, tmp_p
     assert outcome.status == 0, outcome.err
     assert read_scores(tmp_path / "out")["Accuracy"] > 0.9
     rows = [line.split("\t") for line in (tmp_path / "out" / "predictions" / "valid.tsv").read_text().splitlines()]
-    assert rows[0] == ["row", "prediction", "reference"] and len(rows) == 301
-    agree = sum(hypothesis == reference for _, hypothesis, reference in rows[1:])
+    assert rows[0] == ["row", "prediction", "reference", "confidence", "path"] and len(rows) == 301
+    assert rows[5][4] == f"{ROOT}/manifests/book_pairs/valid.tsv:6"
+    agree = sum(row[1] == row[2] for row in rows[1:])
     assert agree / 300 == pytest.approx(read_scores(tmp_path / "out")["Accuracy"], abs=1e-6)
 
     # A split without labels, as GLUE's are for its server: the checkpoint knows the classes.
@@ -50,8 +51,8 @@ def test_pairs_of_passages_are_told_apart_after_pre_training(command: Any, tmp_p
     outcome = command("recipe", "evaluate", tmp_path / "scores", "--config", *settings)
 
     assert outcome.status == 0, outcome.err
-    lines = (tmp_path / "scores" / "predictions" / "test.tsv").read_text().splitlines()
-    assert lines[1:] == [f"{row}\t{hypothesis}\t" for row, hypothesis, _ in rows[1:21]]
+    found = [line.split("\t") for line in (tmp_path / "scores" / "predictions" / "test.tsv").read_text().splitlines()]
+    assert [row[:3] for row in found[1:]] == [[*row[:2], ""] for row in rows[1:21]]
 
 
 def test_numbers_are_regressed(command: Any, tmp_path: Path) -> None:
