@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -84,6 +85,21 @@ class ByteBPETokenizer:
             self.vocabulary = Vocabulary(NUM_SPECIAL + len(symbols) + 1)
         self._pieces = {int(token): piece for piece, token in enumerate(self._ids) if token >= NUM_SPECIAL}
         self._pieces.pop(self.vocabulary.mask, None)
+
+    def with_our_ids(self) -> Pipeline:
+        """The same BPE with the ids of the vocabulary, special tokens included.
+
+        :raises RecipeError: some pieces have no id.
+        """
+        model = json.loads(self._pipeline.to_str())["model"]
+        pieces = {piece: int(self._ids[number]) for piece, number in model["vocab"].items() if piece not in _SPECIAL}
+        pieces |= {"<mask>": self.vocabulary.mask}
+        if lost := [piece for piece, token in pieces.items() if token == UNKNOWN]:
+            raise RecipeError(f"{len(lost)} of the pieces have no id in the dictionary, such as `{lost[0]}`.")
+        pipeline = Pipeline(BPE(_SPECIAL | pieces, [tuple(merge) for merge in model["merges"]], unk_token="<unk>"))
+        pipeline.pre_tokenizer, pipeline.decoder = self._pipeline.pre_tokenizer, self._pipeline.decoder
+
+        return pipeline
 
     def encode_lines(self, lines: Sequence[str]) -> list[TokenIds]:
         """See :class:`TextTokenizer`; in threads."""

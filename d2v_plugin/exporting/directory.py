@@ -25,12 +25,12 @@ def export_directory(exportable: Exportable, folder: Path) -> Differences:
         )
     write_directory(folder, content)
 
-    if exportable.criterion is None:
+    criterion = copy(exportable.criterion)
+    if criterion is None:
         model = load(folder)
     else:
-        criterion = copy(exportable.criterion)
         model = load_trained(folder, criterion, labels=exportable.labels, device=torch.device("cpu"))
-    written = replace(exportable, model=model, criterion=model.criterion)
+    written = replace(exportable, model=model, criterion=criterion)
     batch = draw_batch(model, exportable.modality)
     found = compute_outputs(written, batch)
 

@@ -10,7 +10,7 @@ from typing import Final
 from d2v_plugin.exporting.comparison import Differences
 from d2v_plugin.exporting.directory import export_directory
 from d2v_plugin.exporting.exportable import Exportable
-from d2v_plugin.exporting.hugging_face import export_hugging_face
+from d2v_plugin.exporting.hugging_face.export import export_hugging_face
 from d2v_plugin.exporting.onnx import export_onnx
 from d2v_plugin.exporting.timm import export_timm
 from d2v_plugin.exporting.torch_export import export_archive
