@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,13 +70,14 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     hugging_face = formats.add_parser(
         "huggingface",
         help="a data2vec 1.0 model of Hugging Face's transformers",
-        description="Convert a folder of `save_pretrained`; of a model with a head, what is below it.",
+        description="Convert a folder of `save_pretrained`, with its head and how its inputs are read.",
     )
     hugging_face.add_argument("source", type=Path, metavar="IN")
     hugging_face.add_argument("out", type=Path, metavar="OUT")
     hugging_face.add_argument(
         "--original-padding", action="store_true", help="treat padded speech as Hugging Face does, which is as fairseq did"
     )
+    hugging_face.add_argument("--no-head", action="store_true", help="of a fine-tuned model what is below the head")
     hugging_face.add_argument("--force", action="store_true", help="replace OUT if it is a converted checkpoint")
     hugging_face.set_defaults(run=_convert_hugging_face)
 
@@ -114,20 +116,19 @@ def _convert_fairseq(args: argparse.Namespace) -> None:
         original_padding=args.original_padding,
         ignored_keys=args.ignore_key,
     )
-    for note in model.info["source"]["notes"]:
-        print(f"convert_checkpoint: note: {note}", file=sys.stderr)
+    _print_notes(model)
     _write(args, model)
 
 
 def _convert_hugging_face(args: argparse.Namespace) -> None:
     from d2v_plugin.weights.convert.hugging_face import convert_hugging_face
-    from d2v_plugin.weights.directory import ModelDirectory
 
     _silence_transformers()
-    config, state = convert_hugging_face(args.source)
-    config.original_padding = args.original_padding
-    info = {"source": {"format": "huggingface", "folder": args.source.name}}
-    _write(args, ModelDirectory(config=config, student=state, info=info))
+    with tempfile.TemporaryDirectory() as scratch:
+        model = convert_hugging_face(args.source, head=not args.no_head, scratch=Path(scratch))
+        model.config.original_padding = args.original_padding
+        _print_notes(model)
+        _write(args, model)
 
 
 def _export_hugging_face(args: argparse.Namespace) -> None:
@@ -158,6 +159,11 @@ def _silence_transformers() -> None:
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def _print_notes(model: ModelDirectory) -> None:
+    for note in model.info["source"]["notes"]:
+        print(f"convert_checkpoint: note: {note}", file=sys.stderr)
 
 
 def _write(args: argparse.Namespace, model: ModelDirectory) -> None:

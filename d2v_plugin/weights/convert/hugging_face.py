@@ -32,8 +32,10 @@ from d2v_plugin.weights.directory import ModelDirectory
 from d2v_plugin.weights.state import Mismatch, State
 from d2v_plugin.weights.torch_file import POINTER, is_pointer
 
-# What lies on top of the encoder; and what may be missing, because only pre-training uses it.
+# What lies on top of the encoder, also where its name is that of a part of the encoder; and what may be missing, because only
+# pre-training uses it.
 _ON_TOP: Final = {"pooler", "adapter"}
+_XVECTOR: Final = {"feature_extractor.weight", "feature_extractor.bias"}
 _MASKS: Final = {"masked_spec_embed", "embeddings.mask_token"}
 
 if TYPE_CHECKING:
@@ -134,12 +136,13 @@ def _check_loading(src_dir: Path, model: PreTrainedModel, info: Mapping[str, Any
     wrong = {key: f"not {tuple(model.state_dict()[key].shape)}, as the configuration says" for key in mismatched}
     missing = set(info["missing_keys"]) - wrong.keys()
     unexpected = sorted(info["unexpected_keys"])
+    is_on_top = {key: part(key) not in parts or key in _XVECTOR for key in unexpected}
     Mismatch(
         missing=sorted(key for key in missing if part(key) not in ignored and key.removeprefix(base) not in _MASKS),
-        unexpected=[key.removeprefix(base) for key in unexpected if has_head or part(key) in parts],
+        unexpected=[key.removeprefix(base) for key in unexpected if has_head or not is_on_top[key]],
         wrong={key.removeprefix(base): text for key, text in wrong.items() if part(key) not in ignored},
     ).raise_if_any(f"{src_dir} does not hold the weights of the model that its configuration describes:")
-    if not has_head and (left_out := [key for key in unexpected if part(key) not in parts]):
+    if not has_head and (left_out := [key for key in unexpected if is_on_top[key]]):
         log.warning("Left out {} tensors of what lies on top of the encoder, such as `{}`.", len(left_out), left_out[0])
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _BICUBIC: Final = 3
+_SYMBOLS_FILE: Final = "vocab.json"
+_SETTINGS_FILES: Final = ("special_tokens_map.json", "tokenizer_config.json")
 _VOCABULARY: Final = ("vocab.json", "merges.txt")
 
 
@@ -98,7 +100,7 @@ def read_text_inputs(folder: Path, max_length: int, scratch: Path | None) -> Inp
     """
     task = {"max_length": max_length}
     settings = folder / "tokenizer_config.json"
-    if settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("add_prefix_space", False):
+    if _read_json(settings).get("add_prefix_space", False):
         raise CheckpointError(f"{settings}: `add_prefix_space` must be false; a sentence begins as it is written here.")
     if all((folder / name).is_file() for name in _VOCABULARY):
         return Inputs(task, [folder / name for name in _VOCABULARY])
@@ -107,9 +109,10 @@ def read_text_inputs(folder: Path, max_length: int, scratch: Path | None) -> Inp
             Tokenizer.from_file(str(folder / "tokenizer.json")).model.save(str(scratch))
         except Exception as ex:  # tokenizers raises nothing more specific
             raise CheckpointError(f"{folder}/tokenizer.json cannot be read: {ex}") from None
-        return Inputs(task, [scratch / name for name in _VOCABULARY])
+        if all((scratch / name).is_file() for name in _VOCABULARY):
+            return Inputs(task, [scratch / name for name in _VOCABULARY])
 
-    note = f"{folder} has no tokenizer: set `dataset.config_overrides.vocabulary` to the folder of the model's vocabulary."
+    note = f"{folder} has no byte-level BPE: set `dataset.config_overrides.vocabulary` to the folder of the model's vocabulary."
     return Inputs(task, notes=[note])
 
 
@@ -118,34 +121,52 @@ def read_symbols(folder: Path, source: PretrainedConfig) -> list[str]:
 
     :raises CheckpointError: some outputs are not named, or the blank is another one for the model than for the tokenizer.
     """
-    from transformers import Wav2Vec2CTCTokenizer
-
-    tokenizer: Any = _open(folder, Wav2Vec2CTCTokenizer.from_pretrained, "vocab.json")
-    if tokenizer is None:
-        raise CheckpointError(f"{folder} has no vocab.json, which names the symbols of the head; {LEAVE_OUT}")
-    if tokenizer.target_lang is not None:
-        raise CheckpointError(f"{folder}/vocab.json has one vocabulary for each language; {LEAVE_OUT}")
-    names = {index: name for name, index in tokenizer.get_vocab().items() if index < source.vocab_size}
+    if not (folder / _SYMBOLS_FILE).is_file():
+        raise CheckpointError(f"{folder} has no {_SYMBOLS_FILE}, which names the symbols of the head; {LEAVE_OUT}")
+    vocabulary = _read_json(folder / _SYMBOLS_FILE)
+    # The defaults are those of Wav2Vec2CTCTokenizer.
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "word_delimiter_token": "|"}
+    settings = {name: token for path in _SETTINGS_FILES for name, token in _read_json(folder / path).items()}
+    for name, token in tokens.items():
+        token = settings.get(name, token)
+        tokens[name] = token["content"] if isinstance(token, dict) else token
+    if any(not isinstance(index, int) for index in vocabulary.values()):
+        raise CheckpointError(f"{folder / _SYMBOLS_FILE} has a vocabulary for each language; {LEAVE_OUT}")
+    names = {index: name for name, index in vocabulary.items()}
     if sorted(names) != list(range(source.vocab_size)):
-        raise CheckpointError(f"{folder}/vocab.json names {len(names)} of the head's {source.vocab_size} symbols; {LEAVE_OUT}")
-    blank = tokenizer.pad_token_id
-    if blank != source.pad_token_id or blank not in names:
+        raise CheckpointError(
+            f"{folder / _SYMBOLS_FILE} names {len(names)} of the head's {source.vocab_size} symbols; {LEAVE_OUT}"
+        )
+    blank = vocabulary.get(tokens["pad_token"])
+    if blank != source.pad_token_id:
         raise CheckpointError(
             f"{folder}: the blank is number {source.pad_token_id} in config.json (`pad_token_id`), but {blank} in the tokenizer."
         )
 
-    special = {blank: BLANK, tokenizer.word_delimiter_token_id: WORD_END}
-    lower = str.lower if tokenizer.do_lower_case else str
-    kept = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token}
-    symbols = [special.get(i, names[i] if names[i] in kept else lower(names[i])) for i in range(source.vocab_size)]
+    special = {token: token for token in tokens.values()}
+    special |= {tokens["word_delimiter_token"]: WORD_END, tokens["pad_token"]: BLANK}
+    lower = str.lower if settings.get("do_lower_case", False) else str
+    symbols = [special.get(names[i], lower(names[i])) for i in range(source.vocab_size)]
     if len(set(symbols)) < len(symbols):
-        raise CheckpointError(f"{folder}/vocab.json: two symbols are the same when spelled as here; {LEAVE_OUT}")
+        raise CheckpointError(f"{folder / _SYMBOLS_FILE}: two symbols are the same when spelled as here; {LEAVE_OUT}")
 
     return symbols
 
 
-LEAVE_OUT: Final = "--without-head converts what is below it."
+LEAVE_OUT: Final = "--no-head converts what is below it."
 """The way out, in messages."""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read an object; of a file that is not there an empty one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as ex:
+        raise CheckpointError(f"{path} cannot be read: {ex}") from ex
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold an object.")
+
+    return content
 
 
 def _open(folder: Path, read: Callable[..., T], file: str) -> T | None:
@@ -153,7 +174,7 @@ def _open(folder: Path, read: Callable[..., T], file: str) -> T | None:
 
     :raises CheckpointError: it cannot be read.
     """
-    if not any((folder / name).is_file() for name in (file, "processor_config.json", "tokenizer.json")):
+    if not any((folder / name).is_file() for name in (file, "processor_config.json")):
         return None
     try:
         return read(folder, local_files_only=True)
