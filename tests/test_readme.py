@@ -40,12 +40,12 @@ def read_commands(path: str) -> list[str]:
 
 DOCS = (
     *("README.md", "recipes/README.md", "recipes/fine_tuning.md", "recipes/long_runs.md", "recipes/comparing.md"),
-    *("recipes/pictures.md", "recipes/differences.md", "recipes/speed/README.md"),
+    *("recipes/pictures.md", "recipes/differences.md", "recipes/speed/README.md", "recipes/using.md"),
 )
 COMMANDS = [line for path in DOCS for line in read_commands(path)]
 RECIPES = sorted({line[line.index("recipe ") :] for line in COMMANDS if " recipe " in line and "venv" not in line})
 TRAIN = [line for line in RECIPES if line.startswith("recipe train")]
-OTHERS = [line for line in RECIPES if line.split()[1] in ("evaluate", "extract", "inspect")]
+OTHERS = [line for line in RECIPES if line.split()[1] in ("evaluate", "extract", "inspect", "export")]
 
 
 @pytest.fixture(autouse=True)

@@ -121,6 +121,7 @@ def largest_difference(expected: Tensor, found: Tensor) -> float:
     """The largest difference, as a share of what is expected where that is more than 1; infinite if shapes or NaNs differ."""
     if expected.shape != found.shape:
         return float("inf")
+    found = found.detach()
     difference = (found.double() - expected.double()).abs() / expected.double().abs().clamp_min(1.0)
 
     return float(difference.nan_to_num(nan=float("inf")).amax())

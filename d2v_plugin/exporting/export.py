@@ -12,11 +12,11 @@ from fairseq2.runtime.dependency import DependencyResolver
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.registry import unknown_name
-from d2v_plugin.core.secrets import hide_in
 from d2v_plugin.core.storage import put_in_place
 from d2v_plugin.exporting.comparison import Differences
 from d2v_plugin.exporting.exportable import Exportable, read_exportable
 from d2v_plugin.exporting.formats import FORMATS, Format
+from d2v_plugin.models.base import drop_criterion
 from d2v_plugin.weights.directory import is_model_directory
 from d2v_plugin.weights.sources import Weights
 
@@ -37,12 +37,19 @@ class Export:
     def describe(self) -> list[str]:
         """Lines about it, for people."""
         model, criterion = self.exportable.model, self.exportable.criterion
-        num_bytes = sum(file.stat().st_size for file in self.files)
+        state = (drop_criterion(model.state_dict()) if criterion is None else model.state_dict()).items()
+        left_out = tuple(f"{name}." for name in model.prediction_modules)
+        num_parameters = sum(tensor.numel() for name, tensor in state if not name.startswith(left_out))
         modalities = ", ".join(modality.value for modality in model.config.frontends)
         head = "no head" if criterion is None else f"head: {type(criterion).__name__}"
         listed = ", ".join(f"{what} {value:.1e}" for what, value in self.differences.items())
 
-        return [f"{num_bytes:,} bytes, {modalities}, {head}", f"largest difference from our own model: {listed}"]
+        return [
+            *map(str, self.files),
+            "",
+            f"{num_parameters:,} parameters, {modalities}; {head}",
+            f"largest difference from our own model: {listed}",
+        ]
 
 
 def export_model(
@@ -77,6 +84,7 @@ def export_model(
         _check(format, FORMATS[format], differences)
         if not is_model_directory(new):
             (new / EXPORT_FILE).write_text(json.dumps(_describe(exportable, format, differences), indent=2) + "\n")
+        _make_readable(new)
         put_in_place(new, out)
 
     return Export(sorted(path for path in out.rglob("*") if path.is_file()), differences, exportable)
@@ -104,10 +112,19 @@ def _check(name: str, format: Format, differences: Differences) -> None:
         )
 
 
+def _make_readable(folder: Path) -> None:
+    """Let others read what safetensors wrote for its owner alone, as far as new files may be read here."""
+    probe = folder.parent / "probe"
+    probe.touch()
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(probe.stat().st_mode)
+
+
 def _describe(exportable: Exportable, format: str, differences: Differences) -> dict[str, Any]:
     return {
         "format": format,
-        "checkpoint": hide_in(exportable.path),
+        "checkpoint": exportable.name,
         "weights": exportable.weights,
         "head": None if exportable.criterion is None else type(exportable.criterion).__name__,
         "largest_differences": dict(differences),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from d2v_plugin.tasks.base import Task, TaskSection
 from d2v_plugin.weights.directory import HEAD_FILE
 from d2v_plugin.weights.loading import load
 from d2v_plugin.weights.provenance import Provenance
+from d2v_plugin.weights.run_folder import find_checkpoints
 from d2v_plugin.weights.sources import Weights, find_provenance
 
 T = TypeVar("T")
@@ -56,6 +58,14 @@ class Exportable:
     """The vocabulary that inputs are read with, or labels are spelled in."""
 
     @property
+    def name(self) -> str:
+        """What others may know of where the checkpoint is: the folder of its run, or of the model."""
+        checkpoints = find_checkpoints(self.path)
+        if checkpoints is None:
+            return Path(self.path).name
+        return Path(os.path.abspath(checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints)).name
+
+    @property
     def modality(self) -> Modality:
         """What the head takes; of an encoder alone the only modality, or the first of several."""
         if self.task is not None and self.task.modality in self.model.config.frontends:
@@ -81,8 +91,8 @@ def read_exportable(
     """
     provenance = find_provenance(path)
     sections = {} if provenance is None else provenance.sections
-    task = _create(resolver, Task, TaskSection, sections.get("task"))
-    criterion = _create(resolver, Criterion, CriterionSection, sections.get("criterion"))
+    task = create_section(resolver, Task, TaskSection, sections.get("task"))
+    criterion = create_section(resolver, Criterion, CriterionSection, sections.get("criterion"))
     files = find_vocabulary(Path(path), sections)
     if not head or not isinstance(criterion, SupervisedCriterion):
         if isinstance(criterion, SupervisedCriterion):
@@ -99,7 +109,7 @@ def read_exportable(
     return Exportable(str(path), weights, model, criterion, task, provenance, files)
 
 
-def _create(resolver: DependencyResolver, base: type[T], kls: type[ComponentSection], content: Any) -> T | None:
+def create_section(resolver: DependencyResolver, base: type[T], kls: type[ComponentSection], content: Any) -> T | None:
     """Build the component that a section of a run names, with those that its settings name; None = there is no such section."""
     if not content:
         return None

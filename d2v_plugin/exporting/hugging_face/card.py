@@ -26,7 +26,7 @@ _READ: Final = {
 
 def write_card(exportable: Exportable, folder: Path, *, kind: str) -> None:
     """Write ``README.md``; the licence is for whoever publishes the model to fill in."""
-    lines = ["---", *_describe_metadata(exportable, kind), "---", "", f"# {_name(exportable)}", ""]
+    lines = ["---", *_describe_metadata(exportable, kind), "---", "", f"# {exportable.name}", ""]
     lines += [*_describe_model(exportable), "", "## Use", "", *_describe_use(exportable, kind)]
     if scores := _read_scores(exportable):
         lines += ["", "## Scores", "", "Measured by the training run.", "", *scores]
@@ -41,13 +41,6 @@ def _describe_metadata(exportable: Exportable, kind: str) -> Iterator[str]:
     yield "- data2vec2"
     for modality in exportable.model.config.frontends:
         yield f"- {modality.value}"
-
-
-def _name(exportable: Exportable) -> str:
-    checkpoints = find_checkpoints(exportable.path)
-    if checkpoints is None:
-        return Path(exportable.path).name
-    return checkpoints.parent.name if checkpoints.name == "checkpoints" else checkpoints.name
 
 
 def _describe_model(exportable: Exportable) -> Iterator[str]:

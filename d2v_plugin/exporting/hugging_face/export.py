@@ -36,11 +36,12 @@ def export_hugging_face(exportable: Exportable, folder: Path) -> Differences:
     if not isinstance(exportable.model, Data2VecModel):
         return export_classes(exportable, folder)
     from d2v_plugin.exporting.hugging_face.shipped import modeling_data2vec2 as classes
+    from d2v_plugin.exporting.hugging_face.shipped.configuration_data2vec2 import Data2Vec2Config
 
     name, head = describe_head(exportable)
     kind: type[PreTrainedModel] = getattr(classes, name)
     auto_map = describe_classes(exportable.model.config)
-    config = classes.Data2Vec2Config(
+    config = Data2Vec2Config(
         **describe_model(exportable.model.config), **head, auto_map=auto_map, architectures=[name], dtype="float32"
     )
     folder.mkdir()
@@ -95,7 +96,7 @@ def _build(kind: Any, config: Any, model: Data2VecModel) -> PreTrainedModel:
 def _compare(exportable: Exportable, model: PreTrainedModel) -> Differences:
     """The largest differences over all modalities."""
     found: dict[str, float] = {}
-    model.eval()
+    model.train(False)
     encoder = getattr(model, "data2vec2", model)
     for modality in exportable.model.config.frontends:
         batch = draw_batch(exportable.model, modality)

@@ -77,11 +77,12 @@ def describe_head(exportable: Exportable) -> tuple[str, dict[str, Any]]:
         }
     if type(criterion) is AudioTaggingCriterion:
         pooling = "linear_softmax" if criterion.config.pooling == "linear_softmax" else "frame_mean"
-        settings = {"head_pooling": pooling, "problem_type": "multi_label_classification"}
+        settings: dict[str, Any] = {"head_pooling": pooling, "problem_type": "multi_label_classification"}
     elif type(criterion) is ClassificationCriterion:
         settings = {
             "head_pooling": criterion.config.pooling,
-            "head_norm": criterion.config.norm,
+            "head_norm": criterion.head.norm is not None,
+            **({} if criterion.head.norm is None else {"head_norm_eps": criterion.head.norm.eps}),
             "head_hidden": criterion.config.hidden,
             "problem_type": "regression" if criterion.labels is None else "single_label_classification",
         }

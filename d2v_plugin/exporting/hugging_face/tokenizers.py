@@ -98,7 +98,7 @@ def _build_pieces(path: Path, ids: Mapping[str, int], unknown: str | None = "<un
 
     :param ids: of all pieces that are put out.
     """
-    model = sentencepiece_model_pb2.ModelProto()
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     model.ParseFromString(path.read_bytes())
     kind, spec = model.trainer_spec.model_type, model.normalizer_spec
     ranked = [piece for piece in model.pieces if piece.piece in ids]

@@ -87,6 +87,4 @@ class ExportTask(RecipeTask):
                 head=config.head,
                 force=self.force,
             )
-        for file in export.files:
-            print_unwrapped(str(file))
-        print_unwrapped("\n".join(["", *export.describe()]))
+        print_unwrapped("\n".join(export.describe()))

@@ -75,6 +75,7 @@ class Data2Vec2Config(PretrainedConfig):
         initializer_range: float = 0.02,
         head_pooling: str = "mean",
         head_norm: bool = True,
+        head_norm_eps: float = 1e-6,
         head_hidden: bool = False,
         head_dropout: float = 0.0,
         vocab_size: int | None = None,
@@ -116,6 +117,7 @@ class Data2Vec2Config(PretrainedConfig):
         self.initializer_range = initializer_range
         self.head_pooling = head_pooling
         self.head_norm = head_norm
+        self.head_norm_eps = head_norm_eps
         self.head_hidden = head_hidden
         self.head_dropout = head_dropout
         if text is not None:

@@ -260,7 +260,8 @@ class Frontend(nn.Module):
         distances = F.pad(distances, (extra, 0, extra, 0))
         num_biased = self.alibi["num_heads"] or self.num_heads
         slopes = F.pad(alibi_slopes(num_biased, x.device), (0, self.num_heads - num_biased)).view(-1, 1, 1)
-        scale = self.alibi_scale.float().clamp_min(0.0)
+        scale = self.alibi_scale if self.alibi["learned_scale"] else self.alibi_scale.detach()
+        scale = scale.float().clamp_min(0.0)
         if 1 < scale.size(2) < self.num_heads:
             scale = F.pad(scale, (0, 0, 0, 0, 0, self.num_heads - num_biased))
         # L × (1, H, X + S, X + S)
@@ -272,14 +273,23 @@ class Frontend(nn.Module):
         return biases * self.num_layers if len(biases) == 1 else biases
 
 
+def convolve(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """A convolution with channels last, as of an image of height 1: (N, S, C) -> (N, S', C')."""
+    x = x.movedim(-1, 1).unsqueeze(2)
+    padding = (0, int(conv.padding[0]))
+    x = F.conv2d(x, conv.weight.unsqueeze(2), conv.bias, (1, conv.stride[0]), padding, groups=conv.groups)
+
+    return x.squeeze(2).movedim(1, -1)
+
+
 class ChannelNorm(nn.ModuleDict):
-    """Layer norm over the channels: (N, C, T) -> (N, C, T)."""
+    """Layer norm over the channels of (N, S, C)."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__({"1": nn.LayerNorm(num_channels)})
 
     def forward(self, x: Tensor) -> Tensor:
-        return self["1"](x.transpose(1, 2)).transpose(1, 2)
+        return self["1"](x)
 
 
 class WaveformEncoder(nn.Module):
@@ -298,24 +308,26 @@ class WaveformEncoder(nn.Module):
             in_channels = channels
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.conv_layers[0]["0"].weight.dtype).unsqueeze(1)
+        x = x.to(self.conv_layers[0]["0"].weight.dtype).unsqueeze(-1)
         for layer in self.conv_layers:
-            x = F.gelu(layer["2"](layer["0"](x)))
+            x, norm = convolve(x, layer["0"]), layer["2"]
+            x = norm(x.transpose(1, 2)).transpose(1, 2) if isinstance(norm, nn.GroupNorm) else norm(x)
+            x = F.gelu(x)
 
-        return x.transpose(1, 2)
+        return x
 
 
 class PositionConvolution(nn.Sequential):
-    """A grouped convolution of the same length, layer norm without parameters, GELU: (N, D, S) -> (N, D, S)."""
+    """A grouped convolution of the same length, layer norm without parameters, GELU: (N, S, D) -> (N, S, D)."""
 
     def __init__(self, dim: int, section: dict[str, Any]) -> None:
         kernel = section["position_kernel"]
         super().__init__(nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=section["position_groups"]))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self[0](x)[:, :, : x.size(2)].transpose(1, 2)
+        x = convolve(x, self[0])[:, : x.size(1)]
 
-        return F.gelu(F.layer_norm(x, x.shape[-1:])).transpose(1, 2)
+        return F.gelu(F.layer_norm(x, x.shape[-1:]))
 
 
 class ConvPositions(nn.Module):
@@ -323,7 +335,7 @@ class ConvPositions(nn.Module):
 
     def __init__(self, dim: int, section: dict[str, Any]) -> None:
         super().__init__()
-        blocks = {str(i): PositionConvolution(dim, section) for i in range(1, section["position_depth"] + 1)}
+        blocks: dict[str, nn.Module] = {str(i + 1): PositionConvolution(dim, section) for i in range(section["position_depth"])}
         self.pre_norm = section["position_pre_norm"]
         if self.pre_norm:
             blocks = {"0": nn.LayerNorm(dim), "1": nn.ModuleDict(blocks)}
@@ -334,11 +346,10 @@ class ConvPositions(nn.Module):
         blocks = list(self.children())
         if self.pre_norm:
             x, blocks = blocks[0](x), list(blocks[1].children())
-        x = x.transpose(1, 2)
         for block in blocks:
-            x = block(x if mask is None else x.masked_fill(~mask.unsqueeze(1), 0.0))
+            x = block(x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0))
 
-        return x.transpose(1, 2)
+        return x
 
 
 class AudioFrontend(Frontend):
@@ -508,6 +519,8 @@ class Data2Vec2Model(Data2Vec2PreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        if self.config.text is None:
+            raise NotImplementedError("The model reads no text.")
         return self.modality_encoders["TEXT"].local_encoder.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -567,7 +580,7 @@ class ClassificationHead(nn.Module):
     def __init__(self, config: Data2Vec2Config) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.norm = nn.LayerNorm(dim, eps=1e-6) if config.head_norm else nn.Identity()
+        self.norm = nn.LayerNorm(dim, eps=config.head_norm_eps) if config.head_norm else nn.Identity()
         self.dropout = nn.Dropout(config.head_dropout)
         self.dense = nn.Linear(dim, dim) if config.head_hidden else None
         self.proj = nn.Linear(dim, config.num_labels)
