@@ -143,24 +143,8 @@ def _convert_hugging_face(args: argparse.Namespace) -> None:
 
 
 def _export_hugging_face(args: argparse.Namespace) -> None:
-    from d2v_plugin.exporting.export import check_place
-    from d2v_plugin.models.data2vec1.base import Data2Vec1Model
-    from d2v_plugin.models.data2vec2.config import Data2VecConfig
-    from d2v_plugin.weights.convert.hugging_face import export_hugging_face
-    from d2v_plugin.weights.loading import load
-    from d2v_plugin.weights.sources import find_source
-
-    check_place(args.out, force=args.force)
     _silence_transformers()
-    weights: Weights = "teacher" if args.teacher_weights else "student"
-    if isinstance(find_source(args.source).config, Data2VecConfig):
-        _export_as(args, "huggingface", weights)
-        return
-    model = load(args.source, weights=weights)
-    assert isinstance(model, Data2Vec1Model)
-    export_hugging_face(model, args.out)
-    for file in sorted(args.out.iterdir()):
-        print(file)
+    _export_as(args, "huggingface", "teacher" if args.teacher_weights else "student")
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -108,7 +108,7 @@ def test_transcripts_are_those_of_their_processor(tmp_path: Path) -> None:
     assert processor.feature_extractor.do_normalize and processor.feature_extractor.return_attention_mask
 
 
-def test_speech_says_how_much_padding_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_speech_says_that_padding_changes_it_there(tmp_path: Path) -> None:
     exportable = read_trained(tmp_path / "trained", "data2vec1", "audio_tiny", "classification", norm=False)
 
     differences = export_hugging_face(exportable, tmp_path / "out")

@@ -25,12 +25,22 @@ ARCHIVES: list[Any] = [
     pytest.param(("data2vec1", "text_tiny", "classification"), SENTENCE_HEAD, ["features", "logits"], id="sentences"),
     pytest.param(("data2vec1", "vision_tiny"), {}, ["features"], id="pictures"),
 ]
+USING = Path(__file__).parents[2].joinpath("recipes", "using.md").read_text(encoding="utf-8")
 SPEECH = ["features", "frame_padding_mask", "logits"]
 GRAPHS: list[Any] = [
     pytest.param(("data2vec1", "audio_tiny", "ctc"), {"labels": SYMBOLS}, SPEECH, id="speech"),
     pytest.param(("data2vec", "text_tiny"), {}, ["features"], id="text"),
     pytest.param(("data2vec", "image_tiny", "classification"), {}, ["features", "logits"], id="pictures"),
 ]
+
+
+def run_example(name: str, folder: str, place: Path, names: dict[str, Any]) -> dict[str, Any]:
+    """Run what the page shows, on an export that lies elsewhere."""
+    found = re.findall(rf"<!-- code: {re.escape(name)} -->\n```python\n(.*?)```", USING, re.DOTALL)
+    assert len(found) == 1 and f'"{folder}' in found[0]
+    exec(found[0].replace(f'"{folder}', f'"{place}'), names)
+
+    return names
 
 
 def draw_inputs(program: Program, rows: int) -> dict[str, torch.Tensor]:
@@ -61,6 +71,9 @@ def test_archives_are_equal_at_other_sizes(model: Any, settings: Any, outputs: l
         inputs = draw_inputs(program, rows)
         for ours, theirs in zip(program(*inputs.values()), loaded(*inputs.values()), strict=True):
             torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+    if outputs == ["features"]:
+        names = run_example("torch.export", "out/program", tmp_path / "out", {"images": torch.randn(3, 3, 16, 16)})
+        assert names["features"].shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize(("model", "settings", "outputs"), GRAPHS)
@@ -83,6 +96,10 @@ def test_onnx_is_equal_at_other_sizes(model: Any, settings: Any, outputs: list[s
     assert metadata["modality"] == exportable.modality.value
     if exportable.labels is not None:
         assert json.loads(metadata["labels"]) == list(exportable.labels.names)
+    if outputs == SPEECH:
+        waveforms = torch.randn(2, 300).numpy()
+        names = run_example("onnx", "out/graph", tmp_path / "out", {"waveforms": waveforms})
+        assert len(names["symbols"]) == names["features"].shape[1] and set(names["symbols"]) <= set(SYMBOLS.names)
 
 
 def test_what_serves_pretraining_alone_is_not_in_the_file(tmp_path: Path) -> None:

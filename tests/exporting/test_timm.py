@@ -70,12 +70,13 @@ def test_the_module_needs_neither_this_package_nor_fairseq2(tmp_path: Path) -> N
     export_timm(exportable, tmp_path / "out")
     images = torch.randn(5, 3, 16, 16)
     torch.save(images, tmp_path / "images.pt")
+    page = Path(__file__).parents[2].joinpath("recipes", "using.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"<!-- code: timm -->\n```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "use.py").write_text(
         "import sys, torch\nsys.modules['d2v_plugin'] = sys.modules['fairseq2'] = None\n"
-        f"sys.path.insert(0, {str(tmp_path / 'out')!r})\nfrom data2vec2_vit import create_model\n"
-        "model, images = create_model(), torch.load('images.pt')\n"
+        f"torch.set_grad_enabled(False)\nimages = torch.load('images.pt')\n{shown.replace('out/digits_timm', str(tmp_path / 'out'))}\n"
+        "torch.save([tokens, logits], 'found.pt')\nassert reading['input_size'] == [3, 16, 16]\n"
         "fresh = create_model(num_classes=7, drop_path_rate=0.1)\nassert fresh(images).shape == (5, 7)\n"
-        "with torch.no_grad(): torch.save([model.forward_features(images), model(images)], 'found.pt')\n"
     )
 
     environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
