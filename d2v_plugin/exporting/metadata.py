@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import d2v_plugin
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.exporting.exportable import Exportable
 
@@ -14,7 +13,7 @@ def describe_use(exportable: Exportable) -> dict[str, Any]:
     model, modality = exportable.model, exportable.modality
     frontend = model.config.frontends[modality]
     reading = getattr(getattr(exportable.task, "config", None), modality.value, None)
-    content: dict[str, Any] = {"d2v_plugin": d2v_plugin.__version__, "modality": modality.value}
+    content: dict[str, Any] = {"modality": modality.value}
     if modality is Modality.AUDIO:
         content["shortest"] = model.shortest_input(modality)
         content["samples_per_frame"] = frontend.samples_per_frame

@@ -10,10 +10,11 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from small_models import SENTENCE_HEAD, SYMBOLS, read_trained
+from small_models import CLASSES, SENTENCE_HEAD, SYMBOLS, read_trained
 from torch import nn
 
 import d2v_plugin.exporting.packages
+from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.exporting.onnx import export_onnx
 from d2v_plugin.exporting.program import Program, draw_example
@@ -96,10 +97,9 @@ def test_onnx_is_equal_at_other_sizes(model: Any, settings: Any, outputs: list[s
     assert metadata["modality"] == exportable.modality.value
     if exportable.labels is not None:
         assert json.loads(metadata["labels"]) == list(exportable.labels.names)
-    if outputs == SPEECH:
-        waveforms = torch.randn(2, 300).numpy()
-        names = run_example("onnx", "out/graph", tmp_path / "out", {"waveforms": waveforms})
-        assert len(names["symbols"]) == names["features"].shape[1] and set(names["symbols"]) <= set(SYMBOLS.names)
+    if exportable.modality is Modality.IMAGE:
+        names = run_example("onnx", "out/graph", tmp_path / "out", {"images": torch.randn(2, 3, 16, 16).numpy()})
+        assert len(names["names"]) == 2 and set(names["names"]) <= set(CLASSES.names)
 
 
 def test_what_serves_pretraining_alone_is_not_in_the_file(tmp_path: Path) -> None:

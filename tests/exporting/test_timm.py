@@ -72,9 +72,10 @@ def test_the_module_needs_neither_this_package_nor_fairseq2(tmp_path: Path) -> N
     torch.save(images, tmp_path / "images.pt")
     page = Path(__file__).parents[2].joinpath("recipes", "using.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"<!-- code: timm -->\n```python\n(.*?)```", page, re.DOTALL)
+    shown = shown.replace("out/digits_timm", str(tmp_path / "out"))
     (tmp_path / "use.py").write_text(
         "import sys, torch\nsys.modules['d2v_plugin'] = sys.modules['fairseq2'] = None\n"
-        f"torch.set_grad_enabled(False)\nimages = torch.load('images.pt')\n{shown.replace('out/digits_timm', str(tmp_path / 'out'))}\n"
+        f"torch.set_grad_enabled(False)\nimages = torch.load('images.pt')\n{shown}\n"
         "torch.save([tokens, logits], 'found.pt')\nassert reading['input_size'] == [3, 16, 16]\n"
         "fresh = create_model(num_classes=7, drop_path_rate=0.1)\nassert fresh(images).shape == (5, 7)\n"
     )
