@@ -96,7 +96,7 @@ class ByteBPETokenizer:
         pieces |= {"<mask>": self.vocabulary.mask}
         if lost := [piece for piece, token in pieces.items() if token == UNKNOWN]:
             raise RecipeError(f"{len(lost)} of the pieces have no id in the dictionary, such as `{lost[0]}`.")
-        pipeline = Pipeline(BPE(_SPECIAL | pieces, [tuple(merge) for merge in model["merges"]], unk_token="<unk>"))
+        pipeline = Pipeline(BPE(_SPECIAL | pieces, [tuple(merge) for merge in model["merges"]]))
         pipeline.pre_tokenizer, pipeline.decoder = self._pipeline.pre_tokenizer, self._pipeline.decoder
 
         return pipeline

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import soundfile
 import torch
 from cases import BOOKS, CASES, describe_models, write_case
+from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.cli.main import main
 from d2v_plugin.core.batch import Modality
@@ -27,7 +29,7 @@ from d2v_plugin.data.single import read_audio
 from d2v_plugin.data.text import END, PADDING
 from d2v_plugin.data.tokenizers import open_tokenizer
 from d2v_plugin.exporting.export import export_model
-from d2v_plugin.exporting.exportable import Exportable
+from d2v_plugin.exporting.exportable import Exportable, read_exportable
 from d2v_plugin.exporting.hugging_face.settings import describe_head
 from d2v_plugin.exporting.hugging_face.tokenizers import write_tokenizer
 from d2v_plugin.scoring.ctc_decoding import GreedyDecoder
@@ -225,7 +227,7 @@ def test_what_the_pages_show_works(elsewhere: Found) -> None:
     assert all(len(found) == 1 for found in blocks)
     given = """
 import numpy as np, torch
-from fairseq2.recipe.error import RecipeError
+from PIL import Image
 waveform = np.random.default_rng(1).normal(size=16_000).astype("float32")
 waveforms, picture = torch.randn(2, 8000), Image.new("RGB", (40, 40))
 """
@@ -250,7 +252,7 @@ def test_heads_of_extensions_are_refused_by_name(tmp_path: Path) -> None:
     criterion = Mine(ClassificationConfig())
     criterion.set_labels(exportable.labels)
 
-    with pytest.raises(CheckpointError, match="a `Mine`, is none that Hugging Face's classes have. `head=false` exports"):
+    with pytest.raises(CheckpointError, match=r"a `Mine`, is none that Hugging Face's classes have\. `head=false` exports"):
         describe_head(replace(exportable, criterion=criterion))
 
 

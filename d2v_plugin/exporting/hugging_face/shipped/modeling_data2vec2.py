@@ -105,7 +105,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with GELU between them."""
+    """Two layers with GELU between them."""
 
     def __init__(self, config: Data2Vec2Config) -> None:
         super().__init__()
@@ -243,6 +243,7 @@ class Frontend(nn.Module):
         return None if mask is None else mask.bool()
 
     def add_positions(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Of text they are in the embedding."""
         return x
 
     def build_biases(self, x: Tensor, mask: Tensor | None) -> list[Tensor | None]:
@@ -594,7 +595,11 @@ class ClassificationHead(nn.Module):
 
 
 class _WithHead(Data2Vec2PreTrainedModel):
-    """An encoder with a head; options of ``forward`` are those of :class:`Data2Vec2Model`."""
+    """An encoder with a head; options of ``forward`` are those of :class:`Data2Vec2Model`.
+
+    Subclasses have ``build_head(config)``, ``compute_logits(whole, x, mask)`` and ``compute_loss(logits, labels, mask)``: the output
+    of the encoder (N, X + S, D), the same without extra tokens (N, S, D), and the mask (N, S), False = padding.
+    """
 
     accepts_loss_kwargs = False
     output_class: type[ModelOutput] = SequenceClassifierOutput
@@ -605,20 +610,6 @@ class _WithHead(Data2Vec2PreTrainedModel):
         self.dropout = nn.Dropout(config.head_dropout)
         self.head = self.build_head(config)
         self.post_init()
-
-    def build_head(self, config: Data2Vec2Config) -> nn.Module:
-        raise NotImplementedError
-
-    def compute_logits(self, whole: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
-        """
-        :param whole: (N, X + S, D) the output of the encoder.
-        :param x: (N, S, D) without extra tokens.
-        :param mask: (N, S), False = padding.
-        """
-        raise NotImplementedError
-
-    def compute_loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-        raise NotImplementedError
 
     def run(self, inputs: Tensor, attention_mask: Tensor | None, labels: Tensor | None, options: dict[str, Any]) -> Any:
         return_dict = options.pop("return_dict", None)
