@@ -18,13 +18,13 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 
-class PostNormBlock(Block):  # type: ignore[misc]  # timm has no types
+class PostNormBlock(Block):
     """A Transformer block that normalises the sums."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(N, 1 + S, D) -> (N, 1 + S, D)"""
         x = self.norm1(x + self.drop_path1(self.attn(x, attn_mask=attn_mask, is_causal=is_causal)))
-        return self.norm2(x + self.drop_path2(self.mlp(x)))  # type: ignore[no-any-return]
+        return self.norm2(x + self.drop_path2(self.mlp(x)))
 
 
 def embed_patches(**arguments: Any) -> PatchEmbed:

@@ -81,7 +81,7 @@ def _load(folder: Path, content: TimmModel) -> nn.Module:
 
     import timm
 
-    norm = {} if content.norm_eps == _TIMM_EPS else {"norm_layer": partial(nn.LayerNorm, eps=content.norm_eps)}
+    norm: dict[str, Any] = {} if content.norm_eps == _TIMM_EPS else {"norm_layer": partial(nn.LayerNorm, eps=content.norm_eps)}
     return timm.create_model(f"local-dir:{folder}", pretrained=True, **norm).eval()
 
 

@@ -119,7 +119,7 @@ def describe_vit(exportable: Exportable) -> TimmModel:
         "final_norm": head["fc_norm"],
         **head,
     }
-    names = {
+    names: dict[str, str | Callable[[re.Match[str]], str]] = {
         **_VIT_NAMES,
         r"^blocks\.(\d+)\.": lambda found: f"blocks.{int(found[1]) + image.prenet_depth}.",
         r"^modality_encoders\.IMAGE\.context_encoder\.blocks\.": "blocks.",

@@ -135,7 +135,7 @@ class EncoderModel(nn.Module, ABC):
         :raises ValueError: the model is not for this modality, or not for inputs of this size.
         :raises RuntimeError: TorchScript traces it.
         """
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             raise RuntimeError(NO_TORCHSCRIPT)
         return self.encode_whole(self.mask_local(self.extract_local(inputs, padding_mask, modality=modality), None))
 

@@ -42,7 +42,9 @@ def build_hugging_face(model: Data2Vec1Model, head: ExportedHead | None = None) 
         weights |= {key: t.detach().cpu().float() for key, t in head.weights.items() if not key.startswith("pooler.")}
     exported.load_state_dict(weights, assign=True)
 
-    return exported.eval()
+    exported.eval()  # type: ignore[no-untyped-call]
+
+    return exported
 
 
 def _export_config(config: Data2Vec1ModelConfig) -> PretrainedConfig:

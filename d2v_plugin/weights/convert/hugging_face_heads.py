@@ -126,7 +126,7 @@ def _read_labels(source: PretrainedConfig, architecture: str) -> LabelSet | None
         return None
     if source.problem_type not in (None, "single_label_classification"):
         raise CheckpointError(f"`problem_type` must be single_label_classification, but is {source.problem_type}.")
-    names = {int(index): str(name) for index, name in source.id2label.items()}
+    names = {int(index): str(name) for index, name in (source.id2label or {}).items()}
     if source.num_labels < 2 or sorted(names) != list(range(source.num_labels)) or len(set(names.values())) < len(names):
         raise CheckpointError(f"`id2label` must name two classes at least, each by another name, but is {names}.")
 
