@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Final
 
@@ -29,12 +30,11 @@ def export_onnx(exportable: Exportable, folder: Path) -> Differences:
     import onnxruntime
 
     program = Program(exportable)
+    exported = export_program(program)
+    # It warns of operators of torchvision, which no model here uses.
+    logging.getLogger("torch.onnx._internal.exporter._schemas").setLevel(logging.ERROR)
     onnx = torch.onnx.export(
-        export_program(program),
-        dynamo=True,
-        verbose=False,
-        input_names=program.input_names,
-        output_names=program.output_names,
+        exported, dynamo=True, verbose=False, input_names=program.input_names, output_names=program.output_names
     )
     assert onnx is not None
     for name, value in describe_use(exportable).items():

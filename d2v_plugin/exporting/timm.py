@@ -51,7 +51,13 @@ def export_timm(exportable: Exportable, folder: Path) -> Differences:
         shutil.copyfile(MODULE, folder / MODULE.name)
     (folder / "README.md").write_text(_write_card(content), encoding="utf-8")
 
-    return _compare(exportable, _load(folder, content))
+    try:
+        loaded = _load(folder, content)
+    except RuntimeError as ex:
+        reason = " ".join(str(ex).split())
+        raise CheckpointError(f"timm's {content.architecture} is another architecture than {exportable.path}: {reason}") from ex
+
+    return _compare(exportable, loaded)
 
 
 def _describe_inputs(exportable: Exportable, num_classes: int) -> dict[str, Any]:

@@ -98,6 +98,15 @@ def test_heads_are_equal_there_and_when_they_come_back(kind: str, model: Any, se
         assert getattr(back.task.config, reading) == getattr(exportable.task.config, reading)  # type: ignore[union-attr]
 
 
+def test_another_architecture_is_refused_in_a_line(tmp_path: Path) -> None:
+    exportable = read_trained(tmp_path / "trained", "data2vec1", "text_tiny")
+    exportable.model.register_parameter("register_tokens", torch.nn.Parameter(torch.zeros(1)))
+
+    with pytest.raises(CheckpointError, match=r"Data2VecTextModel is another architecture .* has register_tokens\.") as caught:
+        export_hugging_face(exportable, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
 def test_transcripts_are_those_of_their_processor(tmp_path: Path) -> None:
     exportable = read_trained(tmp_path / "trained", "data2vec1", "audio_tiny", "ctc", labels=SYMBOLS)
     export_hugging_face(exportable, tmp_path / "out")

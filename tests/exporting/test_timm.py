@@ -138,6 +138,15 @@ def test_what_timm_does_not_have_is_refused_by_name(model: Any, settings: Any, m
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
+def test_another_architecture_is_refused_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exportable = read_trained(tmp_path / "trained", "data2vec", "image_tiny")
+    exportable.model.register_parameter("register_tokens", torch.nn.Parameter(torch.zeros(1)))
+
+    with pytest.raises(CheckpointError, match=r"data2vec2_vit is another architecture than .*register_tokens") as caught:
+        export_timm(exportable, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
 def test_without_timm_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exportable = read_trained(tmp_path / "trained", "data2vec1", "vision_tiny")
     monkeypatch.setattr(d2v_plugin.exporting.packages, "find_spec", lambda name: None)

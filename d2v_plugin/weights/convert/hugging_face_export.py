@@ -40,6 +40,11 @@ def build_hugging_face(model: Data2Vec1Model, head: ExportedHead | None = None) 
         weights = {**weights, **{key: t for key, t in head.weights.items() if key.startswith("pooler.")}}
         weights = {f"{exported.base_model_prefix}.{key}": tensor for key, tensor in weights.items()}
         weights |= {key: t.detach().cpu().float() for key, t in head.weights.items() if not key.startswith("pooler.")}
+    if odd := sorted(weights.keys() ^ exported.state_dict().keys()):
+        raise CheckpointError(
+            f"{type(exported).__name__} is another architecture than this model: only one of them has {', '.join(odd[:3])}"
+            f"{f' and {len(odd) - 3} others' if len(odd) > 3 else ''}."
+        )
     exported.load_state_dict(weights, assign=True)
 
     exported.eval()  # type: ignore[no-untyped-call]
