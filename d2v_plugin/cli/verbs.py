@@ -42,6 +42,13 @@ def extract(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     run(ExtractRecipe(extensions), "extract", words)
 
 
+def predict(words: Sequence[str], extensions: Sequence[Extension]) -> None:
+    """``fairseq2 recipe predict``: all flags of fairseq2's runner, and ``--extension``."""
+    from d2v_plugin.verbs.predict.recipe import PredictRecipe
+
+    run(PredictRecipe(extensions), "predict", words)
+
+
 def inspect(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     """``fairseq2 recipe inspect``: all flags of fairseq2's runner, and ``--extension``."""
     from d2v_plugin.verbs.inspect.recipe import InspectRecipe
@@ -77,4 +84,12 @@ def list_registered(words: Sequence[str], extensions: Sequence[Extension]) -> No
         fail(str(ex))
 
 
-VERBS = {"train": train, "evaluate": evaluate, "extract": extract, "inspect": inspect, "export": export, "list": list_registered}
+VERBS = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "extract": extract,
+    "inspect": inspect,
+    "export": export,
+    "list": list_registered,
+}

@@ -112,6 +112,13 @@ class ByteBPETokenizer:
         return text
 
 
+def holds_vocabulary(folder: Path) -> bool:
+    """Tell whether :func:`open_tokenizer` finds something to open."""
+    return any(
+        all((folder / name).is_file() for name in names) for names in ((SENTENCEPIECE_FILE,), _HUGGING_FACE_FILES, _FAIRSEQ_FILES)
+    )
+
+
 def open_tokenizer(folder: Path) -> TextTokenizer:
     """Open the vocabulary in a folder: ``sentencepiece.model`` as tools/make_manifest.py writes it, GPT-2's BPE as fairseq
     publishes it (``encoder.json``, ``vocab.bpe``, ``dict.txt``) or as Hugging Face does (``vocab.json``, ``merges.txt``).

@@ -74,11 +74,12 @@ def make_word(text: str, runs: Sequence[Run]) -> Word:
 
 
 def make_transcript(words: Sequence[Word], runs: Sequence[Run], log_probs: NDArray[np.float32]) -> Transcript:
-    """:param log_probs: (S,) of the symbols of the alignment; where it has nothing but blanks, these say how sure the model is."""
-    if runs:
-        confidence = mean_probability(runs)
-    else:
-        confidence = exp(float(log_probs.mean(dtype=np.float64))) if len(log_probs) else 1.0
+    """
+    :param runs: the symbols that are said.
+    :param log_probs: (S,) of all symbols of the alignment; where there are blanks alone, they tell how sure the model is.
+    """
+    silence = exp(float(log_probs.mean(dtype=np.float64))) if len(log_probs) else 1.0
+    confidence = mean_probability(runs) if runs else silence
     return Transcript(hypothesis=" ".join(word.text for word in words), confidence=confidence, words=words)
 
 

@@ -113,7 +113,7 @@ class TextClassificationTask(Task[TextClassificationConfig, Sentences]):
     @override
     def locate(self, split: str, row: int) -> str:
         table = self.dataset.split(split)
-        return f"{table.path}:{table.name_of(row)}"
+        return f"{table.path.absolute()}:{table.name_of(row)}"
 
     def _open_sentences(self, split: str) -> tuple[TokenIds, ReadBatch, BadSamples]:
         """Encode a split; returns the lengths of its rows, too."""

@@ -37,15 +37,15 @@ def use_settings_of_run(args: Namespace, *, sections: Sequence[str]) -> Namespac
 
 
 def _known_settings(path: str, sections: Sequence[str]) -> dict[str, Any]:
-    provenance = find_provenance(path)
-    if provenance is not None:
-        known = {name: section for name, section in provenance.sections.items() if name in sections}
-        if is_model_directory(Path(path)):
-            known = _point_at_vocabulary(known, Path(path).absolute())
-        return {"_set_": known}
-
     # Nothing can be registered in the recipe's own container once it has been asked for something.
     with swap_default_resolver(None):  # type: ignore[arg-type]
+        provenance = find_provenance(path)
+        if provenance is not None:
+            known = {name: section for name, section in provenance.sections.items() if name in sections}
+            if is_model_directory(Path(path)):
+                known = _point_at_vocabulary(known, Path(path).absolute())
+            return {"_set_": known}
+
         return _sections_of_model(find_source(path))
 
 

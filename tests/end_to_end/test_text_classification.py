@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from d2v_plugin.data.tables import GLUE
+from d2v_plugin.scoring.scores import pearson
 
 ROOT = Path(__file__).parents[2]
 BOOKS = ROOT / "manifests" / "books"
@@ -72,6 +73,12 @@ def test_numbers_are_regressed(command: Any, tmp_path: Path) -> None:
     assert found["Pearson Correlation"] > 0.8
     both = (found["Pearson Correlation"] + found["Spearman Correlation"]) / 2
     assert found["Mean of Pearson and Spearman"] == pytest.approx(both)
+
+    words = [f"checkpoint.path={tmp_path / 'out'}", f"inputs={tmp_path / 'valid.tsv'}"]
+    assert command("recipe", "predict", tmp_path / "predicted", "--config", *words).status == 0
+    lines = [json.loads(line) for line in (tmp_path / "predicted" / "predictions.jsonl").read_text().splitlines()]
+    correlation = pearson([line["value"] for line in lines], [i % 6 for i in range(16)])
+    assert correlation == pytest.approx(found["Pearson Correlation"], abs=1e-5)
 
 
 @pytest.mark.parametrize("task", ["cola", "mrpc", "mnli", "sts_b"])

@@ -117,10 +117,11 @@ def check_model(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def check_inputs(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
+def check_inputs(folder: Path, subfolder: str, case: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    place: dict[str, Any] = {**TRUST, **({"subfolder": subfolder} if subfolder else {})}
     if "waveforms" in case:
-        reader = AutoFeatureExtractor.from_pretrained(folder, **TRUST)
+        reader = AutoFeatureExtractor.from_pretrained(folder, **place)
         read = reader([w.numpy() for w in case["waveforms"]], sampling_rate=16_000, padding=True, return_tensors="pt")
         found["waveforms"] = difference(case["normalized"], read["input_values"])
         found["mask"] = read["attention_mask"].sum(1).tolist()
@@ -132,7 +133,7 @@ def check_inputs(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
         read = processor([w.numpy() for w in case["waveforms"]], sampling_rate=16_000, padding=True, return_tensors="pt")
         found["processor"] = [type(processor).__name__, difference(case["normalized"], read["input_values"])]
     if "lines" in case:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **TRUST)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **place)
         found["lines"] = tokenizer(case["lines"])["input_ids"]
         found["pairs"] = tokenizer(case["lines"], case["lines"][::-1])["input_ids"]
         found["special"] = [tokenizer.pad_token_id, tokenizer.mask_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id]
@@ -140,7 +141,7 @@ def check_inputs(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     if "pictures" in case:
         from PIL import Image
 
-        reader = AutoImageProcessor.from_pretrained(folder, **TRUST)
+        reader = AutoImageProcessor.from_pretrained(folder, **place)
         pictures = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in case["pictures"]]
         pixels = reader(pictures, return_tensors="pt")["pixel_values"]
         found["pictures"] = float((pixels - case["pixels"]).abs().amax()) if pixels.shape == case["pixels"].shape else 1e9
@@ -153,7 +154,8 @@ def main() -> None:
     for folder in map(Path, sys.argv[1:]):
         content = torch.load(folder.with_suffix(".pt"), weights_only=False)
         found = {name: check_model(folder, case) for name, case in content["models"].items()}
-        report["found"][folder.name] = {"models": found, "inputs": check_inputs(folder, content["inputs"])}
+        inputs = {name: check_inputs(folder, name, case) for name, case in content["inputs"].items()}
+        report["found"][folder.name] = {"models": found, "inputs": inputs}
     print(json.dumps(report))
 
 

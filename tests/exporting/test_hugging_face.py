@@ -25,13 +25,16 @@ from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.criteria.supervised.classification import ClassificationConfig, ClassificationCriterion
 from d2v_plugin.criteria.supervised.ctc import CtcCriterion
 from d2v_plugin.data.image import ImageReadingConfig, fit, normalize
+from d2v_plugin.data.preparation.pieces import learn_pieces
 from d2v_plugin.data.single import read_audio
-from d2v_plugin.data.text import END, PADDING
+from d2v_plugin.data.text import END, PADDING, SENTENCEPIECE_FILE
 from d2v_plugin.data.tokenizers import open_tokenizer
+from d2v_plugin.data.transcripts import Pieces
 from d2v_plugin.exporting.export import export_model
 from d2v_plugin.exporting.exportable import Exportable, read_exportable
+from d2v_plugin.exporting.hugging_face.inputs import find_reading
 from d2v_plugin.exporting.hugging_face.settings import describe_head
-from d2v_plugin.exporting.hugging_face.tokenizers import write_tokenizer
+from d2v_plugin.exporting.hugging_face.tokenizers import write_symbols, write_tokenizer
 from d2v_plugin.scoring.ctc_decoding import GreedyDecoder
 from d2v_plugin.verbs.extensions import open_library
 
@@ -40,7 +43,7 @@ transformers = pytest.importorskip("transformers")
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = Path(__file__).parent / "elsewhere.py"
 LINES = ["A devil's dictionary, naïve and “quoted”.", "  two   spaces ", "1,000 日本"]
-RUNS = ("digits_tuned", "transcriber")
+RUNS = ("digits_tuned", "transcriber", "multimodal_run")
 SHORT = ["regime={num_steps: 1, publish_metrics_every_n_steps: 1}", "lr_scheduler={name: passthrough, config: null}"]
 SHORT += ["pictures.enabled=false", "common.torch.num_threads=1"]
 
@@ -63,6 +66,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory, short_run: Any) -> Found
     for name, case in CASES.items():
         sources[name] = root / f"{name}_ours"
         write_case(case, sources[name], container)
+    sources["multimodal_run"] = short_run("multimodal")
     for name, recipe, start in (("digits_tuned", "finetune_digits", "digits"), ("transcriber", "finetune_words", "words")):
         sources[name] = root / f"{name}_run"
         path = str(ROOT / "recipes" / "demo" / f"{recipe}.yaml")
@@ -73,7 +77,10 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory, short_run: Any) -> Found
     for name, source in sources.items():
         folders[name] = root / name
         exportable = export_model(source, folders[name], format="huggingface", resolver=container).exportable
-        inputs, expected[name] = describe_inputs(exportable, root)
+        inputs, expected[name] = {}, {}
+        for modality in exportable.model.config.frontends if exportable.task is not None else ():
+            place = "" if len(exportable.model.config.frontends) == 1 else modality.value
+            inputs[place], expected[name][place] = describe_inputs(exportable, modality, root)
         torch.save({"models": describe_models(exportable), "inputs": inputs}, folders[name].with_suffix(".pt"))
 
     words = short_run("words")
@@ -99,12 +106,10 @@ def run_program(words: Sequence[str], cache: Path) -> str:
     return done.stdout
 
 
-def describe_inputs(exportable: Exportable, root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def describe_inputs(exportable: Exportable, modality: Modality, root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Raw inputs, and what our own reading makes of them: tensors for the other process, plain data for this one."""
-    if exportable.task is None:
-        return {}, {}
     generator = np.random.default_rng(1)
-    match exportable.modality:
+    match modality:
         case Modality.AUDIO:
             waveforms = [generator.normal(0.1, size, size=length) for size, length in ((0.2, 4000), (0.002, 2500))]
             inputs = {"waveforms": [torch.from_numpy(waveform).float() for waveform in waveforms]}
@@ -119,7 +124,7 @@ def describe_inputs(exportable: Exportable, root: Path) -> tuple[dict[str, Any],
             pairs = [[0, *first, END, END, *second, END] for first, second in zip(rows, rows[::-1], strict=True)]
             return {"lines": LINES}, {"lines": singles, "pairs": pairs}
         case _:
-            reading: ImageReadingConfig = exportable.task.config.image
+            reading: ImageReadingConfig = find_reading(exportable, modality)
             pictures = [torch.from_numpy(generator.integers(256, size=(3, side, side), dtype=np.uint8)) for side in (40, 64)]
             return {"pictures": pictures, "pixels": normalize([fit(picture, reading) for picture in pictures], reading)}, {}
 
@@ -160,7 +165,7 @@ def test_it_trains_with_and_without_recomputation(elsewhere: Found, name: str) -
     for found in elsewhere.found[name]["models"].values():
         assert found["checkpointing"] <= 1e-5, found
         frozen = CASES[name].frontend.get("local_grad_scale") == 0.0 if name in CASES else False
-        if name != "multimodal" and not frozen:
+        if not name.startswith("multimodal") and not frozen:
             assert found["gradients"] == found["trainable"]
 
 
@@ -188,34 +193,38 @@ def test_each_head_has_its_class(elsewhere: Found, name: str, kind: str) -> None
     assert {found["class"] for found in elsewhere.found[name]["models"].values()} == {kind}
 
 
-@pytest.mark.parametrize("name", ["ctc", "tags", "recordings", "transcriber"])
-def test_recordings_are_normalized_as_in_training(elsewhere: Found, name: str) -> None:
-    found = elsewhere.found[name]["inputs"]
+@pytest.mark.parametrize(
+    ("name", "place"), [*((name, "") for name in ("ctc", "tags", "recordings", "transcriber")), ("multimodal_run", "audio")]
+)
+def test_recordings_are_normalized_as_in_training(elsewhere: Found, name: str, place: str) -> None:
+    found = elsewhere.found[name]["inputs"][place]
 
     assert found["waveforms"] <= 1e-5 and found["mask"] == [4000, 2500]
 
 
 @pytest.mark.parametrize("name", ["ctc", "transcriber"])
 def test_symbols_become_the_same_transcripts(elsewhere: Found, name: str) -> None:
-    found, expected = elsewhere.found[name]["inputs"], elsewhere.expected[name]
+    found, expected = elsewhere.found[name]["inputs"][""], elsewhere.expected[name][""]
 
     assert found["symbols"] == expected["symbols"] and found["spelled"] == expected["spelled"]
     assert found["processor"][0] == "Data2Vec2Processor" and found["processor"][1] <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["sentences", "numbers"])
-def test_text_becomes_the_same_ids(elsewhere: Found, name: str) -> None:
-    found, expected = elsewhere.found[name]["inputs"], elsewhere.expected[name]
+@pytest.mark.parametrize(("name", "place"), [("sentences", ""), ("numbers", ""), ("multimodal_run", "text")])
+def test_text_becomes_the_same_ids(elsewhere: Found, name: str, place: str) -> None:
+    found, expected = elsewhere.found[name]["inputs"][place], elsewhere.expected[name][place]
 
     assert found["lines"] == expected["lines"] and found["pairs"] == expected["pairs"]
     assert found["special"] == [PADDING, open_tokenizer(BOOKS).vocabulary.mask, 0, END]
     assert found["padded"] == ["attention_mask", "input_ids"]
 
 
-@pytest.mark.parametrize("name", ["pictures", "pictures_mean", "digits_tuned"])
-def test_square_pictures_become_the_same_pixels(elsewhere: Found, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "place"), [("pictures", ""), ("pictures_mean", ""), ("digits_tuned", ""), ("multimodal_run", "image")]
+)
+def test_square_pictures_become_the_same_pixels(elsewhere: Found, name: str, place: str) -> None:
     # Pillow's numbers round as torch's do, up to one level of 255.
-    assert elsewhere.found[name]["inputs"]["pictures"] <= 1.01 / 255 / 0.22
+    assert elsewhere.found[name]["inputs"][place]["pictures"] <= 1.01 / 255 / 0.22
 
 
 def test_what_the_pages_show_works(elsewhere: Found) -> None:
@@ -278,3 +287,28 @@ def test_pieces_without_an_id_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(RecipeError, match="1 of the pieces have no id in the dictionary, such as `b`"):
         write_tokenizer(tmp_path, tmp_path, max_length=20)
+
+
+def test_pieces_of_transcripts_keep_their_numbers(tmp_path: Path) -> None:
+    lines = ["the owl and the cat", "a cat that sat", "another owl at the hat", "the other hat"]
+    (tmp_path / SENTENCEPIECE_FILE).write_bytes(
+        learn_pieces(lines * 5, size=20, num_more=1, source="x", bos_id=-1, eos_id=-1, pad_id=-1, unk_id=0)
+    )
+    spelling = Pieces(tmp_path / SENTENCEPIECE_FILE)
+    labels = spelling.find_labels([])
+
+    write_symbols(labels.names, tmp_path / SENTENCEPIECE_FILE, tmp_path)
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for line in lines:
+        numbers = [labels.indices[symbol] for symbol in spelling.spell(line)]
+        assert tokenizer(line)["input_ids"] == numbers
+        # A blank behind each symbol, as between equal ones.
+        frames = [number for symbol in numbers for number in (symbol, symbol, 0)]
+        assert tokenizer.decode(frames) == line
+    assert tokenizer.pad_token_id == 0 and len(tokenizer) == len(labels)
+
+
+def test_pieces_without_their_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="pieces of a SentencePiece model, which is not there"):
+        write_symbols(["<blank>", "▁the"], None, tmp_path)

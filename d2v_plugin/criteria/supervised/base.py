@@ -99,6 +99,11 @@ class SupervisedCriterion(Criterion[ModelT], Generic[ModelT]):
 
         return self.compare(answers, logits, features.padding_mask, batch)
 
+    @property
+    def answer_kls(self) -> type[Answer]:
+        """The class of the answers, which tells how the model is used: to transcribe, to classify, …"""
+        return Answer
+
     @abstractmethod
     def apply_head(self, features: Features) -> Tensor:
         """Map the encoder's features to what the head puts out: (N, C), or (N, S, C) if it is :attr:`framewise`; float32."""

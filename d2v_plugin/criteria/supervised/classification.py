@@ -145,6 +145,11 @@ class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
         losses = self.compute_losses(self.compute_logits(model, batch, step), expect_labels(batch))
         return LossOutput(losses.sum(), len(losses))
 
+    @property
+    @override
+    def answer_kls(self) -> type[Answer]:
+        return Estimate if self.labels is None else Ranking
+
     @override
     def answer(self, logits: Tensor, padding_mask: Tensor | None) -> Sequence[Answer]:
         hypotheses = self.decide(logits).tolist()

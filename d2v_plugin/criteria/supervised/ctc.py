@@ -68,6 +68,11 @@ class CtcCriterion(FrameCriterion):
         losses = _compute_losses(*self.compute_log_probs(model, batch, step), batch)
         return LossOutput(losses.sum(), batch.num_examples)
 
+    @property
+    @override
+    def answer_kls(self) -> type[Answer]:
+        return Transcript
+
     @override
     def answer(self, logits: Tensor, padding_mask: Tensor | None) -> Sequence[Transcript]:
         assert self.labels is not None

@@ -63,4 +63,4 @@ class FrameCriterion(SupervisedCriterion[EncoderModel]):
 
     @override
     def apply_head(self, features: Features) -> Tensor:
-        return self.head(self.dropout(features.x)).float()
+        return self.head(self.dropout(features.x)).float()  # type: ignore[no-any-return]

@@ -86,6 +86,11 @@ class AudioTaggingCriterion(FrameCriterion):
         losses = _compute_losses(self.compute_log_probs(model, batch, step), _expect_tags(batch))
         return LossOutput(losses.sum(), batch.num_examples)
 
+    @property
+    @override
+    def answer_kls(self) -> type[Answer]:
+        return Tagging
+
     @override
     def answer(self, logits: Tensor, padding_mask: Tensor | None) -> Sequence[Tagging]:
         rows = self.pool(logits, padding_mask).exp().tolist()

@@ -31,11 +31,11 @@ def write_inputs(exportable: Exportable, folder: Path, *, speech: Mapping[str, A
     modalities = list(exportable.model.config.frontends)
     for modality in modalities:
         place = folder if len(modalities) == 1 else folder / modality.value
-        place.mkdir(exist_ok=True)
         if modality is Modality.TEXT:
             _write_text(exportable, place)
             continue
-        reading = _find_reading(exportable, modality)
+        place.mkdir(exist_ok=True)
+        reading = find_reading(exportable, modality)
         content = {**_describe_speech(reading), **speech} if modality is Modality.AUDIO else _describe_images(reading)
         write_json(place / PREPROCESSOR_FILE, content)
 
@@ -49,7 +49,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def _find_reading(exportable: Exportable, modality: Modality) -> Any:
+def find_reading(exportable: Exportable, modality: Modality) -> Any:
     """The settings by which the run read a modality: ``audio`` or ``image`` of its task."""
     task = exportable.task
     tasks = task.tasks if isinstance(task, MultimodalPretrainingTask) else [] if task is None else [task]
@@ -96,5 +96,6 @@ def _write_text(exportable: Exportable, folder: Path) -> None:
     if not exportable.files:
         log.warning("No tokenizer is written, because the vocabulary of {} is not there.", exportable.path)
         return
+    folder.mkdir(exist_ok=True)
     max_length = exportable.model.config.frontends[Modality.TEXT].max_positions
     write_tokenizer(exportable.files[0].parent, folder, max_length=max_length)

@@ -81,7 +81,14 @@ def write_symbols(labels: Sequence[str], pieces: Path | None, folder: Path) -> N
     if pieces is None:
         raise CheckpointError("The symbols of the head are pieces of a SentencePiece model, which is not there.")
     theirs = _build_pieces(pieces, {label: index for index, label in enumerate(labels)}, unknown=None)
-    theirs.decoder = decoders.Sequence([decoders.CTC(BLANK, WORD_START, cleanup=False), decoders.Strip(" ", 1, 0)])
+    theirs.decoder = decoders.Sequence(
+        [
+            decoders.CTC(BLANK, WORD_START, cleanup=False),
+            decoders.Replace(WORD_START, " "),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
     theirs.add_special_tokens([BLANK])
     _save(theirs, folder, {"pad_token": BLANK})
 

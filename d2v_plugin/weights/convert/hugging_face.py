@@ -7,6 +7,7 @@ The embedding of masked positions is zero where a source has none.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +73,16 @@ def convert_hugging_face(src_dir: Path, *, head: bool = True, scratch: Path | No
         notes += inputs.notes
 
     return content
+
+
+def is_data2vec1(src_dir: Path) -> bool:
+    """Tell whether a folder's ``config.json`` names one of the types of data2vec 1.0, or cannot be read: the reader says why."""
+    try:
+        content = json.loads((src_dir / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True
+
+    return not isinstance(content, dict) or content.get("model_type") in (None, *SETTINGS)
 
 
 def _read_config(src_dir: Path) -> tuple[PretrainedConfig, str | None]:

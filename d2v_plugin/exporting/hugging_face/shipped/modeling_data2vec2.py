@@ -597,7 +597,7 @@ class ClassificationHead(nn.Module):
 class _WithHead(Data2Vec2PreTrainedModel):
     """An encoder with a head; options of ``forward`` are those of :class:`Data2Vec2Model`.
 
-    Subclasses have ``build_head(config)``, ``compute_logits(whole, x, mask)`` and ``compute_loss(logits, labels, mask)``: the output
+    Subclasses have ``build_head(config)``, ``compute_logits(whole, x, mask)`` and ``compute_loss(logits, labels, mask)``: output
     of the encoder (N, X + S, D), the same without extra tokens (N, S, D), and the mask (N, S), False = padding.
     """
 
