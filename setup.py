@@ -16,6 +16,9 @@ if version is None:
 
 readme = here.joinpath("README.md")
 
+# What the formats of `fairseq2 recipe export` need: Hugging Face, timm, ONNX.
+EXPORT = ["transformers>=4.57", "timm>=1.0.20", "onnx", "onnxscript", "onnxruntime"]
+
 setup(
     name="d2v-plugin",
     version=version[1],
@@ -52,9 +55,10 @@ setup(
         "typing_extensions",
     ],
     extras_require={
+        "export": EXPORT,
         "decoding": ["flashlight-text"],  # beam search with a language model; its wheel brings KenLM along
         "plots": ["matplotlib"],  # tools/experiments/ablate.py
-        "test": ["flashlight-text", "jiwer", "matplotlib", "mypy", "pytest", "pytest-xdist", "ruff", "scikit-learn"],
+        "test": ["flashlight-text", "jiwer", "matplotlib", "mypy", "pytest", "pytest-xdist", "ruff", "scikit-learn", *EXPORT],
     },
     entry_points={
         "console_scripts": ["fairseq2 = d2v_plugin.cli.main:main"],

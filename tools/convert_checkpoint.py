@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,13 +85,14 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     hugging_face = formats.add_parser(
         "huggingface",
         help="a model of Hugging Face's transformers: data2vec 1.0, wav2vec2, hubert, roberta, bert, vit, vit_mae or beit",
-        description="Convert a folder of `save_pretrained`; of a model with a head, what is below it.",
+        description="Convert a folder of `save_pretrained`; data2vec 1.0 keeps its head and how inputs are read.",
     )
     hugging_face.add_argument("source", type=Path, metavar="IN")
     hugging_face.add_argument("out", type=Path, metavar="OUT")
     hugging_face.add_argument(
         "--original-padding", action="store_true", help="treat padded speech as Hugging Face does, which is as fairseq did"
     )
+    hugging_face.add_argument("--no-head", action="store_true", help="of a fine-tuned model what is below the head")
     hugging_face.add_argument("--force", action="store_true", help="replace OUT if it is a converted checkpoint")
     hugging_face.set_defaults(run=_convert_hugging_face)
 
@@ -152,11 +154,20 @@ def _convert_fairseq(args: argparse.Namespace) -> None:
 
 def _convert_hugging_face(args: argparse.Namespace) -> None:
     from d2v_plugin.weights.adoption import read_hugging_face
+    from d2v_plugin.weights.convert.hugging_face import convert_hugging_face, is_data2vec1
 
     _silence_transformers()
-    foreign = read_hugging_face(args.source)
-    foreign.config.original_padding = args.original_padding
-    _write_foreign(args, foreign, {"format": "huggingface", "folder": args.source.name})
+    if not is_data2vec1(args.source):
+        foreign = read_hugging_face(args.source)
+        foreign.config.original_padding = args.original_padding
+        _write_foreign(args, foreign, {"format": "huggingface", "folder": args.source.name})
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        model = convert_hugging_face(args.source, head=not args.no_head, scratch=Path(scratch))
+        model.config.original_padding = args.original_padding
+        for note in model.info["source"]["notes"]:
+            print(f"convert_checkpoint: note: {note}", file=sys.stderr)
+        _write(args, model)
 
 
 def _convert_fairseq2(args: argparse.Namespace) -> None:
@@ -166,24 +177,8 @@ def _convert_fairseq2(args: argparse.Namespace) -> None:
 
 
 def _export_hugging_face(args: argparse.Namespace) -> None:
-    from d2v_plugin.exporting.export import check_place
-    from d2v_plugin.models.data2vec1.base import Data2Vec1Model
-    from d2v_plugin.models.data2vec2.config import Data2VecConfig
-    from d2v_plugin.weights.convert.hugging_face import export_hugging_face
-    from d2v_plugin.weights.loading import load
-    from d2v_plugin.weights.sources import find_source
-
-    check_place(args.out, force=args.force)
     _silence_transformers()
-    weights: Weights = "teacher" if args.teacher_weights else "student"
-    if isinstance(find_source(args.source).config, Data2VecConfig):
-        _export_as(args, "huggingface", weights)
-        return
-    model = load(args.source, weights=weights)
-    assert isinstance(model, Data2Vec1Model)
-    export_hugging_face(model, args.out)
-    for file in sorted(args.out.iterdir()):
-        print(file)
+    _export_as(args, "huggingface", "teacher" if args.teacher_weights else "student")
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -11,6 +11,9 @@ from d2v_plugin.exporting.comparison import Differences
 from d2v_plugin.exporting.directory import export_directory
 from d2v_plugin.exporting.exportable import Exportable
 from d2v_plugin.exporting.hugging_face.export import export_hugging_face
+from d2v_plugin.exporting.onnx import export_onnx
+from d2v_plugin.exporting.timm import export_timm
+from d2v_plugin.exporting.torch_export import export_archive
 
 
 @dataclass(frozen=True)
@@ -29,4 +32,7 @@ class Format:
 FORMATS: Final[dict[str, Format]] = {
     "d2v_plugin": Format(export_directory),
     "huggingface": Format(export_hugging_face),
+    "onnx": Format(export_onnx, tolerance=1e-4),
+    "timm": Format(export_timm),
+    "torch_export": Format(export_archive),
 }

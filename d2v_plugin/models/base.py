@@ -27,6 +27,13 @@ CRITERION_PREFIX: Final = "criterion."
 """Prefix of the names of a criterion's parameters in a training checkpoint: it is the model's submodule."""
 
 
+NO_TORCHSCRIPT: Final = (
+    "TorchScript would fix lengths and padding to those of the example, and give wrong numbers for others; use "
+    "`fairseq2 recipe export OUT --config checkpoint.path=RUN format=onnx`, or `format=torch_export`."
+)
+"""Why models refuse ``torch.jit.trace``, ``torch.jit.script`` and the exporter to ONNX that is built on them."""
+
+
 class EncoderConfig(Validatable):
     """Configuration of a model, whatever its family."""
 
@@ -126,8 +133,18 @@ class EncoderModel(nn.Module, ABC):
             same features in any batch.
         :param modality: needed for models with several frontends only.
         :raises ValueError: the model is not for this modality, or not for inputs of this size.
+        :raises RuntimeError: TorchScript traces it.
         """
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            raise RuntimeError(NO_TORCHSCRIPT)
         return self.encode_whole(self.mask_local(self.extract_local(inputs, padding_mask, modality=modality), None))
+
+    def __prepare_scriptable__(self) -> Self:
+        """PyTorch calls it for ``torch.jit.script`` of this model, or of whatever has it as a part.
+
+        :raises RuntimeError: always.
+        """
+        raise RuntimeError(NO_TORCHSCRIPT)
 
     @abstractmethod
     def extract_local(

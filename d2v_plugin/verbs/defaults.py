@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from fairseq2.utils.config import StandardConfigMerger
 
 from d2v_plugin.core.fairseq2_private import swap_default_resolver
+from d2v_plugin.data.text import SENTENCEPIECE_FILE
 from d2v_plugin.verbs.inheritance import read_whole
+from d2v_plugin.weights.directory import is_model_directory
 from d2v_plugin.weights.sources import Source, find_provenance, find_source
 
 
@@ -37,9 +41,27 @@ def _known_settings(path: str, sections: Sequence[str]) -> dict[str, Any]:
     with swap_default_resolver(None):  # type: ignore[arg-type]
         provenance = find_provenance(path)
         if provenance is not None:
-            return {"_set_": {name: section for name, section in provenance.sections.items() if name in sections}}
+            known = {name: section for name, section in provenance.sections.items() if name in sections}
+            if is_model_directory(Path(path)):
+                known = _point_at_vocabulary(known, Path(path).absolute())
+            return {"_set_": known}
 
         return _sections_of_model(find_source(path))
+
+
+def _point_at_vocabulary(sections: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Settings of a model directory: what inputs are read with lies in it, wherever it was when the model was trained."""
+    known = deepcopy(dict(sections))
+    dataset, task = known.get("dataset") or {}, known.get("task") or {}
+    has_pieces = (folder / SENTENCEPIECE_FILE).is_file()
+    if dataset.get("family") == "sentences" and (
+        has_pieces or (folder / "vocab.json").is_file() or (folder / "dict.txt").is_file()
+    ):
+        dataset["config_overrides"] = {**(dataset.get("config_overrides") or {}), "vocabulary": str(folder)}
+    if (task.get("config") or {}).get("units") == "sentencepiece" and has_pieces:
+        task["config"]["sentencepiece"] = str(folder / SENTENCEPIECE_FILE)
+
+    return known
 
 
 def _sections_of_model(source: Source) -> dict[str, Any]:

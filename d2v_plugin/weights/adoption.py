@@ -109,7 +109,8 @@ def read_hugging_face(folder: Path) -> Foreign:
         raise CheckpointError(f"{folder} is not a folder of Hugging Face's `save_pretrained`: {ex}") from ex
     if model_type in hugging_face_others.MODEL_TYPES:
         return hugging_face_others.adopt(folder)
-    config, state = convert_hugging_face(folder)
+    content = convert_hugging_face(folder, head=False)
+    config, state = content.config, content.student
     transfer = Transfer(f"Hugging Face's {model_type}")
     transfer.add("came over", state)
 

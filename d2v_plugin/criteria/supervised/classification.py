@@ -51,6 +51,9 @@ class ClassificationConfig(SupervisedConfig, Validatable):
     norm: bool = True
     """Layer norm of the pooled features."""
 
+    norm_eps: float = 1e-6
+    """Epsilon of that norm; BEiT's and MAE's by default. Models that Hugging Face's transformers fine-tuned have others."""
+
     hidden: bool = False
     """A layer with tanh before the last one, as RoBERTa has; both start as PyTorch's linear layers do, as there."""
 
@@ -72,6 +75,7 @@ class ClassificationConfig(SupervisedConfig, Validatable):
         shares = {"dropout": self.dropout, "label_smoothing": self.label_smoothing}
         return report(
             *((not 0.0 <= x < 1.0, f"`{name}` must be at least 0 and less than 1, but is {x}.") for name, x in shares.items()),
+            (self.norm_eps <= 0.0, f"`norm_eps` must be greater than 0, but is {self.norm_eps}."),
             (not self.scores, "`scores` must name at least one score."),
         )
 
@@ -191,8 +195,7 @@ class Head(nn.Module):
 
     def __init__(self, config: ClassificationConfig, dim: int, num_outputs: int) -> None:
         super().__init__()
-        # BEiT's and MAE's epsilon.
-        self.norm = nn.LayerNorm(dim, eps=1e-6) if config.norm else None
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.norm else None
         self.dropout = nn.Dropout(config.dropout)
         self.dense = nn.Linear(dim, dim) if config.hidden else None
         self.proj = nn.Linear(dim, num_outputs)

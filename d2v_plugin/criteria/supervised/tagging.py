@@ -77,7 +77,7 @@ class AudioTaggingCriterion(FrameCriterion):
 
     def compute_log_probs(self, model: EncoderModel, batch: Batch, step: StepInfo | None = None) -> Tensor:
         """(N, C) the logarithm of each tag's probability, float32, less than 0."""
-        return self._pool(*self.compute_logits(model, batch, step))
+        return self.pool(*self.compute_logits(model, batch, step))
 
     @override
     def forward(self, model: EncoderModel, batch: Batch, step: StepInfo) -> LossOutput:
@@ -93,16 +93,16 @@ class AudioTaggingCriterion(FrameCriterion):
 
     @override
     def answer(self, logits: Tensor, padding_mask: Tensor | None) -> Sequence[Tagging]:
-        rows = self._pool(logits, padding_mask).exp().tolist()
+        rows = self.pool(logits, padding_mask).exp().tolist()
         return [Tagging(hypothesis=probs, confidence=max(probs)) for probs in rows]
 
     @override
     def compare(self, answers: Sequence[Answer], logits: Tensor, padding_mask: Tensor | None, batch: Batch) -> list[Prediction]:
         tags = _expect_tags(batch)
-        return build_predictions(batch.ids, _compute_losses(self._pool(logits, padding_mask), tags), answers, tags.tolist())
+        return build_predictions(batch.ids, _compute_losses(self.pool(logits, padding_mask), tags), answers, tags.tolist())
 
-    def _pool(self, logits: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """(N, S, C) -> (N, C) log-probabilities"""
+    def pool(self, logits: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """From the tags' logits at all frames to log-probabilities: (N, S, C) -> (N, C)."""
         pool = pool_linear_softmax if self.config.pooling == "linear_softmax" else pool_mean
         return pool(logits, padding_mask)
 

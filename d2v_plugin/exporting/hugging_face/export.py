@@ -1,4 +1,4 @@
-"""A folder for Hugging Face's transformers: data2vec 2.0 by code that the folder carries."""
+"""A folder for Hugging Face's transformers: data2vec 2.0 by code that the folder carries, 1.0 by the classes there are."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.exporting.comparison import Differences, compare_outputs, compute_outputs, draw_batch
 from d2v_plugin.exporting.exportable import Exportable
 from d2v_plugin.exporting.hugging_face.card import write_card
+from d2v_plugin.exporting.hugging_face.classes import export_classes
 from d2v_plugin.exporting.hugging_face.inputs import write_inputs
 from d2v_plugin.exporting.hugging_face.settings import describe_classes, describe_head, describe_model
 from d2v_plugin.models.data2vec2.model import Data2VecModel
@@ -31,9 +32,9 @@ def export_hugging_face(exportable: Exportable, folder: Path) -> Differences:
 
     :raises CheckpointError: the head is none that the folder's classes have, or transformers is not installed.
     """
-    if not isinstance(exportable.model, Data2VecModel):
-        raise CheckpointError(f"{exportable.path} is data2vec 1.0; use `tools/convert_checkpoint.py to-huggingface`.")
     require_transformers()
+    if not isinstance(exportable.model, Data2VecModel):
+        return export_classes(exportable, folder)
     from d2v_plugin.exporting.hugging_face.shipped import modeling_data2vec2 as classes
     from d2v_plugin.exporting.hugging_face.shipped.configuration_data2vec2 import Data2Vec2Config
 

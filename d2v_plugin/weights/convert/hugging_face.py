@@ -1,105 +1,169 @@
-"""Hugging Face's data2vec 1.0 models <-> ours: ``Data2VecAudioModel``, ``Data2VecTextModel``, ``Data2VecVisionModel``.
+"""Hugging Face's data2vec 1.0 models -> ours, with the heads of :mod:`d2v_plugin.weights.convert.hugging_face_heads`.
 
-Features are equal to 1e-5 in fp32, with one exception: on padded batches of speech Hugging Face computes what fairseq did, which
-is ``original_padding: true`` of our configuration.
-
-Hugging Face's base models have no prediction head: importing gives ``head_layers: 0``, and exporting leaves the head out. What
-else is missing in a source (the embedding of masked positions) is zero.
+Features and logits are equal to 1e-5 in fp32, with one exception: on padded batches of speech Hugging Face computes what fairseq
+did, which is ``original_padding: true`` of our configuration. Their base models have no prediction head: ``head_layers`` is 0.
+The embedding of masked positions is zero where a source has none.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from fairseq2.logging import log
-from torch import Tensor
 
 from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.models.data2vec1.base import Data2Vec1Model
 from d2v_plugin.models.data2vec1.config import AudioConfig, Data2Vec1ModelConfig, ImageConfig, TextConfig
 from d2v_plugin.models.families import create_model
-from d2v_plugin.weights.convert.hugging_face_names import AUDIO_NAMES, SETTINGS, TEXT_NAMES, VISION_NAMES
+from d2v_plugin.weights.convert import hugging_face_heads as heads
+from d2v_plugin.weights.convert.hugging_face_inputs import (
+    LEAVE_OUT,
+    Inputs,
+    read_audio_inputs,
+    read_image_inputs,
+    read_symbols,
+    read_text_inputs,
+)
+from d2v_plugin.weights.convert.hugging_face_names import SETTINGS, rename
+from d2v_plugin.weights.directory import ModelDirectory
 from d2v_plugin.weights.state import Mismatch, State
 from d2v_plugin.weights.torch_file import POINTER, is_pointer
 
-# What lies on top of the encoder and has no place here; and what may be missing, because only pre-training uses it.
-_HEADS: Final = {"pooler", "adapter"}
+# What lies on top of the encoder, also where its name is that of a part of the encoder; and what may be missing, because only
+# pre-training uses it.
+_ON_TOP: Final = {"pooler", "adapter"}
+_XVECTOR: Final = {"feature_extractor.weight", "feature_extractor.bias"}
 _MASKS: Final = {"masked_spec_embed", "embeddings.mask_token"}
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-def convert_hugging_face(src_dir: Path) -> tuple[Data2Vec1ModelConfig, State]:
-    """Read a folder of ``save_pretrained``; models with a head on top give the model below it.
+def convert_hugging_face(src_dir: Path, *, head: bool = True, scratch: Path | None = None) -> ModelDirectory:
+    """Read a folder of ``save_pretrained``: a model of the family ``data2vec1``, in fp32, with its head and how inputs are read.
 
-    :returns: configuration and weights of a model of the family ``data2vec1``, in fp32.
+    :param head: False = leave out what is on top of the encoder.
+    :param scratch: an empty folder for the vocabulary of a text model, if it is a part of another file.
     :raises CheckpointError: the folder cannot be read, holds something else, or uses what only Hugging Face has.
     """
-    from transformers import AutoConfig, AutoModel
+    source, architecture = _read_config(src_dir)
+    is_tuned = head and architecture is not None and not architecture.endswith("Model")
+    if is_tuned and architecture not in heads.KNOWN:
+        raise CheckpointError(f"{src_dir} holds a {architecture}, whose head no criterion here has; {LEAVE_OUT}")
+    weights = _read_weights(src_dir, architecture if is_tuned else None)
 
+    config = _import_config(source)
+    notes: list[str] = []
+    content = ModelDirectory(
+        config=config,
+        student=_import_weights(config, weights),
+        info={"source": {"format": "huggingface", "folder": src_dir.name, "class": architecture, "notes": notes}},
+    )
+    if is_tuned:
+        assert architecture is not None
+        symbols = read_symbols(src_dir, source) if architecture == heads.CTC else None
+        imported = heads.import_head(source, architecture, weights, symbols)
+        inputs = _read_inputs(src_dir, config, scratch)
+        content.head, content.files = imported.weights, inputs.files
+        content.provenance = imported.describe(architecture, inputs.task)
+        notes += inputs.notes
+
+    return content
+
+
+def is_data2vec1(src_dir: Path) -> bool:
+    """Tell whether a folder's ``config.json`` names one of the types of data2vec 1.0, or cannot be read: the reader says why."""
     try:
+        content = json.loads((src_dir / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True
+
+    return not isinstance(content, dict) or content.get("model_type") in (None, *SETTINGS)
+
+
+def _read_config(src_dir: Path) -> tuple[PretrainedConfig, str | None]:
+    """The configuration, and the class that it was saved by."""
+    from transformers import AutoConfig
+
+    with _explained(src_dir):
         source = AutoConfig.from_pretrained(src_dir, local_files_only=True)
-        if source.model_type not in SETTINGS:
-            raise CheckpointError(f"{src_dir} holds a model of the type `{source.model_type}`, not data2vec 1.0.")
-        model, info = AutoModel.from_pretrained(
+    if source.model_type not in SETTINGS:
+        raise CheckpointError(f"{src_dir} holds a model of the type `{source.model_type}`, not data2vec 1.0.")
+
+    return source, (source.architectures or [None])[0]
+
+
+def _read_weights(src_dir: Path, architecture: str | None) -> State:
+    """All weights, without the prefix of the encoder.
+
+    :param architecture: the class of a model with a head; None = the encoder alone.
+    """
+    import transformers
+
+    with _explained(src_dir):
+        kls = transformers.AutoModel if architecture is None else getattr(transformers, architecture)
+        model, info = kls.from_pretrained(
             src_dir, local_files_only=True, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except CheckpointError:
-        raise
-    except Exception as ex:  # transformers lets through whatever the files provoke
+    _check_loading(src_dir, model, info, has_head=architecture is not None)
+
+    # Zero is no mask: what transformers draws for a missing embedding would be another one each time.
+    prefix = f"{model.base_model_prefix}."
+    return {key.removeprefix(prefix): tensor for key, tensor in model.state_dict().items() if key not in info["missing_keys"]}
+
+
+@contextmanager
+def _explained(src_dir: Path) -> Iterator[None]:
+    """Name the folder, whatever transformers lets through."""
+    try:
+        yield
+    except Exception as ex:
         pointers = [path for path in sorted(src_dir.glob("*")) if path.is_file() and is_pointer(path)]
         if pointers:
             raise CheckpointError(f"{pointers[0]}: {POINTER}") from ex
         reason = " ".join(f"{type(ex).__name__}: {ex}".split())
         raise CheckpointError(f"{src_dir} is not a folder of Hugging Face's `save_pretrained`: {reason}") from ex
-    _check_loading(src_dir, model, info)
-
-    config = _import_config(source)
-    # Zero is no mask: what transformers draws for a missing embedding would be another one each time.
-    weights = {key: tensor for key, tensor in model.state_dict().items() if key not in info["missing_keys"]}
-
-    return config, _import_weights(config, weights)
 
 
-def _check_loading(src_dir: Path, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+def _check_loading(src_dir: Path, model: PreTrainedModel, info: Mapping[str, Any], *, has_head: bool) -> None:
     """Check that transformers found what it looked for: it draws at random what is missing, and warns at most.
 
     :param info: what ``from_pretrained`` says of the loading.
+    :param has_head: whether what is on top of the encoder counts, too.
     """
     base = f"{model.base_model_prefix}."
-    parts = {key.partition(".")[0] for key in model.state_dict()} - _HEADS
-    unexpected = sorted(key.removeprefix(base) for key in info["unexpected_keys"])
+
+    def part(key: str) -> str:
+        return key.removeprefix(base).partition(".")[0]
+
+    ignored = set() if has_head else _ON_TOP
+    parts = {part(key) for key in model.state_dict()} - ignored
     # Versions of transformers list the keys alone, or each with two shapes.
     mismatched = [each if isinstance(each, str) else each[0] for each in info["mismatched_keys"]]
     wrong = {key: f"not {tuple(model.state_dict()[key].shape)}, as the configuration says" for key in mismatched}
+    missing = set(info["missing_keys"]) - wrong.keys()
+    unexpected = sorted(info["unexpected_keys"])
+    is_on_top = {key: part(key) not in parts or key in _XVECTOR for key in unexpected}
     Mismatch(
-        missing=sorted(
-            key for key in set(info["missing_keys"]) - wrong.keys() if key.partition(".")[0] not in _HEADS and key not in _MASKS
-        ),
-        unexpected=[key for key in unexpected if key.partition(".")[0] in parts],
-        wrong={key: text for key, text in wrong.items() if key.partition(".")[0] not in _HEADS},
+        missing=sorted(key for key in missing if part(key) not in ignored and key.removeprefix(base) not in _MASKS),
+        unexpected=[key.removeprefix(base) for key in unexpected if has_head or not is_on_top[key]],
+        wrong={key.removeprefix(base): text for key, text in wrong.items() if part(key) not in ignored},
     ).raise_if_any(f"{src_dir} does not hold the weights of the model that its configuration describes:")
-    if left_out := [key for key in unexpected if key.partition(".")[0] not in parts]:
+    if not has_head and (left_out := [key for key in unexpected if is_on_top[key]]):
         log.warning("Left out {} tensors of what lies on top of the encoder, such as `{}`.", len(left_out), left_out[0])
 
 
-def export_hugging_face(model: Data2Vec1Model, out_dir: Path) -> None:
-    """Write a folder that ``from_pretrained`` of ``AutoModel`` and of the model's class loads.
-
-    :raises CheckpointError: the model uses something that Hugging Face's does not have.
-    """
-    config = _export_config(model.config)
-    weights = _export_weights(model)
-
-    with torch.device("meta"):
-        exported = _create_hugging_face(config)
-    exported.load_state_dict(weights, assign=True)
-    exported.save_pretrained(out_dir)
+def _read_inputs(src_dir: Path, config: Data2Vec1ModelConfig, scratch: Path | None) -> Inputs:
+    if config.audio is not None:
+        return read_audio_inputs(src_dir)
+    if config.text is not None:
+        return read_text_inputs(src_dir, config.text.max_positions, scratch)
+    assert config.image is not None
+    return read_image_inputs(src_dir, config.image.image_size)
 
 
 def _import_config(source: PretrainedConfig) -> Data2Vec1ModelConfig:
@@ -171,7 +235,7 @@ def _import_weights(config: Data2Vec1ModelConfig, weights: State) -> State:
         expected = create_model(config).state_dict()
     state, missing = {}, []
     for name, tensor in expected.items():
-        source_name = _rename(config, name)
+        source_name = rename(config, name)
         if source_name in weights:
             state[name] = weights[source_name]
         elif name == "mask_emb":
@@ -196,91 +260,3 @@ def _join_projections(weights: State) -> State:
             joined[f"{prefix}v_bias"] = weights[f"{prefix}value.bias"]
 
     return joined
-
-
-def _rename(config: Data2Vec1ModelConfig, name: str) -> str:
-    """Our name of a parameter -> Hugging Face's."""
-    names = AUDIO_NAMES if config.audio is not None else TEXT_NAMES if config.text is not None else VISION_NAMES
-    for pattern, replacement in names.items():
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _export_config(config: Data2Vec1ModelConfig) -> PretrainedConfig:
-    from transformers import Data2VecAudioConfig, Data2VecTextConfig, Data2VecVisionConfig
-
-    def rename(model_type: str, part: object) -> dict[str, Any]:
-        tables = zip((config, part), SETTINGS[model_type], strict=True)
-        return {theirs: getattr(section, ours) for section, names in tables for ours, theirs in names.items()}
-
-    if (audio := config.audio) is not None:
-        if audio.conv_norm != "layer_norm":
-            raise CheckpointError("`audio.conv_norm` must be layer_norm; Hugging Face's model has nothing else.")
-
-        return Data2VecAudioConfig(  # type: ignore[no-untyped-call]
-            conv_dim=[channels for channels, _, _ in audio.conv_layers],
-            conv_kernel=[kernel_size for _, kernel_size, _ in audio.conv_layers],
-            conv_stride=[stride for _, _, stride in audio.conv_layers],
-            conv_pos_kernel_size=audio.position_kernel,
-            **rename("data2vec-audio", audio),
-        )
-    if (text := config.text) is not None:
-        return Data2VecTextConfig(  # type: ignore[no-untyped-call]
-            max_position_embeddings=text.max_positions + text.pad_idx + 1,
-            type_vocab_size=1,
-            **rename("data2vec-text", text),
-        )
-
-    image = config.image
-    assert image is not None
-
-    return Data2VecVisionConfig(  # type: ignore[no-untyped-call]
-        layer_scale_init_value=0.0 if image.layer_scale is None else image.layer_scale,
-        use_shared_relative_position_bias=image.relative_positions == "shared",
-        use_relative_position_bias=image.relative_positions == "per_layer",
-        use_mean_pooling=not image.final_norm,
-        use_mask_token=True,
-        **rename("data2vec-vision", image),
-    )
-
-
-def _export_weights(model: Data2Vec1Model) -> State:
-    config = model.config
-    # Heads and what belongs to a criterion have no place there.
-    left_out = ("final_proj.", "encoder.regression_head.", "criterion.")
-    weights = {
-        _rename(config, name): tensor.detach().cpu().float()
-        for name, tensor in model.state_dict().items()
-        if not name.startswith(left_out)
-    }
-    if config.text is not None:
-        weights["embeddings.token_type_embeddings.weight"] = torch.zeros(1, config.dim)
-    if config.image is not None:
-        weights = _split_projections(weights)
-
-    return weights
-
-
-def _split_projections(weights: State) -> State:
-    split: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
-        if name.endswith(".qkv.weight"):
-            for part, weight in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                split[name.replace(".qkv.", f".{part}.")] = weight.contiguous()
-        else:
-            name = re.sub(r"\.q_bias$", ".query.bias", name)
-            split[re.sub(r"\.v_bias$", ".value.bias", name)] = tensor
-
-    return split
-
-
-def _create_hugging_face(config: Any) -> PreTrainedModel:
-    from transformers import Data2VecAudioModel, Data2VecTextModel, Data2VecVisionModel
-
-    match config.model_type:
-        case "data2vec-audio":
-            return Data2VecAudioModel(config)
-        case "data2vec-text":
-            return Data2VecTextModel(config, add_pooling_layer=False)  # type: ignore[no-untyped-call]
-        case _:
-            return Data2VecVisionModel(config, add_pooling_layer=False)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
+
+from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig
 
 # Parameters: patterns, applied one after the other.
 AUDIO_NAMES = {
@@ -79,3 +82,12 @@ SETTINGS: Final = {
         {"image_size": "image_size", "patch_size": "patch_size", "num_channels": "num_channels"},
     ),
 }
+
+
+def rename(config: Data2Vec1ModelConfig, name: str) -> str:
+    """Our name of a parameter -> Hugging Face's, without the prefix that it has in a model with a head."""
+    names = AUDIO_NAMES if config.audio is not None else TEXT_NAMES if config.text is not None else VISION_NAMES
+    for pattern, replacement in names.items():
+        name = re.sub(pattern, replacement, name)
+
+    return name

@@ -187,3 +187,11 @@ def test_what_is_left_trainable_is_what_gets_gradients(name: str) -> None:
 def test_settings_of_python_callers_are_checked(kls: Any, config: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kls(config)
+
+
+def test_the_norm_has_its_own_epsilon() -> None:
+    criterion = attach(make_model(), ["a", "b"], norm_eps=0.5)
+
+    assert criterion.head.norm is not None and criterion.head.norm.eps == 0.5
+    with pytest.raises(ValueError, match="`norm_eps` must be greater than 0, but is 0"):
+        ClassificationCriterion(ClassificationConfig(norm_eps=0.0))
