@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -67,4 +68,21 @@ def list_registered(words: Sequence[str], extensions: Sequence[Extension]) -> No
         fail(str(ex))
 
 
-VERBS = {"train": train, "evaluate": evaluate, "extract": extract, "inspect": inspect, "list": list_registered}
+def convert(words: Sequence[str], extensions: Sequence[Extension]) -> None:
+    """``fairseq2 recipe convert``: checkpoints of other programs become ours, and ours theirs."""
+    if extensions:
+        fail(f"`{PROGRAM} recipe convert` takes no --extension.")
+
+    from d2v_plugin.cli.convert import main
+
+    sys.exit(main(words))
+
+
+VERBS = {
+    "train": train,
+    "evaluate": evaluate,
+    "extract": extract,
+    "inspect": inspect,
+    "convert": convert,
+    "list": list_registered,
+}

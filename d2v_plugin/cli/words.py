@@ -24,9 +24,14 @@ def fail(line: str, *, status: int = 2, is_mine: bool = False) -> NoReturn:
     :param is_mine: of several processes the first one prints, unless others may not have this error.
     """
     if is_mine or os.environ.get("RANK", "0") == "0":
-        print(f"{PROGRAM}: error: {hide_in(line)}", file=sys.stderr)
+        complain(line)
 
     sys.exit(status)
+
+
+def complain(line: str) -> None:
+    """Print an error on the standard error."""
+    print(f"{PROGRAM}: error: {hide_in(line)}", file=sys.stderr)
 
 
 def fail_unknown(kind: str, name: str, known: Iterable[str]) -> NoReturn:
