@@ -15,6 +15,7 @@ SUMMARIES = {
     "evaluate": "score a fine-tuned model, or probe any model: `OUTPUT_DIR --config checkpoint.path=RUN`",
     "extract": "write features of a manifest to disk: `OUTPUT_DIR --config checkpoint.path=RUN`",
     "inspect": "draw pictures of a model: `OUTPUT_DIR --config checkpoint.path=RUN`",
+    "manifest": "make the manifests that training reads of folders: `image|audio|text FOLDER OUT`",
     "convert": "turn checkpoints of fairseq and Hugging Face into ours, and ours into theirs: `FORMAT IN OUT`",
     "list": "print the recipes, and what they may name",
 }

@@ -78,11 +78,22 @@ def convert(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     sys.exit(main(words))
 
 
+def manifest(words: Sequence[str], extensions: Sequence[Extension]) -> None:
+    """``fairseq2 recipe manifest``: folders of one's own data become manifests."""
+    if extensions:
+        fail(f"`{PROGRAM} recipe manifest` takes no --extension.")
+
+    from d2v_plugin.cli.manifest import main
+
+    sys.exit(main(words))
+
+
 VERBS = {
     "train": train,
     "evaluate": evaluate,
     "extract": extract,
     "inspect": inspect,
+    "manifest": manifest,
     "convert": convert,
     "list": list_registered,
 }

@@ -53,7 +53,7 @@ class ManifestDataset:
         if not paths:
             raise RecipeError(
                 f"`dataset.config_overrides.path` is `{config.path}` (here: {config.path.absolute()}), which holds no manifest "
-                "(train.tsv, valid.tsv, …). Write one with tools/make_manifest.py."
+                "(train.tsv, valid.tsv, …). Write one with `fairseq2 recipe manifest`."
             )
         problems = Problems()
         splits = {path.stem: Manifest(path, cls.columns, problems, check_files=config.check_files) for path in paths}
