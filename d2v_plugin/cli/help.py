@@ -18,6 +18,7 @@ SUMMARIES = {
     "manifest": "make the manifests that training reads of folders: `image|audio|text FOLDER OUT`",
     "convert": "turn checkpoints of fairseq and Hugging Face into ours, and ours into theirs: `FORMAT IN OUT`",
     "list": "print the recipes, and what they may name",
+    "describe": "print every setting of what a recipe may name: `data2vec2`, `image_pretraining`, `regime`, …",
 }
 
 HELP = {
@@ -64,6 +65,21 @@ print what a recipe may name: tasks, datasets, models, criteria, mask samplers, 
 examples:
   fairseq2 recipe list
   fairseq2 recipe list --extension my_criterion.py
+""",
+    "describe": """\
+usage: fairseq2 recipe describe [-h] [--extension FILE.py] [NAME …]
+
+print every setting of tasks, criteria, mask samplers, probes, datasets, models, archs and sections of recipes: key, type,
+default, unit, and what it means; without a name, what there is
+
+  --extension FILE.py   also describe what this file registers; may be repeated
+  --page                print all of it as the page recipes/reference.md
+
+examples:
+  fairseq2 recipe describe
+  fairseq2 recipe describe data2vec2 inverse_block
+  fairseq2 recipe describe image_pretraining regime
+  fairseq2 recipe describe --extension my_criterion.py my_criterion
 """,
 }
 

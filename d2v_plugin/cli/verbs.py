@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from d2v_plugin.cli.help import HELP
 from d2v_plugin.cli.running import run
-from d2v_plugin.cli.words import PROGRAM, fail, take_values
+from d2v_plugin.cli.words import PROGRAM, fail, fail_unknown, take_values
 
 if TYPE_CHECKING:
     from d2v_plugin.verbs.extensions import Extension
@@ -68,6 +68,32 @@ def list_registered(words: Sequence[str], extensions: Sequence[Extension]) -> No
         fail(str(ex))
 
 
+def describe(words: Sequence[str], extensions: Sequence[Extension]) -> None:
+    """``fairseq2 recipe describe``: every field of what a recipe may name."""
+    if words in (["-h"], ["--help"]):
+        print(HELP["describe"])
+        return
+
+    from fairseq2.recipe.error import RecipeError
+
+    from d2v_plugin.cli.describe.text import list_topics, print_topic, write_page
+    from d2v_plugin.cli.describe.topics import find_topics
+
+    try:
+        topics = find_topics(extensions)
+    except RecipeError as ex:
+        fail(str(ex))
+    if words == ["--page"]:
+        print(write_page(topics), end="")
+        return
+    known = {topic.name for topic in topics}
+    for name in words:
+        if name not in known:
+            fail_unknown("name to describe", name, known)
+    chosen = [topic for name in words for topic in topics if topic.name == name]
+    print("\n\n".join(map(print_topic, chosen)) if words else list_topics(topics))
+
+
 def convert(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     """``fairseq2 recipe convert``: checkpoints of other programs become ours, and ours theirs."""
     if extensions:
@@ -96,4 +122,5 @@ VERBS = {
     "manifest": manifest,
     "convert": convert,
     "list": list_registered,
+    "describe": describe,
 }

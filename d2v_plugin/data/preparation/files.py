@@ -155,8 +155,8 @@ def _count(splits: Mapping[str, Sequence[tuple[FoundFile, Inspected]]], report: 
         for source, result in found:
             for name, value in {"files": 1, "rows": len(result.rows), **result.totals}.items():
                 totals[name] = totals.get(name, 0) + value
-            labels = {"labels": source.label} if has_classes and source.label is not None else {}
-            for name, fact in (result.facts | labels).items():
+            label = {"labels": source.label} if has_classes and source.label is not None else {}
+            for name, fact in (result.facts | label).items():
                 here.setdefault(name, Counter())[fact] += 1
             sums.update(result.sums)
         report.splits[split] = totals
