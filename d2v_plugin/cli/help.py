@@ -83,10 +83,18 @@ examples:
 """,
 }
 
+DOCTOR_HELP = """\
+usage: fairseq2 doctor [-h]
+
+say which versions and devices there are, try whether every package works that is needed or optional, and whether checkpoints
+can be written where one stands; the exit status is 1 if something needed is broken
+"""
+
 PROGRAM_HELP = "\n".join(
     [
-        "usage: fairseq2 recipe <verb> [-h] …\n\ndata2vec on fairseq2\n\nverbs:",
+        "usage: fairseq2 recipe <verb> [-h] … | fairseq2 doctor\n\ndata2vec on fairseq2\n\nverbs:",
         *(f"  recipe {name:<9} {summary}" for name, summary in SUMMARIES.items()),
+        "\n  doctor           say what is installed and whether it works",
         "\nexamples:\n  fairseq2 recipe list\n  fairseq2 recipe train --config-file recipes/demo/digits.yaml out/digits\n",
     ]
 )

@@ -14,7 +14,7 @@ _UNITS: Final = (
     (r".*_seconds", "seconds"),
     (r".*_n_data_epochs|num_epochs|num_data_epochs", EPOCHS),
     (r"keep_(last|best)_n_checkpoints", "checkpoints"),
-    (r"(.*_)?n_steps|num_steps|num_warmup_steps|anneal_steps|cycle_len|freeze_updates|length_window", UPDATES),
+    (r"step|(.*_)?n_steps|num_steps|num_warmup_steps|anneal_steps|cycle_len|freeze_updates|length_window", UPDATES),
     (r"repeat|num_active_steps", UPDATES),
     (r"(start|final)_lr(_scale)?|lr|head_lr|lr_mul|eta_min", "per update"),
     (r"stage_ratio", "shares of the run"),
