@@ -13,6 +13,7 @@ from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from torch.optim import Optimizer
 
 from d2v_plugin.cli.describe.fields import Described, describe_fields, find_docs, find_summary, write_type, write_value
+from d2v_plugin.cli.describe.units import find_unit
 from d2v_plugin.cli.user_errors import family_archs
 from d2v_plugin.core.fairseq2_private import ComponentEntry, register_library, register_train_recipe
 from d2v_plugin.core.registry import kind_of
@@ -75,13 +76,11 @@ def _describe_verbs() -> Iterator[Topic]:
     """The sections of a recipe, without what is in them."""
     for name, config in _VERBS.items():
         default, docs = config(), find_docs(config)
-        values = [(item, getattr(default, item.name)) for item in fields(config)]
-        settings = [
-            Described(
-                item.name, write_type(str(item.type)), "{…}" if is_dataclass(value) else write_value(value), "", docs[item.name]
-            )
-            for item, value in values
-        ]
+        settings = []
+        for item in fields(config):
+            kind, value = str(item.type), getattr(default, item.name)
+            written = "{…}" if is_dataclass(value) else write_value(value)
+            settings.append(Described(item.name, write_type(kind), written, find_unit(item.name, kind), docs[item.name]))
         yield Topic("verb", name, find_summary(config), f"fairseq2 recipe {name}", settings)
 
 
