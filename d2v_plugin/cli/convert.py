@@ -141,15 +141,15 @@ def _convert_hugging_face(args: argparse.Namespace) -> None:
 
 
 def _export_hugging_face(args: argparse.Namespace) -> None:
-    import d2v_plugin
     from d2v_plugin.core.errors import CheckpointError
     from d2v_plugin.models.data2vec1.base import Data2Vec1Model
     from d2v_plugin.weights.convert.hugging_face import export_hugging_face
+    from d2v_plugin.weights.loading import load
 
     _silence_transformers()
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise CheckpointError(f"{args.out} exists already; choose another place.")
-    model = d2v_plugin.load(args.source, weights="teacher" if args.teacher_weights else "student")
+    model = load(args.source, weights="teacher" if args.teacher_weights else "student")
     if not isinstance(model, Data2Vec1Model):
         raise CheckpointError(f"{args.source} is data2vec 2.0, which Hugging Face's transformers does not have.")
     export_hugging_face(model, args.out)

@@ -12,7 +12,7 @@ from d2v_plugin.cli.doctor.report import diagnose
 from d2v_plugin.cli.help import DOCTOR_HELP, PROGRAM_HELP
 from d2v_plugin.cli.running import ending_with_its_reader
 from d2v_plugin.cli.verbs import VERBS
-from d2v_plugin.cli.words import PROGRAM, fail, fail_unknown, take_extensions
+from d2v_plugin.cli.words import PROGRAM, fail, fail_unknown, find_recipe_file, take_extensions
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -37,7 +37,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 print(PROGRAM_HELP)
                 fail(f"a verb is missing: {', '.join(VERBS)}.")
             case ["recipe", name, *rest] if name in VERBS:
-                VERBS[name](*take_extensions(rest))
+                VERBS[name](*take_extensions(find_recipe_file(rest)))
             case ["recipe", name, *_]:
                 fail_unknown(f"verb of `{PROGRAM} recipe`", name, VERBS)
             case [name, *_]:

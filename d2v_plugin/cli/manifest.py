@@ -140,7 +140,7 @@ def check_numbers(args: argparse.Namespace) -> None:
 def make(args: argparse.Namespace) -> object:
     """Do what was asked for; what is returned is worth printing."""
     # Here, since the imports take seconds.
-    import d2v_plugin.data.preparation.audio as audio
+    from d2v_plugin.data.preparation import audio
     from d2v_plugin.data.preparation.common import parse_size
     from d2v_plugin.data.preparation.image import prepare_images
     from d2v_plugin.data.preparation.inspection import inspect_manifest

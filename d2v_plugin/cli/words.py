@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from d2v_plugin.core.secrets import hide_in
+from d2v_plugin.core.shipped import find_shipped
 
 if TYPE_CHECKING:
     from d2v_plugin.verbs.extensions import Extension
@@ -86,6 +87,18 @@ def take_values(words: Sequence[str], flag: str, what: str, *, once: bool = Fals
         fail(f"{flag} is given {len(values)} times; once is meant.")
 
     return kept, values
+
+
+def find_recipe_file(words: Sequence[str]) -> list[str]:
+    """Let ``--config-file`` also name a recipe that came with the package, such as ``image/pretrain_base.yaml``."""
+    found = list(words)
+    for index, word in enumerate(found):
+        if word.startswith("--config-file="):
+            found[index] = f"--config-file={find_shipped(Path(word.partition('=')[2]))}"
+        elif index and found[index - 1] == "--config-file" and not word.startswith("-") and word:
+            found[index] = str(find_shipped(Path(word)))
+
+    return found
 
 
 def take_extensions(words: Sequence[str]) -> tuple[list[str], list[Extension]]:

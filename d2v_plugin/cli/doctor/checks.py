@@ -12,8 +12,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-import d2v_plugin  # noqa: F401  # makes fairseq2 importable where the system has no libsndfile
-
 
 def check_torch() -> str:
     import torch

@@ -18,7 +18,6 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Final
 
-from d2v_plugin import __version__
 from d2v_plugin.cli.doctor.checks import MISSING, NEEDED, OPTIONAL
 from d2v_plugin.core.secrets import hide_in
 
@@ -34,7 +33,7 @@ def diagnose() -> int:
 
     :returns: the exit status: 1 if something that is needed is broken.
     """
-    print(f"d2v-plugin {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    print(f"d2v-plugin {_find_version('d2v-plugin')}, Python {platform.python_version()}, {platform.platform()}")
     broken = [*_print_all("versions that must fit", check_pins())]
     broken += _print_all("needed", run_apart([*NEEDED]))
     _print_all("optional", run_apart([*OPTIONAL]))
@@ -59,16 +58,11 @@ def _print_all(title: str, results: Sequence[tuple[str, bool, str]]) -> list[str
 
 def check_pins() -> list[tuple[str, bool, str]]:
     """Compare installed versions with those that the others of them were built for."""
-    found: dict[str, str] = {}
-    for name in _PINNED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    found = {name: here for name in _PINNED if (here := _find_version(name)) != MISSING}
     results = []
     for name in _PINNED:
         if name not in found:
-            results.append((name, False, f"{MISSING}: `pip install d2v-plugin`"))
+            results.append((name, False, f"{MISSING}, but needed"))
             continue
         wrong = [
             f"{other} {found[other]} wants {pin}"
@@ -78,6 +72,13 @@ def check_pins() -> list[tuple[str, bool, str]]:
         results.append((name, not wrong, f"{found[name]}{'; ' if wrong else ''}{', '.join(wrong)}"))
 
     return results
+
+
+def _find_version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return MISSING
 
 
 def _find_pins(name: str, found: dict[str, str]) -> Iterator[tuple[str, str]]:
