@@ -28,7 +28,12 @@ from d2v_plugin.verbs.inspect.config import InspectConfig
 from d2v_plugin.verbs.train.config import TrainConfig
 from d2v_plugin.verbs.train.recipe import TrainRecipe
 
-_VERBS: Final = {"train": TrainConfig, "evaluate": EvaluateConfig, "extract": ExtractConfig, "inspect": InspectConfig}
+_VERBS: Final[dict[str, type[Any]]] = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "extract": ExtractConfig,
+    "inspect": InspectConfig,
+}
 
 _COMPONENTS: Final = {
     Task: "task: {name: NAME, config: {…}}",
@@ -75,7 +80,7 @@ def find_topics(extensions: Sequence[Extension]) -> list[Topic]:
 def _describe_verbs() -> Iterator[Topic]:
     """The sections of a recipe, without what is in them."""
     for name, config in _VERBS.items():
-        default, docs = config(), find_docs(config)
+        default, docs = config(), find_docs(config)  # type: ignore[arg-type]  # a class can be hashed
         settings = []
         for item in fields(config):
             kind, value = str(item.type), getattr(default, item.name)

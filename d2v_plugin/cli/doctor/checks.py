@@ -10,6 +10,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any, Final
 
 
@@ -118,13 +119,12 @@ def check_scipy() -> str:
 def check_tensorboard() -> str:
     import tempfile
 
-    import tensorboard
     from torch.utils.tensorboard import SummaryWriter
 
-    with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:  # type: ignore[no-untyped-call]
-        writer.add_scalar("x", 1.0, 1)  # type: ignore[no-untyped-call]
+    with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:
+        writer.add_scalar("x", 1.0, 1)
 
-    return f"{tensorboard.__version__}, writes events"
+    return f"{version('tensorboard')}, writes events"
 
 
 def check_flashlight() -> str:
@@ -160,7 +160,7 @@ def check_transformers() -> str:
     import transformers
     from transformers import Data2VecAudioConfig
 
-    Data2VecAudioConfig()
+    Data2VecAudioConfig()  # type: ignore[no-untyped-call]
 
     return f"{transformers.__version__}, converts models of Hugging Face"
 
@@ -176,9 +176,9 @@ def check_wandb() -> str:
 
 
 def check_mlflow() -> str:
-    import mlflow
+    importlib.import_module("mlflow")
 
-    return f"{mlflow.__version__}"
+    return version("mlflow")
 
 
 NEEDED: Final[dict[str, Callable[[], str]]] = {

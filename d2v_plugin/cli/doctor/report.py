@@ -98,8 +98,8 @@ def run_apart(names: Sequence[str]) -> list[tuple[str, bool, str]]:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
             output, status, error = done.stdout, done.returncode, done.stderr
         except subprocess.TimeoutExpired as ex:
-            output, status, error = ex.stdout or "", None, ""
-            output = output if isinstance(output, str) else output.decode(errors="replace")
+            found = ex.stdout or b""
+            output, status, error = found if isinstance(found, str) else found.decode(errors="replace"), None, ""
         lines = [line for line in output.splitlines() if line.startswith('["')]
         results += [tuple(json.loads(line)) for line in lines]
         if len(lines) < len(left):
