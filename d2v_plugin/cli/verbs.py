@@ -43,11 +43,28 @@ def extract(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     run(ExtractRecipe(extensions), "extract", words)
 
 
+def predict(words: Sequence[str], extensions: Sequence[Extension]) -> None:
+    """``fairseq2 recipe predict``: all flags of fairseq2's runner, and ``--extension``."""
+    from d2v_plugin.verbs.predict.recipe import PredictRecipe
+
+    run(PredictRecipe(extensions), "predict", words)
+
+
 def inspect(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     """``fairseq2 recipe inspect``: all flags of fairseq2's runner, and ``--extension``."""
     from d2v_plugin.verbs.inspect.recipe import InspectRecipe
 
     run(InspectRecipe(extensions), "inspect", words)
+
+
+def export(words: Sequence[str], extensions: Sequence[Extension]) -> None:
+    """``fairseq2 recipe export``: all flags of fairseq2's runner, ``--extension``, and ``--force``."""
+    force = "--force" in words
+    words = [word for word in words if word != "--force"]
+
+    from d2v_plugin.verbs.export.recipe import ExportRecipe
+
+    run(ExportRecipe(extensions, force=force), "export", words)
 
 
 def list_registered(words: Sequence[str], extensions: Sequence[Extension]) -> None:
@@ -117,8 +134,10 @@ def manifest(words: Sequence[str], extensions: Sequence[Extension]) -> None:
 VERBS = {
     "train": train,
     "evaluate": evaluate,
+    "predict": predict,
     "extract": extract,
     "inspect": inspect,
+    "export": export,
     "manifest": manifest,
     "convert": convert,
     "list": list_registered,

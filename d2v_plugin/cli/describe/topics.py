@@ -22,9 +22,11 @@ from d2v_plugin.masking.base import MaskSampler
 from d2v_plugin.probing.base import Probe
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.verbs.evaluate.config import EvaluateConfig
+from d2v_plugin.verbs.export.config import ExportConfig
 from d2v_plugin.verbs.extensions import Extension
 from d2v_plugin.verbs.extract.config import ExtractConfig
 from d2v_plugin.verbs.inspect.config import InspectConfig
+from d2v_plugin.verbs.predict.config import PredictConfig
 from d2v_plugin.verbs.train.config import TrainConfig
 from d2v_plugin.verbs.train.recipe import TrainRecipe
 
@@ -33,6 +35,8 @@ _VERBS: Final[dict[str, type[Any]]] = {
     "evaluate": EvaluateConfig,
     "extract": ExtractConfig,
     "inspect": InspectConfig,
+    "predict": PredictConfig,
+    "export": ExportConfig,
 }
 
 _COMPONENTS: Final = {
