@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "read_audio", "read_image", "read_text", "setup_fairseq2_extension"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 preload_libsndfile()
 

@@ -99,3 +99,37 @@ def test_the_cards_of_published_models_are_installed() -> None:
 
     assert '"d2v_plugin.weights.cards": ["*.yaml"]' in setup
     assert len(list(ROOT.glob("d2v_plugin/weights/cards/*.yaml"))) == 2
+
+
+def read_dockerfile() -> list[tuple[str, str]]:
+    """Instructions and their arguments."""
+    lines = ROOT.joinpath("Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+
+    return [(line.split(" ", 1)[0], line.split(" ", 1)[1]) for line in lines if line and not line.startswith("#")]
+
+
+def test_the_dockerfile_copies_what_is_there_and_its_lines_are_shell() -> None:
+    instructions = read_dockerfile()
+    ignored = ROOT.joinpath(".dockerignore").read_text(encoding="utf-8").splitlines()
+    kept = [line[1:] for line in ignored if line.startswith("!")]
+
+    assert {name for name, _ in instructions} <= {"FROM", "RUN", "COPY", "ENV", "WORKDIR", "ENTRYPOINT", "CMD"}
+    assert instructions[0][0] == "FROM" and [name for name, _ in instructions].count("FROM") == 2
+    assert all(ROOT.joinpath(name).exists() for name in kept) and {"setup.py", "pyproject.toml", "recipes"} <= {*kept}
+    for _, line in (item for item in instructions if item[0] == "RUN"):
+        subprocess.run(["bash", "-n", "-c", line], check=True)
+
+
+def test_documents_name_no_install_that_cannot_work() -> None:
+    """The package is not on an index: its extras can be had from a checkout or a wheel only."""
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("recipes/**/*.md"), *ROOT.glob("d2v_plugin/**/*.py"), *ROOT.glob("tools/**/*.py")]
+
+    assert [page for page in pages if re.search(r"pip install '?d2v-plugin", page.read_text(encoding="utf-8"))] == []
+
+
+def test_every_dependency_has_bounds() -> None:
+    listed = ROOT.joinpath("setup.py").read_text(encoding="utf-8").partition("install_requires=[")[2].partition("]")[0]
+    needed = dict(re.findall(r'"([\w-]+)([^"]*)",', listed))
+
+    assert len(needed) >= 9
+    assert [name for name, bounds in needed.items() if not re.fullmatch(r"==[\d.]+|>=[\d.]+,<[\d.]+", bounds)] == []

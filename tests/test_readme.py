@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import runpy
 import shlex
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 import torch
 
 from d2v_plugin.cli.main import main
+from d2v_plugin.cli.manifest import make_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -83,18 +82,9 @@ def place(text: str, short_run: Any) -> str:
     return re.sub(r"out/(digits|words|books)\b(?!_)", lambda found: str(short_run(found[1])), text)
 
 
-def run_tool(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
-    monkeypatch.setattr(sys, "argv", words)
-    try:
-        runpy.run_path(words[0], run_name="__main__")
-    except SystemExit as ex:
-        assert not ex.code, words
-
-
 def test_every_command_is_known_here() -> None:
     """A new kind of command in the documents needs a test of its own."""
-    tools = ("python tools/", "python -m tools.")
-    kinds = ("fairseq2 recipe", "torchrun --nproc-per-node 2 -m d2v_plugin", "python3 -m venv .venv", *tools)
+    kinds = ("fairseq2 recipe", "torchrun --nproc-per-node 2 -m d2v_plugin", "python3 -m venv .venv", "python -m tools.")
     assert COMMANDS and all(command.startswith(kinds) for command in COMMANDS)
     assert len(TRAIN) >= 8 and len(OTHERS) >= 8
 
@@ -158,7 +148,35 @@ def test_list_lists(command: Any) -> None:
     assert "image_pretraining" in command("recipe", "list").out
 
 
-def test_conversion_commands_convert(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fairseq_checkpoint: Any) -> None:
+def test_manifest_commands_work_on_a_folder_of_pictures(command: Any, tmp_path: Path) -> None:
+    from torchvision.io import write_png
+
+    (tmp_path / "pictures").mkdir()
+    for i in range(200):
+        write_png(torch.full((3, 8, 8), i, dtype=torch.uint8), str(tmp_path / "pictures" / f"{i}.png"))
+    lines = [line for line in COMMANDS if line.startswith("fairseq2 recipe manifest")]
+    assert len(lines) == 2
+
+    for line in lines:
+        line = line.replace("PICTURES", str(tmp_path / "pictures")).replace("out/", f"{tmp_path}/out/")
+        outcome = command(*shlex.split(line)[1:])
+        assert outcome.status == 0, outcome.err
+
+    assert (tmp_path / "out" / "pictures" / "train.tsv").is_file() and (tmp_path / "out" / "pictures" / "valid.tsv").is_file()
+    assert "train.tsv" in outcome.out
+
+
+def test_manifest_commands_of_the_page_about_data_are_understood() -> None:
+    lines = [line for line in read_commands("manifests/README.md") if line.startswith("fairseq2")]
+    assert len(lines) >= 14
+
+    for line in lines:
+        program, *words = shlex.split(line)[1:]
+        assert program == "recipe" and words[0] == "manifest"
+        make_parser().parse_args(words[1:])
+
+
+def test_conversion_commands_convert(command: Any, tmp_path: Path, fairseq_checkpoint: Any) -> None:
     from transformers import Data2VecAudioConfig, Data2VecAudioModel
 
     small = Data2VecAudioConfig(
@@ -171,12 +189,12 @@ def test_conversion_commands_convert(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     )
     Data2VecAudioModel(small).save_pretrained(tmp_path / "data2vec-audio-base")
     shutil.copy(fairseq_checkpoint("audio"), tmp_path / "base_libri.pt")
-    lines = [line for line in COMMANDS if line.startswith("python tools/convert_checkpoint.py")]
+    lines = [line for line in COMMANDS if line.startswith("fairseq2 recipe convert")]
     assert len(lines) == 3
 
     for line in lines:
-        tool, kind, source, out = shlex.split(line)[1:]
-        run_tool(monkeypatch, [tool, kind, str(tmp_path / source), str(tmp_path / out)])
+        *words, source, out = shlex.split(line)[1:]
+        assert command(*words, tmp_path / source, tmp_path / out).status == 0
 
     assert (tmp_path / "out" / "base_libri" / "model.safetensors").is_file()
     Data2VecAudioModel.from_pretrained(tmp_path / "out" / "audio_hf")

@@ -20,7 +20,10 @@ SUMMARIES = {
     "extract": "write features of a manifest to disk: `OUTPUT_DIR --config checkpoint.path=RUN`",
     "inspect": "draw pictures of a model: `OUTPUT_DIR --config checkpoint.path=RUN`",
     "export": "write a model as others read it: `OUTPUT_DIR --config checkpoint.path=RUN format=huggingface`",
+    "manifest": "make the manifests that training reads of folders: `image|audio|text FOLDER OUT`",
+    "convert": "turn checkpoints of fairseq and Hugging Face into ours, and ours into theirs: `FORMAT IN OUT`",
     "list": "print the recipes, and what they may name",
+    "describe": "print every setting of what a recipe may name: `data2vec2`, `image_pretraining`, `regime`, …",
 }
 
 HELP = {
@@ -114,12 +117,35 @@ examples:
   fairseq2 recipe list
   fairseq2 recipe list --extension my_criterion.py
 """,
+    "describe": """\
+usage: fairseq2 recipe describe [-h] [--extension FILE.py] [NAME …]
+
+print every setting of tasks, criteria, mask samplers, probes, datasets, models, archs and sections of recipes: key, type,
+default, unit, and what it means; without a name, what there is
+
+  --extension FILE.py   also describe what this file registers; may be repeated
+  --page                print all of it as the page recipes/reference.md
+
+examples:
+  fairseq2 recipe describe
+  fairseq2 recipe describe data2vec2 inverse_block
+  fairseq2 recipe describe image_pretraining regime
+  fairseq2 recipe describe --extension my_criterion.py my_criterion
+""",
 }
+
+DOCTOR_HELP = """\
+usage: fairseq2 doctor [-h]
+
+say which versions and devices there are, try whether every package works that is needed or optional, and whether checkpoints
+can be written where one stands; the exit status is 1 if something needed is broken
+"""
 
 PROGRAM_HELP = "\n".join(
     [
-        "usage: fairseq2 recipe <verb> [-h] …\n\ndata2vec on fairseq2\n\nverbs:",
+        "usage: fairseq2 recipe <verb> [-h] … | fairseq2 doctor\n\ndata2vec on fairseq2\n\nverbs:",
         *(f"  recipe {name:<9} {summary}" for name, summary in SUMMARIES.items()),
+        "\n  doctor           say what is installed and whether it works",
         "\nexamples:\n  fairseq2 recipe list\n  fairseq2 recipe train --config-file recipes/demo/digits.yaml out/digits\n",
     ]
 )

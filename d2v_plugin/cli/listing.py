@@ -13,6 +13,7 @@ from d2v_plugin.cli.help import SUMMARIES
 from d2v_plugin.cli.user_errors import family_archs
 from d2v_plugin.core.fairseq2_private import register_library
 from d2v_plugin.core.registry import registered_names
+from d2v_plugin.core.shipped import SHIPPED, find_shipped
 from d2v_plugin.criteria.base import Criterion
 from d2v_plugin.masking.base import MaskSampler
 from d2v_plugin.probing.base import Probe
@@ -43,10 +44,15 @@ def describe_registered(extensions: Sequence[Extension]) -> str:
 
 
 def find_recipes() -> list[Path]:
-    """The YAML files under ``recipes/`` of the working directory, else of the source checkout."""
-    here, checkout = Path("recipes"), Path(__file__).parents[2] / "recipes"
+    """The YAML files under ``recipes/`` of the working directory, else those that came with the package.
 
-    return sorted(here.rglob("*.yaml") if here.is_dir() else checkout.rglob("*.yaml"))
+    :returns: their names as ``--config-file`` takes them.
+    """
+    here = Path("recipes")
+    if here.is_dir():
+        return sorted(here.rglob("*.yaml"))
+
+    return sorted(path.relative_to(SHIPPED / "recipes") for path in (SHIPPED / "recipes").rglob("*.yaml"))
 
 
 def _describe_models(resolver: DependencyResolver) -> list[str]:
@@ -63,7 +69,7 @@ def _describe_models(resolver: DependencyResolver) -> list[str]:
 
 
 def _describe_recipe(path: Path) -> str:
-    first_line = path.read_text(encoding="utf-8").split("\n", 1)[0]
+    first_line = find_shipped(path).read_text(encoding="utf-8").split("\n", 1)[0]
 
     return f"{path}  {first_line.lstrip('# ')}" if first_line.startswith("#") else str(path)
 

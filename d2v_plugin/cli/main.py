@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from d2v_plugin.cli.help import PROGRAM_HELP
+from d2v_plugin.cli.doctor.report import diagnose
+from d2v_plugin.cli.help import DOCTOR_HELP, PROGRAM_HELP
 from d2v_plugin.cli.running import ending_with_its_reader
 from d2v_plugin.cli.verbs import VERBS
-from d2v_plugin.cli.words import PROGRAM, fail, fail_unknown, take_device, take_extensions
+from d2v_plugin.cli.words import PROGRAM, fail, fail_unknown, find_recipe_file, take_device, take_extensions
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -23,15 +24,21 @@ def main(words: Sequence[str] | None = None) -> None:
         match sys.argv[1:] if words is None else list(words):
             case []:
                 print(PROGRAM_HELP)
-                fail("a command is missing: `recipe`.")
+                fail("a command is missing: `recipe` or `doctor`.")
             case ["-h" | "--help", *_] | ["recipe", "-h" | "--help", *_]:
                 print(PROGRAM_HELP)
+            case ["doctor"]:
+                sys.exit(diagnose())
+            case ["doctor", "-h" | "--help"]:
+                print(DOCTOR_HELP)
+            case ["doctor", word, *_]:
+                fail(f"`{PROGRAM} doctor` takes no `{word}`.")
             case ["recipe"]:
                 print(PROGRAM_HELP)
                 fail(f"a verb is missing: {', '.join(VERBS)}.")
             case ["recipe", name, *rest] if name in VERBS:
-                VERBS[name](*take_extensions(take_device(rest)))
+                VERBS[name](*take_extensions(find_recipe_file(take_device(rest))))
             case ["recipe", name, *_]:
                 fail_unknown(f"verb of `{PROGRAM} recipe`", name, VERBS)
             case [name, *_]:
-                fail_unknown(f"command of `{PROGRAM}`", name, ["recipe"])
+                fail_unknown(f"command of `{PROGRAM}`", name, ["recipe", "doctor"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from d2v_plugin.cli.help import HELP
 from d2v_plugin.cli.running import parse, run
-from d2v_plugin.cli.words import PROGRAM, check_words, fail, fail_if_mistaken, take_values
+from d2v_plugin.cli.words import PROGRAM, check_words, fail, fail_if_mistaken, fail_unknown, take_values
 from d2v_plugin.verbs.train.first_checks import find_mistakes
 
 if TYPE_CHECKING:
@@ -122,6 +123,52 @@ def list_registered(words: Sequence[str], extensions: Sequence[Extension]) -> No
         fail(str(ex))
 
 
+def describe(words: Sequence[str], extensions: Sequence[Extension]) -> None:
+    """``fairseq2 recipe describe``: every field of what a recipe may name."""
+    if words in (["-h"], ["--help"]):
+        print(HELP["describe"])
+        return
+
+    from fairseq2.recipe.error import RecipeError
+
+    from d2v_plugin.cli.describe.text import list_topics, print_topic, write_page
+    from d2v_plugin.cli.describe.topics import find_topics
+
+    try:
+        topics = find_topics(extensions)
+    except RecipeError as ex:
+        fail(str(ex))
+    if words == ["--page"]:
+        print(write_page(topics), end="")
+        return
+    known = {topic.name for topic in topics}
+    for name in words:
+        if name not in known:
+            fail_unknown("name to describe", name, known)
+    chosen = [topic for name in words for topic in topics if topic.name == name]
+    print("\n\n".join(map(print_topic, chosen)) if words else list_topics(topics))
+
+
+def convert(words: Sequence[str], extensions: Sequence[Extension]) -> None:
+    """``fairseq2 recipe convert``: checkpoints of other programs become ours, and ours theirs."""
+    if extensions:
+        fail(f"`{PROGRAM} recipe convert` takes no --extension.")
+
+    from d2v_plugin.cli.convert import main
+
+    sys.exit(main(words))
+
+
+def manifest(words: Sequence[str], extensions: Sequence[Extension]) -> None:
+    """``fairseq2 recipe manifest``: folders of one's own data become manifests."""
+    if extensions:
+        fail(f"`{PROGRAM} recipe manifest` takes no --extension.")
+
+    from d2v_plugin.cli.manifest import main
+
+    sys.exit(main(words))
+
+
 VERBS = {
     "train": train,
     "pretrain": pretrain,
@@ -131,5 +178,8 @@ VERBS = {
     "extract": extract,
     "inspect": inspect,
     "export": export,
+    "manifest": manifest,
+    "convert": convert,
     "list": list_registered,
+    "describe": describe,
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from d2v_plugin.core.secrets import hide_in
+from d2v_plugin.core.shipped import find_shipped
 
 if TYPE_CHECKING:
     from d2v_plugin.verbs.extensions import Extension
@@ -25,7 +26,7 @@ def fail(line: str, *, status: int = 2, is_mine: bool = False) -> NoReturn:
     :param is_mine: of several processes the first one prints, unless others may not have this error.
     """
     if is_mine or os.environ.get("RANK", "0") == "0":
-        print(f"{PROGRAM}: error: {hide_in(line)}", file=sys.stderr)
+        complain(line)
 
     sys.exit(status)
 
@@ -39,6 +40,11 @@ def fail_if_mistaken(mistakes: Sequence[str]) -> None:
 def join_mistakes(mistakes: Sequence[str]) -> str:
     """One mistake as it is, several below each other."""
     return mistakes[0] if len(mistakes) == 1 else "\n".join([f"{len(mistakes)} mistakes in the configuration:", *mistakes])
+
+
+def complain(line: str) -> None:
+    """Print an error on the standard error."""
+    print(f"{PROGRAM}: error: {hide_in(line)}", file=sys.stderr)
 
 
 def fail_unknown(kind: str, name: str, known: Iterable[str]) -> NoReturn:
@@ -93,6 +99,18 @@ def take_values(words: Sequence[str], flag: str, what: str, *, once: bool = Fals
         fail(f"{flag} is given {len(values)} times; once is meant.")
 
     return kept, values
+
+
+def find_recipe_file(words: Sequence[str]) -> list[str]:
+    """Let ``--config-file`` also name a recipe that came with the package, such as ``image/pretrain_base.yaml``."""
+    found = list(words)
+    for index, word in enumerate(found):
+        if word.startswith("--config-file="):
+            found[index] = f"--config-file={find_shipped(Path(word.partition('=')[2]))}"
+        elif index and found[index - 1] == "--config-file" and not word.startswith("-") and word:
+            found[index] = str(find_shipped(Path(word)))
+
+    return found
 
 
 def take_extensions(words: Sequence[str]) -> tuple[list[str], list[Extension]]:

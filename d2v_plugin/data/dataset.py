@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.shipped import find_shipped
 from d2v_plugin.data.labels import LabelSet, sort_labels
 from d2v_plugin.data.manifest import Manifest, check_finished
 from d2v_plugin.data.manifest_text import Columns
@@ -26,7 +27,7 @@ class ManifestConfig:
     """Settings of all dataset families."""
 
     path: Path = Path()
-    """The folder with the manifests; relative to where the run is started."""
+    """The folder with the manifests; relative to where the run is started, or one that came with the package."""
 
     check_files: bool = True
     """Whether to look for every file that is named when the dataset is opened."""
@@ -48,18 +49,19 @@ class ManifestDataset:
         :raises RecipeError: there are none.
         :raises ManifestError: lines of them are wrong; names them all. Or they do not belong together.
         """
-        check_finished(config.path)
-        paths = sorted(config.path.glob("*.tsv"))
+        folder = find_shipped(config.path)
+        check_finished(folder)
+        paths = sorted(folder.glob("*.tsv"))
         if not paths:
             raise RecipeError(
                 f"`dataset.config_overrides.path` is `{config.path}` (here: {config.path.absolute()}), which holds no manifest "
-                "(train.tsv, valid.tsv, …). Write one with tools/make_manifest.py."
+                "(train.tsv, valid.tsv, …). Write one with `fairseq2 recipe manifest`."
             )
         problems = Problems()
         splits = {path.stem: Manifest(path, cls.columns, problems, check_files=config.check_files) for path in paths}
         problems.raise_if_any()
 
-        return cls(config.path, splits)
+        return cls(folder, splits)
 
     def split(self, name: str) -> Manifest:
         """:raises SplitNotKnownError: there is no such manifest."""

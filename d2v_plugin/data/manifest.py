@@ -26,8 +26,8 @@ def check_finished(folder: Path) -> None:
     """:raises ManifestError: the folder was left by an update that did not end."""
     if (folder / UNFINISHED_FILE).exists():
         raise ManifestError(
-            f"{folder / UNFINISHED_FILE} is there: tools/make_manifest.py was stopped while it replaced the manifests, which may "
-            "not belong together; run it again."
+            f"{folder / UNFINISHED_FILE} is there: `fairseq2 recipe manifest` was stopped while it replaced the manifests, which "
+            "may not belong together; run it again."
         )
 
 

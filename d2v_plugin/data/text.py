@@ -74,11 +74,13 @@ class Vocabulary:
         """:raises RecipeError: the folder has none, a damaged one, one with other special ids, or one of another tokenizer."""
         path = folder / VOCABULARY_FILE
         if not path.exists():
-            raise RecipeError(f"{path} does not exist; a text dataset needs it. tools/make_manifest.py text writes it.")
+            raise RecipeError(f"{path} does not exist; a text dataset needs it. `fairseq2 recipe manifest text` writes it.")
         content = read_json(path)
         size = content.get("size") if isinstance(content, dict) else None
         if type(size) is not int or not NUM_SPECIAL < size <= _MAX_SIZE:
-            raise RecipeError(f"{path} is damaged: its `size` must be a number of ids. tools/make_manifest.py text writes it.")
+            raise RecipeError(
+                f"{path} is damaged: its `size` must be a number of ids. `fairseq2 recipe manifest text` writes it."
+            )
         vocabulary = Vocabulary(size, tokenizer=content.get("tokenizer"))
         if any(content.get(name) != getattr(vocabulary, name) for name in _SPECIAL):
             raise RecipeError(f"{path} has other special ids than `<s>` 0, `<pad>` 1, `</s>` 2 and `<unk>` 3.")

@@ -120,7 +120,7 @@ def holds_vocabulary(folder: Path) -> bool:
 
 
 def open_tokenizer(folder: Path) -> TextTokenizer:
-    """Open the vocabulary in a folder: ``sentencepiece.model`` as tools/make_manifest.py writes it, GPT-2's BPE as fairseq
+    """Open the vocabulary in a folder: ``sentencepiece.model`` as `fairseq2 recipe manifest` writes it, GPT-2's BPE as fairseq
     publishes it (``encoder.json``, ``vocab.bpe``, ``dict.txt``) or as Hugging Face does (``vocab.json``, ``merges.txt``).
 
     :raises RecipeError: there is none, or its files do not belong together.

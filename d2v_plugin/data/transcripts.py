@@ -98,7 +98,7 @@ class Pieces(Spelling):
         if not path.exists():
             raise RecipeError(
                 f"{path} does not exist, but `task.config.units` is `sentencepiece`. Set `task.config.sentencepiece`, or train a "
-                "model with tools/make_manifest.py pieces."
+                "model with `fairseq2 recipe manifest pieces`."
             )
         self._model, _ = open_pieces(path)
 

@@ -111,7 +111,7 @@ class BeamSearchDecoder(Decoder):
             from flashlight.lib.text import decoder, dictionary
         except ImportError:
             raise RecipeError(
-                "`criterion.config.beam_search` needs flashlight-text; install it with: pip install 'd2v-plugin[decoding]'."
+                "`criterion.config.beam_search` needs flashlight-text; install it with: pip install flashlight-text."
             ) from None
 
         self._letters = split_labels(labels)

@@ -35,7 +35,7 @@ class CheckpointSection:
 
     path: str | None = None
     """The output directory of a run, its ``checkpoints`` or one of its ``step_N``; a directory written by
-    tools/convert_checkpoint.py; or a registered name."""
+    `fairseq2 recipe convert`; or a registered name."""
 
     best: bool = False
     """Of several checkpoints take the one with the best score (``regime.score_metric`` of the run) instead of the last one."""

@@ -34,7 +34,7 @@ def load(
 ) -> AnyModel:
     """Load a model for use: in evaluation mode, without gradients and without criterion.
 
-    :param path_or_name: a directory written by ``tools/convert_checkpoint.py``; the output directory of a run, its
+    :param path_or_name: a directory written by ``fairseq2 recipe convert``; the output directory of a run, its
         ``checkpoints`` (both mean the last complete checkpoint) or one of its ``step_N``; or the name of a registered model.
     :param weights: ``teacher`` takes the averaged weights for all modules that the teacher has, the student's for the others.
     :param device: None = the CPU.

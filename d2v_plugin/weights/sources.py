@@ -71,7 +71,7 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class DirectorySource(Source):
-    """A directory that ``tools/convert_checkpoint.py`` wrote."""
+    """A directory that ``fairseq2 recipe convert`` wrote."""
 
     @override
     def read(self, weights: Weights = "student") -> State:
@@ -130,7 +130,7 @@ class NativeSource(Source):
 def find_source(path_or_name: str | Path) -> Source:
     """Find a checkpoint.
 
-    :param path_or_name: a directory written by ``tools/convert_checkpoint.py``; the output directory of a run, its
+    :param path_or_name: a directory written by ``fairseq2 recipe convert``; the output directory of a run, its
         ``checkpoints`` (both mean the last one) or one of its ``step_N``; or the name of a registered model.
     :raises CheckpointError: there is no such thing.
     """
@@ -140,7 +140,7 @@ def find_source(path_or_name: str | Path) -> Source:
     if path.is_file():
         raise CheckpointError(
             f"{path} is a file. Give the directory of a converted checkpoint or of a run; a fairseq checkpoint is converted by "
-            f"`python tools/convert_checkpoint.py fairseq {path} OUT`."
+            f"`fairseq2 recipe convert fairseq {path} OUT`."
         )
     if isinstance(path_or_name, Path) or path.name != path_or_name:
         raise CheckpointError(f"{path} does not exist.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import runpy
 import shlex
 import sys
 from collections.abc import Callable
@@ -74,13 +73,8 @@ def test_s3prl_finds_the_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.d2v_plugin.__module__ == "d2v_plugin.s3prl"
 
 
-def test_the_encoder_is_exported(place: Any, short_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    line = find_command("python tools/convert_checkpoint.py export").replace("out/words_encoder", str(tmp_path / "encoder"))
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", shlex.split(place(line))[1:])
+def test_the_encoder_is_exported(place: Any, short_run: Any, tmp_path: Path, command: Any) -> None:
+    line = find_command("fairseq2 recipe convert export").replace("out/words_encoder", str(tmp_path / "encoder"))
 
-    with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-
-    assert not exit_.value.code
+    assert command(*shlex.split(place(line))[1:]).status == 0
     assert (tmp_path / "encoder" / "model.safetensors").is_file()

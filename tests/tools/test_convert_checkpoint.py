@@ -50,7 +50,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_nothing_written(
     assert script.main(["fairseq", str(path), str(tmp_path / "out")]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("convert_checkpoint: error: ")
+    assert err.startswith("fairseq2: error: ")
     assert "blocks.0.norm1.weight" in err
     assert len(err.splitlines()) <= 20
     assert sorted(tmp_path.iterdir()) == before

@@ -21,7 +21,6 @@ from PIL import Image
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig, TextManifest
 from d2v_plugin.data.image import ImageReadingConfig, decode
 from d2v_plugin.data.preparation.audio import prepare_audio
-from d2v_plugin.data.preparation.common import choose_split
 from d2v_plugin.data.preparation.image import prepare_images
 from d2v_plugin.data.text import Tokenizer, TokenStream
 from d2v_plugin.tasks.audio import AudioPretrainingConfig, AudioPretrainingTask
@@ -132,7 +131,9 @@ def test_labels_come_from_a_file(photos: Path, tmp_path: Path) -> None:
 
 def test_an_empty_split_is_refused_and_nothing_is_written(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
-    for arguments in ([tmp_path / "nothing", "--valid-percent", 0], [photos, "--valid-percent", 0.001]):
+    (tmp_path / "one").mkdir()
+    (photos / "cats" / "03.jpg").rename(tmp_path / "one" / "03.jpg")
+    for arguments in ([tmp_path / "nothing", "--valid-percent", 0], [tmp_path / "one", "--valid-percent", 50]):
         source, *options = arguments
         message = run("image", source, tmp_path / "out", *options, status=2)
         assert "would be empty" in message and "Traceback" not in message
@@ -303,10 +304,3 @@ def test_the_tool_is_a_program() -> None:
     command = [sys.executable, str(TOOL), "inspect", str(manifest)]
 
     assert "120 rows" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def test_files_are_split_in_the_proportion_asked_for() -> None:
-    splits = [choose_split(f"{row}.png", 5, 1) for row in range(10_000)]
-
-    assert 400 < splits.count("valid") < 600
-    assert splits != [choose_split(f"{row}.png", 5, 2) for row in range(10_000)]

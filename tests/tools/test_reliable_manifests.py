@@ -346,4 +346,4 @@ def test_an_error_that_nobody_has_foreseen_is_one_line(
     write_picture(tmp_path / "in" / "0.png", 1)
     monkeypatch.setattr(common, "write_atomically", fail)
     assert run("image", tmp_path / "in", tmp_path / "out", "--valid-percent", 0) == 2
-    assert capsys.readouterr().err == "error: out/train.tsv: No space left on device\n"
+    assert capsys.readouterr().err == "fairseq2: error: out/train.tsv: No space left on device\n"

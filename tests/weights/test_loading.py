@@ -183,7 +183,7 @@ def test_places_without_a_model_are_refused(tmp_path: Path) -> None:
 
     for place, message in (
         (tmp_path, "neither a converted checkpoint"),
-        (tmp_path / "base.pt", r"convert_checkpoint\.py fairseq"),
+        (tmp_path / "base.pt", r"fairseq2 recipe convert fairseq"),
         (tmp_path / "nowhere", "does not exist"),
         ("data2vec_of_my_dreams", "neither a directory nor a registered model"),
     ):

@@ -227,7 +227,7 @@ def draw_plot(rows: Sequence[Row], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("There is no plot, because matplotlib is not installed: pip install 'd2v-plugin[plots]'.", file=sys.stderr)
+        print("There is no plot, because matplotlib is not installed: pip install matplotlib.", file=sys.stderr)
         return
 
     groups, probes = group_rows(rows), list_probes(rows)

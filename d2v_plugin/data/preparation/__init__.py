@@ -1,1 +1,1 @@
-"""From a folder on someone's disk to manifests; ``tools/make_manifest.py`` is the command line of it."""
+"""From a folder on someone's disk to manifests; ``fairseq2 recipe manifest`` is the command line of it."""

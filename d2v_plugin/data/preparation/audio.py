@@ -46,6 +46,12 @@ def prepare_audio(
     report = Report()
 
     def inspect(source: FoundFile) -> Inspected:
+        try:
+            return inspect_readable(source)
+        except soundfile.LibsndfileError as error:
+            raise SampleError(f"The recording cannot be read: {error.error_string}") from None
+
+    def inspect_readable(source: FoundFile) -> Inspected:
         info = soundfile.info(str(source.path))
         if not info.frames:
             raise SampleError("The recording has no samples.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -15,16 +14,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from fairseq2.recipe.error import RecipeError
-from rich.console import Console
-from rich.progress import track
 
 from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.data.manifest import UNFINISHED_FILE
+from d2v_plugin.data.preparation.progress import show_progress
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
-TRAIN, VALID = "train", "valid"
+TRAIN = "train"
 _REPORT = "report.json"
 _NUM_LISTED = 20
 
@@ -36,17 +34,23 @@ class Report:
     splits: dict[str, dict[str, float]] = field(default_factory=dict)
     """Totals of each split."""
 
+    split_facts: dict[str, dict[str, dict[object, int]]] = field(default_factory=dict)
+    """What is worth knowing of each split: its labels, sample rates, channels, sizes, …"""
+
     facts: dict[str, object] = field(default_factory=dict)
-    """What is worth knowing of all samples: sample rates, channels, sizes, …"""
+    """What is worth knowing of all samples."""
 
     dropped: list[tuple[str, str]] = field(default_factory=list)
     """Name and reason."""
 
-    duplicates: list[tuple[str, str]] | None = None
-    """Samples of equal contents in both splits: the name in ``train`` and that in ``valid``; None = nobody looked."""
+    duplicates: list[dict[str, str]] | None = None
+    """Samples of equal contents in two splits: for each of the two its name, by split; None = nobody looked."""
 
     num_kept: int = 0
     """Files that have not changed since the last run, and were not read again; said on the screen only."""
+
+    notes: list[str] = field(default_factory=list)
+    """What is worth knowing of this run, but not of the dataset; said on the screen only."""
 
     def drop(self, name: str, reason: str) -> None:
         """:param reason: what is the same for others comes first, then perhaps a colon and the details."""
@@ -54,38 +58,56 @@ class Report:
 
     @property
     def reasons(self) -> dict[str, int]:
-        """How many were dropped for each reason, the most frequent first; details of a reason are left out."""
-        return dict(Counter(reason.partition(": ")[0] for _, reason in self.dropped).most_common())
+        """How many were dropped for each kind of reason, the most frequent first: without details, numbers and paths."""
+        return dict(Counter(_kind_of(reason) for _, reason in self.dropped).most_common())
 
     def save(self, folder: Path) -> None:
-        content: dict[str, object] = {"splits": self.splits, "facts": self.facts, "num_dropped": len(self.dropped)}
+        splits = {
+            name: {**totals, "percent": self.percent(name), **self.split_facts.get(name, {})}
+            for name, totals in self.splits.items()
+        }
+        content: dict[str, object] = {"splits": splits, "facts": self.facts, "num_dropped": len(self.dropped)}
         content |= {"reasons": self.reasons, "dropped": [{"name": name, "reason": reason} for name, reason in self.dropped]}
         if self.duplicates is not None:
-            content["duplicates"] = [
-                {TRAIN: make_printable(train), VALID: make_printable(valid)} for train, valid in self.duplicates
-            ]
+            content["duplicates"] = [{split: make_printable(name) for split, name in names.items()} for names in self.duplicates]
         text = json.dumps(content, indent=2, ensure_ascii=False)
         write_atomically(folder / _REPORT, text + "\n")
+
+    def labels_of(self, split: str) -> Collection[object]:
+        """The labels of a split; none if they are not counted."""
+        return self.split_facts.get(split, {}).get("labels", {}).keys()
+
+    def percent(self, split: str) -> float:
+        """The share of a split in all files or documents."""
+        numbers = {name: next(iter(totals.values()), 0) for name, totals in self.splits.items()}
+
+        return round(100 * numbers[split] / max(sum(numbers.values()), 1), 4)
 
     def __str__(self) -> str:
         lines = []
         for name, totals in self.splits.items():
             listed = ", ".join(f"{value:,.2f} {key}" if value % 1 else f"{value:,.0f} {key}" for key, value in totals.items())
-            lines.append(f"{name}: {listed}")
+            lines.append(f"{name}: {listed} ({self.percent(name):.4g} %)")
         lines += [f"{name}: {value}" for name, value in self.facts.items()]
         if self.duplicates is not None:
-            lines.append(f"equal contents in {TRAIN} and {VALID}: {len(self.duplicates):,}")
-            lines += [f"  {train} = {valid}" for train, valid in self.duplicates[:_NUM_LISTED]]
-        lines.append(f"dropped: {len(self.dropped)}")
-        if len(self.dropped) > _NUM_LISTED:
-            lines += [f"  {count:,} x {reason}" for reason, count in self.reasons.items()][:_NUM_LISTED]
-        lines += [f"  {name}: {reason}" for name, reason in self.dropped[:_NUM_LISTED]]
+            lines.append(f"equal contents in two splits: {len(self.duplicates):,}")
+            for names in self.duplicates[:_NUM_LISTED]:
+                lines.append("  " + " = ".join(f"{name} ({split})" for split, name in names.items()))
+        lines.append(f"dropped: {len(self.dropped):,}")
+        lines += [f"  {count:,} x {reason}" for reason, count in self.reasons.items()][:_NUM_LISTED]
+        lines += [f"    {name}: {reason}" for name, reason in self.dropped[:_NUM_LISTED]]
+        lines = [*self.notes, *lines]
         if self.num_kept:
             lines.insert(0, f"not read again, since the last run read them: {self.num_kept:,} files")
         if len(self.dropped) > _NUM_LISTED:
-            lines.append(f"  … and {len(self.dropped) - _NUM_LISTED:,} more, see {_REPORT}")
+            lines.append(f"    … and {len(self.dropped) - _NUM_LISTED:,} more, see {_REPORT}")
 
         return make_printable("\n".join(lines))
+
+
+def _kind_of(reason: str) -> str:
+    """A reason without what differs from file to file."""
+    return re.sub(r"(?<![\w.])\d[\d,.]*\b", "N", re.sub(r"'[^']*'", "…", reason.partition(": ")[0]))
 
 
 def make_printable(text: str) -> str:
@@ -109,14 +131,14 @@ def check_out(out: Path) -> None:
 def replace_manifests(out: Path) -> Iterator[None]:
     """Replace what belongs together: whoever opens the dataset meanwhile, or after it was cut short, is told so."""
     marker = out / UNFINISHED_FILE
-    write_atomically(marker, "The manifests beside this file are being replaced. Run tools/make_manifest.py again.\n")
+    write_atomically(marker, "The manifests beside this file are being replaced. Run `fairseq2 recipe manifest` again.\n")
     yield
     marker.unlink()
 
 
 def note_other_manifests(out: Path, written: Collection[str], report: Report) -> None:
     """Report manifests of an earlier run that this one does not replace: their samples may be in a split of this one, too."""
-    if left := [f"{split}.tsv" for split in (TRAIN, VALID) if split not in written and (out / f"{split}.tsv").exists()]:
+    if left := sorted(path.name for path in out.glob("*.tsv") if path.stem not in written):
         report.facts["manifests of an earlier run, left as they are"] = left
 
 
@@ -126,23 +148,19 @@ def remove_other_shards(out: Path, split: str, kept: Collection[str], suffixes: 
     :param suffixes: of shards, with ``|`` in between.
     """
     for path in out.glob(f"{split}-*"):
-        if path.name not in kept and re.fullmatch(rf"{split}-\d{{5}}(-[0-9a-f]{{16}})?\.({suffixes})", path.name):
+        if path.name not in kept and re.fullmatch(rf"{re.escape(split)}-\d{{5}}(-[0-9a-f]{{16}})?\.({suffixes})", path.name):
             path.unlink()
 
 
-def choose_split(name: str, valid_percent: float, seed: int) -> str:
-    """``train`` or ``valid``, from the name alone: what was in a split stays there when files are added."""
-    digest = hashlib.blake2b(f"{seed}\0{name}".encode("utf-8", errors="surrogateescape"), digest_size=8).digest()
-    return VALID if int.from_bytes(digest, "little") < valid_percent / 100 * (1 << 64) else TRAIN
-
-
-def refuse_empty_splits(sizes: Mapping[str, int], report: Report, valid_percent: float) -> None:
-    """:raises RecipeError: a split would have no samples."""
-    wanted = [TRAIN] if valid_percent <= 0 else [VALID] if valid_percent >= 100 else [TRAIN, VALID]
+def refuse_empty_splits(sizes: Mapping[str, int], report: Report, wanted: Sequence[str]) -> None:
+    """
+    :param wanted: names of splits.
+    :raises RecipeError: one of them would have no samples.
+    """
     if empty := [split for split in wanted if not sizes.get(split)]:
         raise RecipeError(
             f"The split `{empty[0]}` would be empty ({sum(sizes.values())} usable samples, {len(report.dropped)} dropped). "
-            f"Nothing was written. Give more files, or another `--valid-percent` or `--seed`.\n{report}"
+            f"Nothing was written. Give more files, or other shares or another `--seed`.\n{report}"
         )
 
 
@@ -152,12 +170,6 @@ def work_in_parallel(
     """Work on all items in threads, with a progress bar; results come in the order of the items."""
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         yield from show_progress(pool.map(work, items), total=len(items), title=title)
-
-
-def show_progress(items: Iterable[ItemT], *, total: int, title: str) -> Iterator[ItemT]:
-    """Yield the items, with a progress bar where someone watches."""
-    console = Console(stderr=True)
-    yield from track(items, title, total=total, console=console, disable=not console.is_terminal)
 
 
 def write_manifest(

@@ -7,7 +7,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -31,14 +31,28 @@ class Document:
 
     label: str | None = None
 
-    source: str = ""
-    """The file it is from."""
+    folder: Path = Path()
+    """The source it was found in."""
+
+    group: str | None = None
+    """The value of the field that groups are made by."""
+
+    @property
+    def file(self) -> str:
+        """The name of its file, below the folder."""
+        return self.name.rpartition(":")[0]
+
+    @property
+    def source(self) -> Path:
+        """The file it is from."""
+        return self.folder / self.file
 
 
-def read_documents(paths: Sequence[Path], report: Report) -> Iterator[Document]:
+def read_documents(paths: Sequence[Path], report: Report, *, group_field: str | None = None) -> Iterator[Document]:
     """Read documents from files and folders: ``.jsonl`` (an object with ``text`` and perhaps ``label`` on each line), or plain
     text, where blank lines separate documents; both may be gzipped. What cannot be used is dropped in the report.
 
+    :param group_field: of JSON lines, the field that groups are made by.
     :raises RecipeError: a path does not exist.
     """
     for path in paths:
@@ -49,11 +63,13 @@ def read_documents(paths: Sequence[Path], report: Report) -> Iterator[Document]:
     for folder, name in walk([path.absolute() for path in paths], report):
         file = Path(folder, name)
         kind = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
-        parse = _parse_json_lines if kind in (".jsonl", ".json") else _parse_plain
+        is_json = kind in (".jsonl", ".json")
         try:
             with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-                for document in parse(_strip_mark(lines), name, report):
-                    yield Document(document.name, document.lines, document.label, str(file))
+                found = _strip_mark(lines)
+                documents = _parse_json_lines(found, name, report, group_field) if is_json else _parse_plain(found, name, report)
+                for document in documents:
+                    yield replace(document, folder=folder)
         except (OSError, EOFError, zlib.error) as error:
             report.drop(name, f"the rest of the file: {error}")
 
@@ -85,18 +101,18 @@ def _parse_plain(lines: Iterator[bytes], name: str, report: Report) -> Iterator[
         found, fault = [], ""
 
 
-def _parse_json_lines(lines: Iterator[bytes], name: str, report: Report) -> Iterator[Document]:
+def _parse_json_lines(lines: Iterator[bytes], name: str, report: Report, group_field: str | None) -> Iterator[Document]:
     for number, line in enumerate(lines, 1):
         try:
-            text, label = _parse_object(line)
+            text, label, group = _parse_object(line, group_field)
         except ValueError as error:
             report.drop(f"{name}:{number}", str(error))
             continue
-        yield Document(f"{name}:{number}", text, label)
+        yield Document(f"{name}:{number}", text, label, group=group)
 
 
-def _parse_object(line: bytes) -> tuple[list[str], str | None]:
-    """Text and label of a line.
+def _parse_object(line: bytes, group_field: str | None) -> tuple[list[str], str | None, str | None]:
+    """Text, label and group of a line.
 
     :raises ValueError: it cannot be used; says why.
     """
@@ -123,7 +139,9 @@ def _parse_object(line: bytes) -> tuple[list[str], str | None]:
     if label is not None and any(separator in label for separator in "\t\n\r"):
         raise ValueError("the label has a tab or a line break")
 
-    return found, label
+    group = None if group_field is None else content.get(group_field)
+
+    return found, label, None if group is None else str(group)
 
 
 def find_fault(lines: Iterable[str]) -> str:

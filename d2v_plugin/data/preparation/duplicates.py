@@ -11,20 +11,18 @@ from d2v_plugin.data.preparation.common import TRAIN
 _CHUNK = 1 << 20
 
 
-def find_duplicates(samples: Iterable[tuple[str, str, bytes]]) -> list[tuple[str, str]]:
-    """Pairs of names: the first of its contents in ``train``, and each with the same contents in ``valid``.
+def find_duplicates(samples: Iterable[tuple[str, str, bytes]]) -> list[dict[str, str]]:
+    """Pairs of samples with the same contents in different splits: the first, in ``train`` if there is one, and each other.
 
     :param samples: split, name and digest of the contents of each.
+    :returns: for each pair the names by split.
     """
-    train: dict[bytes, str] = {}
-    valid: list[tuple[str, bytes]] = []
-    for split, name, digest in samples:
-        if split == TRAIN:
-            train.setdefault(digest, name)
-        else:
-            valid.append((name, digest))
+    ordered = sorted(samples, key=lambda sample: sample[0] != TRAIN)
+    first: dict[bytes, tuple[str, str]] = {}
+    for split, name, digest in ordered:
+        first.setdefault(digest, (split, name))
 
-    return [(train[digest], name) for name, digest in valid if digest in train]
+    return [{first[digest][0]: first[digest][1], split: name} for split, name, digest in ordered if first[digest][0] != split]
 
 
 def digest_file(path: Path) -> bytes:

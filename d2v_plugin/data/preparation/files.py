@@ -6,18 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypedDict
 
+import numpy as np
 from typing_extensions import NotRequired, Unpack
 
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.preparation.cache import InspectionCache, read_stamp
 from d2v_plugin.data.preparation.common import (
     TRAIN,
-    VALID,
     Report,
     check_out,
-    choose_split,
     note_other_manifests,
     refuse_empty_splits,
     remove_other_shards,
@@ -28,6 +26,7 @@ from d2v_plugin.data.preparation.common import (
 from d2v_plugin.data.preparation.duplicates import digest_file, find_duplicates
 from d2v_plugin.data.preparation.finding import FoundFile
 from d2v_plugin.data.preparation.packing import pack
+from d2v_plugin.data.preparation.splitting import SplitOptions, Splitter, Unit
 
 Rows = list[dict[str, object]]
 
@@ -52,14 +51,8 @@ class Inspected:
 Inspect = Callable[[FoundFile], Inspected]
 
 
-class FileOptions(TypedDict):
+class FileOptions(SplitOptions):
     """Options of preparing files of any kind."""
-
-    valid_percent: float
-    """Share of the files to hold out."""
-
-    seed: int
-    """Another one holds out other files."""
 
     shard_size: int | None
     """Bytes of the archives to pack into; None = leave files where they are."""
@@ -71,7 +64,7 @@ class FileOptions(TypedDict):
     """Also read what the last run into the same folder has read, and what has not changed since."""
 
     check_duplicates: NotRequired[bool]
-    """Compare the contents of the files of both splits, and report those that are equal."""
+    """Compare the contents of the files of all splits, and report those that are equal."""
 
 
 def prepare_files(
@@ -92,18 +85,26 @@ def prepare_files(
     :param columns: all columns rows may have, in the order that needs no declaration; those that no row fills are left out.
     :param declare_classes: labels are names of classes, not transcripts.
     :returns: the sums of what was inspected.
-    :raises RecipeError: a split would be empty; nothing is written then.
+    :raises RecipeError: a split would be empty, or the options of splitting are wrong; nothing is written then.
     """
     check_out(out)
-    valid_percent, seed, shard_size = options["valid_percent"], options["seed"], options["shard_size"]
+    shard_size = options["shard_size"]
+    splitter = Splitter(out, options)
+    units = [splitter.find_unit(source.root, source.name, report) for source in sources]
+    kept = [(source, unit) for source, unit in zip(sources, units, strict=True) if unit is not None]
+    sources = [source for source, _ in kept]
     cache = InspectionCache(out, settings, reread=options.get("reread", False))
     results = work_in_parallel(
         lambda source: _try(inspect, source, cache), sources, workers=options["workers"], title="Inspecting"
     )
-    splits, sums = _sort(sources, results, report, valid_percent, seed)
+    usable = _drop_unusable(kept, results, report)
     report.num_kept = cache.count_kept()
-    refuse_empty_splits({split: len(found) for split, found in splits.items()}, report, valid_percent)
-    report.splits = {split: report.splits[split] for split in splits if splits[split]}
+    splitter.cut(np.array([unit.key for _, unit, _ in usable if unit.split == TRAIN], dtype=np.uint64), report)
+    splits: dict[str, list[tuple[FoundFile, Inspected]]] = {split: [] for split in splitter.splits}
+    for source, unit, result in usable:
+        splits.setdefault(splitter.split_of(unit), []).append((source, result))
+    refuse_empty_splits({split: len(found) for split, found in splits.items()}, report, splitter.splits)
+    sums = _count(splits, report, has_classes=declare_classes)
 
     if options.get("check_duplicates", False):
         files = [(split, source.name, source.path) for split, found in splits.items() for source, _ in found]
@@ -119,6 +120,7 @@ def prepare_files(
         for split, found in filled.items():
             places[split] = pack(split, [(source.name, source.path) for source, _ in found], out, shard_size, cache)
     with replace_manifests(out):
+        splitter.save()
         for split, found in filled.items():
             _write_split(out / f"{split}.tsv", found, places.get(split), columns=columns, classes=classes)
     for split, packed in places.items():
@@ -130,28 +132,43 @@ def prepare_files(
     return sums
 
 
-def _sort(
-    sources: Sequence[FoundFile], results: Iterable[Inspected | str], report: Report, valid_percent: float, seed: int
-) -> tuple[dict[str, list[tuple[FoundFile, Rows]]], Counter[str]]:
-    """Sort files into splits, and count in the report what they are; returns the splits and the sums."""
-    splits: dict[str, list[tuple[FoundFile, Rows]]] = {TRAIN: [], VALID: []}
-    counts: dict[str, Counter[object]] = {}
-    sums: Counter[str] = Counter()
-    for source, result in zip(sources, results, strict=True):
+def _drop_unusable(
+    sources: Sequence[tuple[FoundFile, Unit]], results: Iterable[Inspected | str], report: Report
+) -> list[tuple[FoundFile, Unit, Inspected]]:
+    usable = []
+    for (source, unit), result in zip(sources, results, strict=True):
         if isinstance(result, str):
             report.drop(source.name, result)
-            continue
-        split = choose_split(source.name, valid_percent, seed)
-        splits[split].append((source, result.rows))
-        totals = report.splits.setdefault(split, {"files": 0, "rows": 0})
-        for name, value in {"files": 1, "rows": len(result.rows), **result.totals}.items():
-            totals[name] = totals.get(name, 0) + value
-        for name, fact in result.facts.items():
-            counts.setdefault(name, Counter())[fact] += 1
-        sums.update(result.sums)
+        else:
+            usable.append((source, unit, result))
+
+    return usable
+
+
+def _count(splits: Mapping[str, Sequence[tuple[FoundFile, Inspected]]], report: Report, *, has_classes: bool) -> Counter[str]:
+    """Count in the report what is in the splits; returns the sums over all of them."""
+    counts: dict[str, Counter[object]] = {}
+    sums: Counter[str] = Counter()
+    for split, found in splits.items():
+        totals: dict[str, float] = {"files": 0, "rows": 0}
+        here: dict[str, Counter[object]] = {}
+        for source, result in found:
+            for name, value in {"files": 1, "rows": len(result.rows), **result.totals}.items():
+                totals[name] = totals.get(name, 0) + value
+            label = {"labels": source.label} if has_classes and source.label is not None else {}
+            for name, fact in (result.facts | label).items():
+                here.setdefault(name, Counter())[fact] += 1
+            sums.update(result.sums)
+        report.splits[split] = totals
+        report.split_facts[split] = {name: dict(counter.most_common()) for name, counter in here.items()}
+        for name, counter in here.items():
+            counts.setdefault(name, Counter()).update(counter)
+    labels = counts.pop("labels", Counter())
+    if lacking := sorted(map(str, labels.keys() - set(report.labels_of(TRAIN) or labels))):
+        report.facts["labels that train lacks"] = lacking
     report.facts |= {name: dict(counter.most_common()) for name, counter in counts.items()}
 
-    return splits, sums
+    return sums
 
 
 def _try(inspect: Inspect, source: FoundFile, cache: InspectionCache) -> Inspected | str:
@@ -171,7 +188,7 @@ def _try(inspect: Inspect, source: FoundFile, cache: InspectionCache) -> Inspect
 
 def _write_split(
     path: Path,
-    found: Sequence[tuple[FoundFile, Rows]],
+    found: Sequence[tuple[FoundFile, Inspected]],
     places: Sequence[str] | None,
     *,
     columns: Sequence[str],
@@ -183,7 +200,9 @@ def _write_split(
     if names is None:
         names = [source.name if str(source.root) == roots[0] else str(source.path) for source, _ in found]
     table: Rows = [
-        {"path": name, "label": source.label, **row} for name, (source, rows) in zip(names, found, strict=True) for row in rows
+        {"path": name, "label": source.label, **row}
+        for name, (source, inspected) in zip(names, found, strict=True)
+        for row in inspected.rows
     ]
     filled = [column for column in columns if any(row.get(column) is not None for row in table)]
     is_plain = filled == list(columns[: len(filled)])

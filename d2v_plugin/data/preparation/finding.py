@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq2.recipe.error import RecipeError
 
-from d2v_plugin.data.lines import decode_line, read_content, split_lines
 from d2v_plugin.data.preparation.common import Report
+from d2v_plugin.data.preparation.grouping import read_table
 from d2v_plugin.data.preparation.walking import walk
-from d2v_plugin.data.problems import Problems
 
 FOLDERS = "folders"
 _SEPARATORS = "\t\n\r"
@@ -50,7 +49,7 @@ def find_files(
             raise RecipeError(f"{root} is no folder.")
         if any(separator in str(root.absolute()) for separator in _SEPARATORS):
             raise RecipeError(f"{str(root)!r}: a manifest cannot name a folder with a tab or a line break; rename it.")
-    table = _read_labels(Path(labels)) if labels is not None and labels != FOLDERS else None
+    table = read_table(Path(labels), "label") if labels is not None and labels != FOLDERS else None
     found: list[FoundFile] = []
     unused = dict.fromkeys(table or ())
     for root, name in walk([root.absolute() for root in roots], report):
@@ -78,24 +77,6 @@ def find_files(
             kept.append(source)
 
     return kept
-
-
-def _read_labels(path: Path) -> Mapping[str, str]:
-    """Names, which may be any bytes, and labels, which are UTF-8."""
-    problems = Problems()
-    labels: dict[str, str] = {}
-    lines: dict[str, int] = {}
-    for number, line in enumerate(split_lines(read_content(path)), 1):
-        name, _, field = line.partition(b"\t")
-        label = decode_line(field, path, number, problems)
-        if not name or not label.strip() or "\t" in label or "\r" in label:
-            problems.add(path, number, "a line must be a path, a tab and a label")
-        elif labels.setdefault(os.fsdecode(name), label) != label:
-            problems.add(path, number, f"`{os.fsdecode(name)}` has another label on line {lines[os.fsdecode(name)]}")
-        lines.setdefault(os.fsdecode(name), number)
-    problems.raise_if_any()
-
-    return labels
 
 
 def _is_utf8(text: str) -> bool:
