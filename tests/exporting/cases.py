@@ -83,7 +83,13 @@ CASES: dict[str, Case] = {
     "recordings": Case(
         *("audio_tiny", "classification", {"norm": False}, ANIMALS),
         **SOUND,
-        frontend={"alibi": AlibiConfig(num_heads=2, learned_scale=False), "prenet_dropout": 0.1, "local_grad_scale": 0.0},
+        frontend={
+            "conv_bias": True,
+            "position_norm": False,
+            "alibi": AlibiConfig(num_heads=2, learned_scale=False),
+            "prenet_dropout": 0.1,
+            "local_grad_scale": 0.0,
+        },
         model={"original_padding": True, **DROPS},
     ),
     "pictures": Case(

@@ -31,9 +31,11 @@ _AUDIO: dict[str, Any] = {
     **_COMMON,
     "conv_layers": [[512, 10, 5], *[[512, 3, 2]] * 4, *[[512, 2, 2]] * 2],  # channels, kernel, stride
     "conv_norm": "layer_norm",  # after every convolution, or "group_norm" after the first
+    "conv_bias": False,
     "position_kernel": 19,
     "position_groups": 16,
     "position_depth": 5,
+    "position_norm": True,  # after each position convolution
     "position_pre_norm": False,
 }
 _IMAGE: dict[str, Any] = {

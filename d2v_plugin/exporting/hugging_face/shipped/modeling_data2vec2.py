@@ -304,7 +304,7 @@ class WaveformEncoder(nn.Module):
             norm: nn.Module = ChannelNorm(channels)
             if section["conv_norm"] == "group_norm":
                 norm = nn.GroupNorm(channels, channels) if i == 0 else nn.Identity()
-            conv = nn.Conv1d(in_channels, channels, kernel, stride, bias=False)
+            conv = nn.Conv1d(in_channels, channels, kernel, stride, bias=section["conv_bias"])
             self.conv_layers.append(nn.ModuleDict({"0": conv, "2": norm}))
             in_channels = channels
 
@@ -324,11 +324,12 @@ class PositionConvolution(nn.Sequential):
     def __init__(self, dim: int, section: dict[str, Any]) -> None:
         kernel = section["position_kernel"]
         super().__init__(nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=section["position_groups"]))
+        self.has_norm = section["position_norm"]
 
     def forward(self, x: Tensor) -> Tensor:
         x = convolve(x, self[0])[:, : x.size(1)]
 
-        return F.gelu(F.layer_norm(x, x.shape[-1:]))
+        return F.gelu(F.layer_norm(x, x.shape[-1:]) if self.has_norm else x)
 
 
 class ConvPositions(nn.Module):
