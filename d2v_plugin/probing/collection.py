@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from fairseq2.gang import Gang
-from fairseq2.logging import log
 from torch import Tensor
 
 from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.log import log
 from d2v_plugin.models.base import Features
 from d2v_plugin.models.pooling import Pooling, pool_features, split_samples
 from d2v_plugin.probing.base import Probe, ProbeData

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import final
 
 import numpy as np
-from fairseq2.logging import log
 from fairseq2.utils.validation import Validatable, ValidationResult
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
@@ -18,6 +17,7 @@ from typing_extensions import override
 from d2v_plugin.core.appended_file import AppendedFile
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, Spell, StepInfo
+from d2v_plugin.core.log import log
 from d2v_plugin.core.validation import report
 from d2v_plugin.criteria.base import criterion_of
 from d2v_plugin.models.base import EncoderModel

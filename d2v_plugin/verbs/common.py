@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -94,26 +93,12 @@ class CheckpointRecipe(ExtensibleRecipe):
 
 def check_common(section: CommonSection) -> list[tuple[bool, str]]:
     """The checks of what all recipes have in common, for ``report``."""
-    seed, threads, wandb = section.seed, section.torch.num_threads, section.metric_recorders.wandb
+    seed, threads = section.seed, section.torch.num_threads
 
     return [
         (not 0 <= seed < 2**32 - 8, f"`common.seed` must be from 0 to {2**32 - 9:,}, but is {seed}."),
         (threads is not None and threads < 1, f"`common.torch.num_threads` must be at least 1 or null, but is {threads}."),
-        (
-            wandb.enabled and not _has_wandb(),
-            "`common.metric_recorders.wandb.enabled` needs a wandb that fairseq2 0.8.1 can use: `pip install 'wandb<0.20'` and "
-            "`wandb login`, or set it to false.",
-        ),
     ]
-
-
-def _has_wandb() -> bool:
-    try:
-        module = importlib.import_module("wandb.util")
-    except ImportError:
-        return False
-
-    return hasattr(module, "generate_id")
 
 
 def open_task(context: RecipeContext, section: TaskSection | None, labels: LabelSet | None = None) -> Task[Any, Any]:

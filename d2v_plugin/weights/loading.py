@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from fairseq2.logging import log
 from fairseq2.utils.structured import StandardValueConverter
 from torch import Tensor
 
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.log import log
 from d2v_plugin.models.base import EncoderModel, drop_criterion
 from d2v_plugin.models.families import AnyConfig, AnyModel
 from d2v_plugin.weights.positions import resize_positions

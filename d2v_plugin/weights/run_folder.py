@@ -13,9 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, final
 
-from fairseq2.logging import log
-
 from d2v_plugin.core.errors import CheckpointError, NewerFormatError
+from d2v_plugin.core.log import log
 from d2v_plugin.core.storage import check_directory, has_record
 
 

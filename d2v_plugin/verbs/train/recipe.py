@@ -11,6 +11,7 @@ from typing import Any, final
 import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported before it
 from fairseq2.datasets import DataReader
 from fairseq2.evaluator import EvalUnit
+from fairseq2.logging import log
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.error import ModelTypeNotValidError
 from fairseq2.runtime.dependency import DependencyContainer
@@ -42,15 +43,18 @@ from d2v_plugin.training.health.update_guard import UpdateGuard
 from d2v_plugin.training.host_group import HostGroup
 from d2v_plugin.training.layer_groups import format_layers
 from d2v_plugin.training.malloc import keep_freed_memory
-from d2v_plugin.training.metric_recorders import register_recorders, survive_full_disk
 from d2v_plugin.training.observers import EmaObserver, Observer
 from d2v_plugin.training.picture_recorder import PictureRecorder
+from d2v_plugin.training.recorders.files import survive_full_disk
+from d2v_plugin.training.recorders.registration import register_recorders
+from d2v_plugin.training.recorders.screen import TrainingScreen
 from d2v_plugin.training.run_lock import lock_run
 from d2v_plugin.training.stopping import StoppableTask
 from d2v_plugin.training.unit import CriterionUnit
 from d2v_plugin.verbs.common import open_task
 from d2v_plugin.verbs.extensions import ExtensibleRecipe, Extension
 from d2v_plugin.verbs.train.config import TrainConfig
+from d2v_plugin.verbs.train.opening import describe_start
 from d2v_plugin.verbs.train.summary import Summarizer, find_checkpoints
 from d2v_plugin.weights.loading import load_weights
 from d2v_plugin.weights.provenance import check_labels, describe_provenance, write_provenance
@@ -77,7 +81,7 @@ class TrainRecipe(ExtensibleRecipe):
         super().register(container)
         survive_full_disk()
         register_checkpoints(container, self._resume)
-        register_recorders(container)
+        register_recorders(container, trains=True)
 
     @override
     def resolve_arguments(self, args: Namespace) -> Namespace:
@@ -144,7 +148,12 @@ class TrainRecipe(ExtensibleRecipe):
         eval_units = create_eval_units(context, probing)
         if gangs.root.rank == 0:
             write_provenance(find_checkpoints(context), describe_provenance(config, task.labels))
-            print_unwrapped(f"\n{format_layers(model, context.get_optimizer())}\n")
+            start, layers = (
+                describe_start(context, model, find_checkpoints(context)),
+                format_layers(model, context.get_optimizer()),
+            )
+            log.info("Start:\n{}\n\n{}", start, layers)
+            print_unwrapped(f"\n{start}\n")
 
         def create_trainer(reader: DataReader[Batch]) -> Trainer:
             return context.create_trainer(unit, reader, eval_units, eval_readers)
@@ -179,9 +188,10 @@ def create_observers(
     3. Incidents know the samples of an update before those below write them down.
     4. Skipped updates end the run when three come in a row; nobody below is told of the last one.
     5. Spikes are looked for in what was not skipped.
-    6. Collapse is judged on rank 0, where it waits for the device: reports that need not wait are out by then.
-    7. Pictures show, on rank 0, the student and the teacher after the update. They take the most time, and come after all else.
-    8. The summary has something to do at the end alone, on rank 0: it says where the results are, the last pictures among them.
+    6. The screen shows the update, on rank 0.
+    7. Collapse is judged on rank 0, where it waits for the device: reports that need not wait are out by then.
+    8. Pictures show, on rank 0, the student and the teacher after the update. They take the most time, and come after all else.
+    9. The summary has something to do at the end alone, on rank 0: it says where the results are, the last pictures among them.
     """
     config = context.get_config_as(TrainConfig)
     model, output_dir, rank = context.get_model_as(EncoderModel), context.output_dir, context.gangs.root.rank
@@ -190,6 +200,7 @@ def create_observers(
     observers: list[Observer] = [EmaObserver(model), hold, incidents, SkipObserver(incidents), SpikeObserver(incidents)]
     if rank != 0:
         return observers
+    observers.append(context.resolver.resolve(TrainingScreen))
 
     # One rank is enough: all collapse together.
     if config.guard.collapse_every_n_steps is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -11,13 +12,13 @@ from typing import Any, final
 import torch
 from fairseq2.checkpoint import CheckpointDir
 from fairseq2.gang import create_fake_gangs
-from fairseq2.logging import log
 from fairseq2.metrics.recorders import MetricDescriptor
 from fairseq2.recipe.base import RecipeContext
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.fairseq2_private import ModelHolder
+from d2v_plugin.core.log import log
 from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
@@ -64,7 +65,7 @@ class Summarizer(Observer):
         output_dir = self._context.output_dir
         accuracies = self._measure() if self._probing.probes else {}
         scores: dict[str, Scores] = {}
-        paths = locate_results(output_dir)
+        paths = locate_results(output_dir, find_checkpoints(self._context))
         criterion = self._context.get_model_as(EncoderModel).criterion
         if isinstance(criterion, SupervisedCriterion):
             scores = read_scores(self._context, criterion)
@@ -123,14 +124,16 @@ def find_checkpoints(context: RecipeContext) -> Path:
     return context.resolver.resolve(CheckpointDir).path or RunFolder(context.output_dir).checkpoints
 
 
-def locate_results(output_dir: Path) -> dict[str, str]:
-    """Places of the results of a run in ``output_dir``, by what lies there."""
+def locate_results(output_dir: Path, checkpoints: Path) -> dict[str, str]:
+    """Places of the results of a run, by what lies there; of those that exist."""
     run = RunFolder(output_dir)
     places = {
-        "checkpoints": run.checkpoints,
+        "checkpoints": checkpoints,
         "metrics": run.metrics,
         "tensorboard": run.tensorboard,
         "pictures": run.pictures,
+        "bad samples": run.bad_samples,
+        "log": run.logs / "rank_0.log",
         "summary": run.summary,
     }
 
@@ -139,7 +142,7 @@ def locate_results(output_dir: Path) -> dict[str, str]:
 
 
 def format_summary(summary: Summary) -> str:
-    """The summary as small tables and a list of paths."""
+    """The summary as small tables, a list of paths, and commands that go on from here."""
     lines = ["", f"Finished after {summary.num_updates:,} updates."]
     if summary.accuracies:
         lines += ["", *format_accuracies(summary.accuracies)]
@@ -147,11 +150,27 @@ def format_summary(summary: Summary) -> str:
         lines += ["", *format_scores(summary.scores)]
 
     lines += ["", *(f"{name + ':':<13} {path}" for name, path in summary.paths.items())]
-    if "tensorboard" in summary.paths:
-        lines.append(f"Watch it with: tensorboard --logdir {summary.paths['tensorboard']}")
-    if "predictions" in summary.paths:
-        run = Path(summary.paths["checkpoints"]).parent
-        best = " checkpoint.best=true" if any(", best (" in name for name in summary.scores) else ""
-        lines.append(f"Score it with: fairseq2 recipe evaluate {run}/scores --config checkpoint.path={run}{best}")
+    lines += ["", "What comes next:", *(f"  {command}" for command in next_commands(summary))]
 
     return "\n".join(lines)
+
+
+def next_commands(summary: Summary) -> Iterator[str]:
+    """Yield commands that work on what the run has left."""
+    checkpoints = Path(summary.paths["checkpoints"])
+    run = checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints
+    output_dir = Path(summary.paths["summary"]).parent
+    best = any(", best (" in name for name in summary.scores)
+
+    def command(verb: str, place: str, *settings: str) -> str:
+        words = ["fairseq2", "recipe", verb, f"{output_dir}_{place}", "--config", f"checkpoint.path={run}", *settings]
+        return shlex.join(words)
+
+    if "tensorboard" in summary.paths:
+        yield shlex.join(["tensorboard", "--logdir", summary.paths["tensorboard"]])
+    if summary.scores:
+        yield command("evaluate", "scores", *(["checkpoint.best=true"] if best else []))
+    elif summary.accuracies:
+        yield command("evaluate", "probes", "probing.probes=[{name: linear}]", "probing.layers=all")
+    yield command("extract", "features")
+    yield command("inspect", "pictures")

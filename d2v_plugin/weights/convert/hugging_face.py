@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from fairseq2.logging import log
 from torch import Tensor
 
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.log import log
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model
 from d2v_plugin.models.data2vec1.config import AudioConfig, Data2Vec1ModelConfig, ImageConfig, TextConfig
 from d2v_plugin.models.families import create_model
