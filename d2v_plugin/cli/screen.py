@@ -35,10 +35,10 @@ def configure_screen(*, rich: bool, verbose: bool) -> None:
     configure_logging(no_rich=not rich)
 
     root = logging.getLogger()
-    layout = Formatter("%(message)s") if rich else Formatter("%(asctime)s %(levelname)s: %(message)s", "%Y-%m-%d %H:%M:%S")
+    layout, time = ("%(message)s", "%H:%M:%S") if rich else ("%(asctime)s %(levelname)s: %(message)s", "%Y-%m-%d %H:%M:%S")
     for handler in [] if verbose else root.handlers:
         handler.addFilter(is_shown)
-        handler.setFormatter(layout)
+        handler.setFormatter(Formatter(layout, time))
     root.addHandler(LogCompleter())
 
 

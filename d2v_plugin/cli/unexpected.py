@@ -8,11 +8,11 @@ import traceback
 from logging import FileHandler
 from pathlib import Path
 
+from fairseq2.logging import log  # to which the log files belong
 from torch.cuda import OutOfMemoryError
 
 from d2v_plugin.core.errors import root_cause
 from d2v_plugin.core.fairseq2_private import TaskRunner
-from d2v_plugin.core.log import log
 from d2v_plugin.core.secrets import hide_in
 
 _NEVER_OF_SETTINGS = (AssertionError, AttributeError, ImportError, NameError, MemoryError)

@@ -94,7 +94,6 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
         "lr_scheduler={{name: polynomial_decay, config: {{num_warmup_steps: 9}}}}",
         ("`lr_scheduler.config.num_warmup_steps` (9) must be less than `regime.num_steps` (4)",),
     ),
-    "wandb": ("common.metric_recorders.wandb.enabled=true", ("`common.metric_recorders.wandb.enabled` needs", "wandb login")),
     # what does not belong together
     "criterion of the other generation": (
         "model.family=data2vec1 model.arch=vision_base",

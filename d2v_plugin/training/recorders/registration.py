@@ -75,7 +75,11 @@ def register_recorders(container: DependencyContainer, *, trains: bool) -> None:
         progress = find_progress_bars(resolver.resolve(ProgressReporter))
         bars = progress if isinstance(progress, Progress) else None
         num_ranks = resolver.resolve(Gangs).dp.size
-        return TrainingScreen(bars, resolver.resolve(RegimeSection).num_steps, num_ranks=num_ranks)
+
+        def read_rate() -> float:
+            return max(float(group["lr"]) for group in resolver.resolve(Optimizer).param_groups)
+
+        return TrainingScreen(bars, resolver.resolve(RegimeSection).num_steps, num_ranks=num_ranks, read_rate=read_rate)
 
     remove_provider(container, MetricRecorder)
     container.register(MetricRecorder, create_recorder, singleton=True)

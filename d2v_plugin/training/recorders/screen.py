@@ -44,17 +44,20 @@ class TrainingScreen(Observer, MetricRecorder):
         num_updates: int | None,
         *,
         num_ranks: int = 1,
+        read_rate: Callable[[], float] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """
         :param progress: where fairseq2 shows its bars; None = there are none, so lines are written to the log.
         :param num_updates: of the whole run.
         :param num_ranks: that read samples; each counts as many as this one.
+        :param read_rate: reads the learning rate of the latest update.
         :param clock: seconds that never go back.
         """
         self._progress = progress
         self._num_updates = num_updates
         self._num_ranks = num_ranks
+        self._read_rate = read_rate
         self._clock = clock
         self._latest: deque[_Update] = deque(maxlen=_WINDOW)
         self._num_samples = 0
@@ -62,7 +65,6 @@ class TrainingScreen(Observer, MetricRecorder):
         self._start: float | None = None
         self._first_step = 1
         self._next_line = 0.0
-        self._rate: float | None = None
         if progress is not None:
             progress.columns = _columns()
 
@@ -99,8 +101,6 @@ class TrainingScreen(Observer, MetricRecorder):
         # What comes now, such as validation, is not the time of an update.
         self._since = None
         if category == "train":
-            rate = values.get(LR)
-            self._rate = rate if isinstance(rate, float) else None
             return
 
         unit = category.partition("/")[2]
@@ -125,8 +125,8 @@ class TrainingScreen(Observer, MetricRecorder):
 
     def _describe_line(self, step_nr: int, elapsed: float) -> str:
         parts = [self.describe()]
-        if self._rate is not None:
-            parts.append(f"learning rate {_format(LR, self._rate)}")
+        if self._read_rate is not None:
+            parts.append(f"learning rate {_format(LR, self._read_rate())}")
         if self._num_updates is None:
             return f"Update {step_nr:,}: {', '.join(parts)}"
         done = step_nr - self._first_step + 1

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +24,8 @@ from d2v_plugin.models.base import CRITERION_PREFIX, EncoderModel
 from d2v_plugin.tasks.multimodal import MultimodalPretrainingConfig
 from d2v_plugin.verbs.train.config import TrainConfig
 from d2v_plugin.weights.run_folder import RunFolder
+
+_INDENT: Final = 11
 
 # How tasks call the size of an update, or of what is computed at a time, in words.
 _SIZES: Final = {
@@ -52,7 +57,7 @@ def describe_start(context: RecipeContext, model: EncoderModel, checkpoints: Pat
         "log": f"{RunFolder(context.output_dir).logs}; `--verbose` shows all of it here",
     }
 
-    return "\n".join(f"{name + ':':<11}{line}" for name, line in lines.items())
+    return "\n".join(_fold(f"{name + ':':<{_INDENT}}{line}") for name, line in lines.items())
 
 
 def describe_length(config: TrainConfig) -> str:
@@ -161,6 +166,15 @@ def describe_intervals(config: TrainConfig) -> str:
     shown = ", ".join(f"{what} every {number:,}" for what, number in intervals.items() if number is not None)
 
     return f"{shown} updates, and at the end" if shown else "all at the end"
+
+
+def _fold(line: str) -> str:
+    """Fold a line between words where a terminal would break it anywhere."""
+    if not sys.stdout.isatty():
+        return line
+    width = shutil.get_terminal_size().columns
+
+    return textwrap.fill(line, width, subsequent_indent=" " * _INDENT, break_long_words=False, break_on_hyphens=False)
 
 
 def _shorten(path: object) -> str:
