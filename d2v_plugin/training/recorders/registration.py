@@ -16,7 +16,7 @@ from fairseq2.metrics.recorders import (
 )
 from fairseq2.metrics.recorders import TensorBoardRecorder as TheirTensorBoardRecorder
 from fairseq2.metrics.recorders import WandbRecorder as TheirWandbRecorder
-from fairseq2.recipe.config import CommonSection, RegimeSection
+from fairseq2.recipe.config import RegimeSection
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from fairseq2.utils.progress import ProgressReporter
 from rich.progress import Progress
@@ -68,8 +68,7 @@ def register_recorders(container: DependencyContainer, *, trains: bool) -> None:
         return Recorders(recorders, lambda: name_groups(resolver.resolve(nn.Module), resolver.resolve(Optimizer)))
 
     def open_wandb(resolver: DependencyResolver) -> Run:
-        config = resolver.resolve(CommonSection).metric_recorders.wandb
-        return open_run(config, resolver.resolve(Path), read_configuration(resolver))
+        return open_run(resolver.resolve(Path), read_configuration(resolver))
 
     def create_screen(resolver: DependencyResolver) -> TrainingScreen:
         progress = find_progress_bars(resolver.resolve(ProgressReporter))

@@ -13,7 +13,6 @@ from typing import Final, final
 
 import wandb
 from fairseq2.metrics.recorders import MetricRecorder
-from fairseq2.recipe.config import WandbConfig
 from fairseq2.recipe.error import RecipeError
 from typing_extensions import override
 
@@ -27,7 +26,7 @@ ID_FILE: Final = "wandb_run_id"
 """In the output directory, where fairseq2 has it, too."""
 
 
-def open_run(config: WandbConfig, output_dir: Path, configuration: Configuration) -> wandb.Run:
+def open_run(output_dir: Path, configuration: Configuration) -> wandb.Run:
     """Begin a run, or go on with the one of the output directory.
 
     Metrics and the configuration are all that is sent: no command line, environment, code, git state or output of the terminal,
@@ -35,17 +34,18 @@ def open_run(config: WandbConfig, output_dir: Path, configuration: Configuration
 
     :raises RecipeError: wandb refuses, because nobody has logged in, for example.
     """
+    section = configuration.sections["common"]["metric_recorders"]["wandb"]
     try:
         return wandb.init(
-            entity=config.entity,
-            project=config.project,
+            entity=section["entity"],
+            project=section["project"],
             dir=output_dir,
-            id=_choose_id(config.run_id, output_dir / ID_FILE),
-            name=config.run_name,
+            id=_choose_id(section["run_id"], output_dir / ID_FILE),
+            name=section["run_name"],
             config=dict(configuration.sections),
-            group=config.group,
-            job_type=config.job_type,
-            resume=config.resume_mode,
+            group=section["group"],
+            job_type=section["job_type"],
+            resume=section["resume_mode"],
             settings=wandb.Settings(
                 console="off", disable_code=True, disable_git=True, disable_job_creation=True, x_disable_meta=True, silent=True
             ),
