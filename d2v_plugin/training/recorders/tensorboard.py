@@ -17,6 +17,9 @@ from d2v_plugin.training.recorders.names import flatten
 
 _LOSS: Final = "train/loss"
 
+# TensorBoard sorts groups by name, unfolds the first, and cannot be told otherwise: one more curve is a group of that name.
+_FIRST: Final = "loss"
+
 
 @final
 class TensorBoardRecorder(MetricRecorder):
@@ -34,8 +37,10 @@ class TensorBoardRecorder(MetricRecorder):
             for name, value in flatten(category, values):
                 if isinstance(value, str):
                     self._writer.add_text(name.tag, value, step_nr)
-                else:
-                    self._writer.add_scalar(name.tag, value, step_nr)
+                    continue
+                self._writer.add_scalar(name.tag, value, step_nr)
+                if name.tag == _LOSS:
+                    self._writer.add_scalar(_FIRST, value, step_nr)
             self._writer.flush()
         except OSError as ex:
             raise_operational_system_error(ex)
@@ -48,7 +53,9 @@ class TensorBoardRecorder(MetricRecorder):
         writer.add_text("configuration", f"```yaml\n{self._configuration.text}```", step_nr)
         if self._configuration.is_training:
             # The tab of custom scalars begins with what one wants to see first.
-            layout = {"learning": {"loss": ["Multiline", [_LOSS]], "scores": ["Multiline", ["^probe/[^/]*$", "^valid/[^/]*$"]]}}
+            layout = {
+                "learning": {"loss": ["Multiline", [f"^{_LOSS}$"]], "scores": ["Multiline", ["^probe/[^/]*$", "^valid/[^/]*$"]]}
+            }
             writer.add_custom_scalars(layout)
             scores = (_LOSS, *self._configuration.scores)
             for summary in hparams(self._configuration.settings(), dict.fromkeys(scores, 0.0)):

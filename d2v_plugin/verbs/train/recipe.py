@@ -137,6 +137,8 @@ class TrainRecipe(ExtensibleRecipe):
         # Data first: a missing manifest or split is known before a large model is built.
         task = self._open_task(context)
         train_reader = task.create_train_reader(gangs, seed)
+        if config.pictures.num_embedded > 0:
+            task.open_rows(config.probing.valid_split)
         probing = Probing(context.resolver, config.probing, task.create_labelled_reader)
         eval_readers: list[DataReader[Any]] = [probing.create_reader(gangs)] if probing.probes else []
         eval_readers += [task.create_labelled_reader(gangs, split) for split in _scored_splits(config)]
@@ -209,7 +211,7 @@ def create_observers(
     if config.pictures.enabled and context.gangs.sdp.size == 1:
         spell = task.read_spelling()
         observers.append(PictureRecorder(config.pictures, model, output_dir, seed=config.common.seed, spell=spell))
-    observers.append(Summarizer(context, probing, task.modality))
+    observers.append(Summarizer(context, probing, task))
 
     return observers
 

@@ -24,9 +24,12 @@ from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.evaluation.run_scores import Scores, compare_checkpoints, format_scores
 from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.pictures.projector import name_samples, write_projector
 from d2v_plugin.probing.section import Probing
 from d2v_plugin.probing.table import format_accuracies
+from d2v_plugin.tasks.base import Task
 from d2v_plugin.training.observers import Observer
+from d2v_plugin.training.picture_recorder import PICTURES
 from d2v_plugin.verbs.common import BASELINE_SEED
 from d2v_plugin.verbs.train.config import TrainConfig
 from d2v_plugin.weights.loading import load_weights
@@ -54,16 +57,17 @@ class Summary:
 class Summarizer(Observer):
     """Measures what a finished run reached, on one process, and says it; on rank 0."""
 
-    def __init__(self, context: RecipeContext, probing: Probing, modality: Modality) -> None:
-        """:param modality: raw pixels are measured of images alone."""
+    def __init__(self, context: RecipeContext, probing: Probing, task: Task[Any, Any]) -> None:
+        """:param task: its modality is that of raw inputs, which are measured of images alone."""
         self._context = context
         self._probing = probing
-        self._modality = modality
+        self._task = task
 
     @override
     def at_end(self, step_nr: int) -> None:
         output_dir = self._context.output_dir
         accuracies = self._measure() if self._probing.probes else {}
+        self._write_projector()
         scores: dict[str, Scores] = {}
         paths = locate_results(output_dir, find_checkpoints(self._context))
         criterion = self._context.get_model_as(EncoderModel).criterion
@@ -83,10 +87,22 @@ class Summarizer(Observer):
         accuracies: dict[str, Mapping[str, float]] = {"pre-trained": probing.measure_model(self._find_model(), device)}
         if probing.section.baselines:
             accuracies["random init"] = probing.measure_model(create_random_model(self._context), device)
-            if self._modality is Modality.IMAGE:
+            if self._task.modality is Modality.IMAGE:
                 accuracies["raw pixels"] = probing.measure_inputs(device)
 
         return accuracies
+
+    def _write_projector(self) -> None:
+        num_samples, split = self._context.get_config_as(TrainConfig).pictures.num_embedded, self._probing.section.valid_split
+        if num_samples == 0:
+            return
+        rows = self._task.open_rows(split)
+        names = name_samples(self._context.get_dataset(), split, len(rows))
+        folder, device = RunFolder(self._context.output_dir).tensorboard / PICTURES, self._context.device
+        try:
+            write_projector(folder, self._find_model().eval(), rows, num_samples, names=names, device=device)
+        except OSError as ex:
+            log.warning("The projector cannot be written: {}.", ex.strerror or ex)
 
     def _find_model(self) -> EncoderModel:
         """The trained model. A sharded one is read from the run's last checkpoint: its parts are spread over processes."""

@@ -10,56 +10,66 @@ import pytest
 import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-PROBES = [
+SETTINGS = [
     *("probing.probes=[{name: knn}]", "probing.train_split=probe", "probing.baselines=false"),
-    *("regime.num_steps=2", "regime.publish_metrics_every_n_steps=1", "optimizer.config.layer_decay=0.5"),
+    *(
+        "regime.num_steps=2",
+        "regime.publish_metrics_every_n_steps=1",
+        "optimizer.config.layer_decay=0.5",
+        "pictures.num_embedded=20",
+    ),
 ]
 SECRET = "hunter2-is-no-password"
 
 
-@pytest.fixture
-def finished(command: Any, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run with W&B offline, whose environment and command line hold a secret."""
-    for name, value in {"MY_API_KEY": SECRET, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
+def read_scalars(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+
+    return events
+
+
+def test_a_run_is_recorded_under_the_same_names_and_without_secrets(
+    command: Any, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B is offline; the environment and the command line hold a secret."""
+    for name, value in {"MY_API_KEY": SECRET, "WANDB_MODE": "offline"}.items():
         monkeypatch.setenv(name, value)
-    settings = [*PROBES, "common.metric_recorders.wandb={enabled: true, project: digits, run_name: %s}" % f"n-{SECRET}"]  # noqa: UP031
-    outcome = command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out", "--config", *settings)
+    wandb_section = f"common.metric_recorders.wandb={{enabled: true, project: digits, run_name: n-{SECRET}}}"
+    out = tmp_path / "out"
+    outcome = command("recipe", "train", "--config-file", tiny_recipe, out, "--config", *SETTINGS, wandb_section)
     assert outcome.status == 0, outcome.err
 
-    return tmp_path / "out"
-
-
-def test_tensorboard_and_wandb_have_the_same_names_and_no_secret(finished: Path) -> None:
-    events = EventAccumulator(str(finished / "tb"))
-    events.Reload()
+    # TensorBoard
+    events = read_scalars(out / "tb")
     tags = events.Tags()["scalars"]
-
-    assert {tag.split("/")[0] for tag in tags} == {"train", "targets", "optimizer", "time", "probe"}
-    for tag in ("train/loss", "targets/deviation", "probe/knn", "optimizer/learning_rate", "time/samples_per_second"):
+    assert {tag.split("/")[0] for tag in tags} == {"loss", "train", "targets", "optimizer", "time", "probe"}
+    for tag in ("loss", "train/loss", "targets/deviation", "probe/knn", "optimizer/learning_rate", "time/samples_per_second"):
         assert len(events.Scalars(tag)) == (1 if tag == "probe/knn" else 2), tag
     rates = {tag.rpartition("/")[2]: events.Scalars(tag)[0].value for tag in tags if tag.startswith("optimizer/learning_rate/")}
     assert rates["block_0"] < rates["block_1"] < max(rates.values()), rates
-    (configuration,) = events.Tensors("configuration/text_summary")
-    text = configuration.tensor_proto.string_val[0].decode()
+    text = events.Tensors("configuration/text_summary")[0].tensor_proto.string_val[0].decode()
     assert text.startswith("```yaml\n") and "layer_decay: 0.5" in text
     assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(events.summary_metadata)
     assert "custom_scalars__config__" in events.Tags()["tensors"]
+    projected = list((out / "tb" / "pictures").rglob("metadata.tsv"))
+    assert len(projected[0].read_text().splitlines()) == 20
 
-    files = [path for folder in ("tb", "wandb") for path in (finished / folder).rglob("*") if path.is_file()]
-    assert any(path.suffix == ".wandb" for path in files)
-    for path in files:
-        assert SECRET.encode() not in path.read_bytes(), path
-
-
-def test_wandb_gets_what_tensorboard_gets(finished: Path) -> None:
-    (path,) = (finished / "wandb").rglob("*.wandb")
+    # W&B, whose own process writes the file
+    wandb.teardown()
+    (path,) = (out / "wandb").rglob("*.wandb")
     data = path.read_bytes()
-    events = EventAccumulator(str(finished / "tb"))
-    events.Reload()
-    tags = events.Tags()["scalars"]
-    assert tags and [tag for tag in tags if tag.encode() not in data] == []
-    assert b"inverse_block" in data and b"layer_decay" in data
-    assert (finished / "wandb_run_id").read_text().strip() in path.name
+    assert [tag for tag in tags if tag.encode() not in data] == []
+    assert b"inverse_block" in data and b"layer_decay" in data and (out / "wandb_run_id").read_text() in path.name
+
+    # JSON lines have fairseq2's names, and rates by group.
+    line = json.loads((out / "metrics" / "train.jsonl").read_text().splitlines()[-1])
+    assert line["Learning Rate"] == max(value for name, value in line.items() if name.startswith("lr/"))
+
+    files = [file for folder in ("tb", "wandb", "metrics") for file in (out / folder).rglob("*") if file.is_file()]
+    assert len(files) > 4
+    for file in files:
+        assert SECRET.encode() not in file.read_bytes(), file
 
 
 def test_a_wandb_that_refuses_is_one_line(
@@ -74,9 +84,3 @@ def test_a_wandb_that_refuses_is_one_line(
 
     assert outcome.status == 2 and "Traceback" not in outcome.err
     assert "`common.metric_recorders.wandb`" in outcome.err.splitlines()[-1] and "WANDB_MODE" in outcome.err.splitlines()[-1]
-
-
-def test_rates_in_the_files_have_names(finished: Path) -> None:
-    line = json.loads((finished / "metrics" / "train.jsonl").read_text().splitlines()[-1])
-
-    assert isinstance(line["Learning Rate"], float) and any(key.startswith("lr/") for key in line)
