@@ -19,6 +19,7 @@ from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.tasks.base import Task, TaskSection
 from d2v_plugin.verbs.defaults import use_settings_of_run
 from d2v_plugin.verbs.extensions import ExtensibleRecipe
+from d2v_plugin.weights.averaging import name_average, split_average
 from d2v_plugin.weights.run_folder import RunFolder, find_step
 
 BASELINE_SEED: Final = 1
@@ -36,18 +37,26 @@ class CheckpointSection:
     best: bool = False
     """Of several checkpoints take the one with the best score (``regime.score_metric`` of the run) instead of the last one."""
 
+    average: int = 1
+    """The mean of the weights of so many checkpoints: of the run's last ones, or of ``step_N`` and those before it."""
+
     weights: Literal["student", "teacher"] = "student"
     """Which weights are probed; fine-tuned models have no teacher."""
 
     def choose(self) -> str | Path:
-        """Choose the last or the best checkpoint of a run, ``step_N``; a path that is not one of a run stays as it is.
+        """Choose the last or the best checkpoint of a run, ``step_N``, or the mean of several, ``step_N@average=5``; a path that
+        is not one of a run stays as it is.
 
         :raises CheckpointError: there is none.
         """
         assert self.path is not None
-        step = find_step(self.path, best=self.best)
+        path, count = split_average(self.path)
+        step = find_step(path, best=self.best)
+        count = max(self.average, count)
+        if count > 1:
+            return name_average(path if step is None else step, count)
 
-        return self.path if step is None else step
+        return path if step is None else step
 
 
 @dataclass(kw_only=True)
@@ -67,10 +76,16 @@ class CheckpointConfig(Validatable):
     @override
     def validate(self) -> ValidationResult:
         path, has_data = self.checkpoint.path, self.task is not None and self.dataset is not None
+        average = self.checkpoint.average
         common: CommonSection = getattr(self, "common")  # noqa: B009  # every recipe has it, as its last section
 
         return report(
             *check_common(common),
+            (average < 1, f"`checkpoint.average` must be at least 1, but is {average}."),
+            (
+                average > 1 and self.checkpoint.best,
+                "`checkpoint.average` takes the last checkpoints and `checkpoint.best` the best one; set one of them.",
+            ),
             (path is None, "`checkpoint.path` must be set: the output directory of a run, for example."),
             (
                 path is not None and not has_data,

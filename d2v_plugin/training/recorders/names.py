@@ -83,6 +83,9 @@ def name_metric(category: str, metric: str) -> Name:
         probe, _, layer = metric.removeprefix("probe_").partition("_layer")
         words = f"{_SCORES.get(probe, probe)} probe"
         group = "probe" if unit in ("", "probe") else f"probe/{unit}"
+        if layer.endswith("_weight"):
+            number = layer.removesuffix("_weight")
+            return Name(f"{group}/{probe}_weights/{number}", f"{words}, weight of layer {number}")
         return Name(f"{group}/{probe}_layers/{layer}", f"{words}, layer {layer}") if layer else Name(f"{group}/{probe}", words)
     group = phase if unit in ("", phase) else f"{phase}/{unit}"
 

@@ -104,7 +104,7 @@ class TrainingScreen(Observer, MetricRecorder):
             return
 
         unit = category.partition("/")[2]
-        scores = {metric: value for metric, value in values.items() if not metric.endswith("_time")}
+        scores = {metric: value for metric, value in values.items() if not metric.endswith("_time") and "_layer" not in metric}
         shown = [f"{name.words} {format_value(name, value)}" for name, value in flatten(category, scores)]
         if shown:
             where = f"{unit}: " if unit and unit != "probe" else ""
