@@ -150,5 +150,5 @@ class PictureRecorder(Observer):
             self._writer.add_image(f"pictures/{name}", np.asarray(picture), step_nr, dataformats="HWC")
         for name, numbers in figures.numbers.items():
             for layer, number in enumerate(numbers):
-                self._writer.add_scalar(f"layers/{name}/{layer}", number, step_nr)
+                self._writer.add_scalar(f"representation/{name}/{layer}", number, step_nr)
         self._writer.flush()

@@ -130,7 +130,7 @@ class TrainingScreen(Observer, MetricRecorder):
         if self._num_updates is None:
             return f"Update {step_nr:,}: {', '.join(parts)}"
         done = step_nr - self._first_step + 1
-        if done > 1:
+        if done > 1 and step_nr < self._num_updates:
             parts.append(f"{format_duration(elapsed / done * (self._num_updates - step_nr))} left")
 
         return f"Update {step_nr:,} of {self._num_updates:,}: {', '.join(parts)}"
