@@ -19,6 +19,20 @@ SETTINGS = [
         "pictures.num_embedded=20",
     ),
 ]
+EXTENSION = """
+from fairseq2.metrics.recorders import MetricRecorder
+
+class Mine(MetricRecorder):
+    def record_metric_values(self, category, values, step_nr=None):
+        with open("{path}", "a") as file:
+            print(category, step_nr, float(values.get("loss", 0.0)), file=file)
+
+    def close(self):
+        pass
+
+def setup_fairseq2_extension(container):
+    container.collection.register(MetricRecorder, lambda resolver: Mine())
+"""
 SECRET = "hunter2-is-no-password"
 
 
@@ -37,7 +51,9 @@ def test_a_run_is_recorded_under_the_same_names_and_without_secrets(
         monkeypatch.setenv(name, value)
     wandb_section = f"common.metric_recorders.wandb={{enabled: true, project: digits, run_name: n-{SECRET}}}"
     out = tmp_path / "out"
-    outcome = command("recipe", "train", "--config-file", tiny_recipe, out, "--config", *SETTINGS, wandb_section)
+    (tmp_path / "mine.py").write_text(EXTENSION.format(path=tmp_path / "mine.txt"))
+    words = ("recipe", "train", "--extension", tmp_path / "mine.py", "--config-file", tiny_recipe, out)
+    outcome = command(*words, "--config", *SETTINGS, wandb_section)
     assert outcome.status == 0, outcome.err
 
     # TensorBoard
@@ -61,6 +77,9 @@ def test_a_run_is_recorded_under_the_same_names_and_without_secrets(
     data = path.read_bytes()
     assert [tag for tag in tags if tag.encode() not in data] == []
     assert b"inverse_block" in data and b"layer_decay" in data and (out / "wandb_run_id").read_text() in path.name
+
+    # A recorder of an extension is told, too.
+    assert "train 2 " in (tmp_path / "mine.txt").read_text()
 
     # JSON lines have fairseq2's names, and rates by group.
     line = json.loads((out / "metrics" / "train.jsonl").read_text().splitlines()[-1])
