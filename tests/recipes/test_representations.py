@@ -74,7 +74,8 @@ def test_a_manifest_becomes_shards(command: Any, place: Any, tmp_path: Path) -> 
 
 
 def test_probes_measure_every_layer(command: Any, place: Any) -> None:
-    line = find_command("fairseq2 recipe evaluate out/probes").replace("{name: attentive}", "{name: attentive, config: {num_epochs: 1}}")
+    line = find_command("fairseq2 recipe evaluate out/probes")
+    line = line.replace("{name: attentive}", "{name: attentive, config: {num_epochs: 1}}")
     outcome = command(*shlex.split(place(line))[1:])
 
     assert outcome.status == 0, outcome.err

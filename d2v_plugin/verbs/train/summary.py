@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
 
@@ -22,6 +23,7 @@ from d2v_plugin.core.log import log
 from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
+from d2v_plugin.data.dataset import ManifestDataset
 from d2v_plugin.evaluation.run_scores import Scores, compare_checkpoints, format_scores
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.pictures.projector import name_samples, write_projector
@@ -52,6 +54,9 @@ class Summary:
     paths: Mapping[str, str]
     """Where the results are."""
 
+    inputs: str | None = None
+    """In fine-tuning on manifests: the one that was scored, which can be predicted as well as any other."""
+
 
 @final
 class Summarizer(Observer):
@@ -75,7 +80,7 @@ class Summarizer(Observer):
             scores = read_scores(self._context, criterion)
             paths |= {"predictions": str(folder)} if (folder := RunFolder(output_dir).predictions).is_dir() else {}
 
-        summary = Summary(step_nr, accuracies, scores, paths)
+        summary = Summary(step_nr, accuracies, scores, paths, self._find_inputs() if scores else None)
         try:
             write_atomically(RunFolder(output_dir).summary, json.dumps(asdict(summary), indent=2) + "\n")
         except OSError as ex:
@@ -91,6 +96,11 @@ class Summarizer(Observer):
                 accuracies["raw pixels"] = probing.measure_inputs(device)
 
         return accuracies
+
+    def _find_inputs(self) -> str | None:
+        dataset, (split, *_) = self._context.get_dataset(), self._context.get_config_as(TrainConfig).validation.splits
+
+        return str(dataset.split(split).path) if isinstance(dataset, ManifestDataset) else None
 
     def _write_projector(self) -> None:
         num_samples, split = self._context.get_config_as(TrainConfig).pictures.num_embedded, self._probing.section.valid_split
@@ -185,7 +195,10 @@ def next_commands(summary: Summary) -> Iterator[str]:
     if "tensorboard" in summary.paths:
         yield shlex.join(["tensorboard", "--logdir", summary.paths["tensorboard"]])
     if summary.scores:
-        yield command("evaluate", "scores", *(["checkpoint.best=true"] if best else []))
+        chosen = ["checkpoint.best=true"] if best else []
+        yield command("evaluate", "scores", *chosen)
+        if summary.inputs is not None and find_spec("d2v_plugin.verbs.predict") is not None:
+            yield command("predict", "predictions", *chosen, f"inputs={summary.inputs}")
     elif summary.accuracies:
         yield command("evaluate", "probes", "probing.probes=[{name: linear}]", "probing.layers=all")
     yield command("extract", "features")
