@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from fairseq2.utils.validation import Validatable, ValidationResult
@@ -74,9 +75,10 @@ class AttentiveProbe(Probe):
 
         dim, num_classes = mean.size(0) // train.num_layers, int(train.y.max()) + 1
         classifier = AttentiveClassifier(dim, num_classes, self.config.num_queries, train.num_layers).to(mean.device)
-        weighing = [] if classifier.layers is None else [{"params": [classifier.layers], "weight_decay": 0.0}]
-        decayed = [classifier.queries, classifier.weight, classifier.bias]
-        optimizer = torch.optim.AdamW([{"params": decayed}, *weighing], lr=self.config.lr, weight_decay=self.config.weight_decay)
+        groups: list[dict[str, Any]] = [{"params": [classifier.queries, classifier.weight, classifier.bias]}]
+        if classifier.layers is not None:
+            groups.append({"params": [classifier.layers], "weight_decay": 0.0})
+        optimizer = torch.optim.AdamW(groups, lr=self.config.lr, weight_decay=self.config.weight_decay)
         num_updates = self.config.num_epochs * math.ceil(len(train.tokens) / self.config.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_updates)
 

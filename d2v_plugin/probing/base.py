@@ -118,7 +118,9 @@ def mix_layers(x: Tensor, logits: Tensor) -> Tensor:
     :param logits: (L,) whose softmax is the share of each.
     """
     # (…, L, D), (L, 1)
-    return (x.unflatten(-1, (len(logits), -1)) * logits.softmax(0)[:, None]).sum(dim=-2)
+    layers: Tensor = x.unflatten(-1, (len(logits), -1))  # type: ignore[no-untyped-call]
+
+    return (layers * logits.softmax(0)[:, None]).sum(dim=-2)
 
 
 def measure_scale(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,7 +173,6 @@ def probe_scores(probes: Mapping[str, Probe], data: Mapping[int, tuple[ProbeData
     """
     scores: dict[str, float] = {}
     for name, probe in probes.items():
-        probe.layer_weights = ()
         # A split of which nothing could be read says nothing.
         by_layer = {
             layer: probe.score(train, test) if len(train.x) and len(test.x) else math.nan for layer, (train, test) in data.items()
@@ -180,7 +181,7 @@ def probe_scores(probes: Mapping[str, Probe], data: Mapping[int, tuple[ProbeData
         scores[metric_name(name)] = max(finite, default=math.nan)
         if len(data) > 1:
             scores |= {metric_name(name, layer): score for layer, score in by_layer.items()}
-        scores |= {weight_name(name, layer): weight for layer, weight in enumerate(probe.layer_weights)}
+        scores |= {weight_name(name, layer): weight for layer, weight in enumerate(probe.layer_weights if finite else ())}
 
     return scores
 

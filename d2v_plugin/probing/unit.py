@@ -30,7 +30,7 @@ ProbedLayers = list[int] | Literal["all", "weighted"]
 
 def find_layers(layers: ProbedLayers, num_layers: int) -> list[int]:
     """Find the blocks whose output probes see, counted from 0; as for :func:`resolve_layers`."""
-    return resolve_layers("all" if layers == WEIGHTED else layers, num_layers)  # type: ignore[arg-type]
+    return resolve_layers("all" if layers == WEIGHTED else layers, num_layers)
 
 
 @dataclass

@@ -66,7 +66,7 @@ class TrainingScreen(Observer, MetricRecorder):
         self._first_step = 1
         self._next_line = 0.0
         if progress is not None:
-            progress.columns = _columns()
+            progress.columns = tuple(_columns())
 
     @override
     def before_update(self, step_nr: int) -> None:

@@ -58,6 +58,7 @@ class TensorBoardRecorder(MetricRecorder):
             }
             writer.add_custom_scalars(layout)
             scores = (_LOSS, *self._configuration.scores)
+            assert writer.file_writer is not None
             for summary in hparams(self._configuration.settings(), dict.fromkeys(scores, 0.0)):
                 writer.file_writer.add_summary(summary)
 
