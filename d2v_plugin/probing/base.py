@@ -118,7 +118,7 @@ def mix_layers(x: Tensor, logits: Tensor) -> Tensor:
     :param logits: (L,) whose softmax is the share of each.
     """
     # (…, L, D), (L, 1)
-    layers: Tensor = x.unflatten(-1, (len(logits), -1))  # type: ignore[no-untyped-call]
+    layers: Tensor = x.unflatten(-1, (len(logits), -1))
 
     return (layers * logits.softmax(0)[:, None]).sum(dim=-2)
 
