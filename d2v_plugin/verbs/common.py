@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import torch
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.config import CommonSection, DatasetSection
 from fairseq2.task import Task as Runnable
 from fairseq2.utils.validation import Validatable, ValidationResult
+from torch import nn
 from typing_extensions import override
 
 from d2v_plugin.core.registry import create
@@ -19,8 +22,7 @@ from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.tasks.base import Task, TaskSection
 from d2v_plugin.verbs.defaults import use_settings_of_run
 from d2v_plugin.verbs.extensions import ExtensibleRecipe
-from d2v_plugin.weights.averaging import name_average, split_average
-from d2v_plugin.weights.run_folder import RunFolder, find_step
+from d2v_plugin.weights.run_folder import RunFolder, find_step, name_average, split_average
 
 BASELINE_SEED: Final = 1
 """The seed of a random model's weights, in every run of an arch."""
@@ -151,3 +153,13 @@ class RecipeTask(Runnable):
     @override
     def step_nr(self) -> int:
         return self.num_steps if self.inner is None else self.inner.step_nr
+
+
+def hash_weights(model: nn.Module) -> str:
+    """Compute a digest that tells models apart."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+
+    return digest.hexdigest()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
 
 import torch
 
@@ -14,20 +12,6 @@ from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.storage import read_record
 from d2v_plugin.weights.run_folder import list_steps, parse_step, step_folder
 from d2v_plugin.weights.state import State, compare
-
-_SUFFIX: Final = re.compile(r"(.+)@average=([1-9][0-9]{0,3})")
-
-
-def name_average(path: str | Path, count: int) -> str:
-    """Name the mean of the last ``count`` checkpoints."""
-    return f"{path}@average={count}"
-
-
-def split_average(path_or_name: str | Path) -> tuple[str | Path, int]:
-    """Split a path into that of the run or of its last checkpoint, and how many checkpoints are meant: 1 without a suffix."""
-    found = _SUFFIX.fullmatch(str(path_or_name))
-
-    return (path_or_name, 1) if found is None or Path(path_or_name).exists() else (Path(found[1]), int(found[2]))
 
 
 def find_last(step: Path, count: int) -> list[Path]:

@@ -23,7 +23,7 @@ from d2v_plugin.core.fairseq2_private import current_resolver, register_library
 from d2v_plugin.core.storage import check_directory, has_record
 from d2v_plugin.models.base import CRITERION_PREFIX, drop_criterion
 from d2v_plugin.models.families import FAMILIES, AnyConfig, is_registered, register_models
-from d2v_plugin.weights.averaging import average, find_last, split_average
+from d2v_plugin.weights.averaging import average, find_last
 from d2v_plugin.weights.directory import (
     CONFIG_FILE,
     HEAD_FILE,
@@ -36,7 +36,7 @@ from d2v_plugin.weights.directory import (
     structure_config,
 )
 from d2v_plugin.weights.provenance import Provenance, read_provenance
-from d2v_plugin.weights.run_folder import MODEL_FILE, PROVENANCE_FILE, find_checkpoints, find_step, named_step
+from d2v_plugin.weights.run_folder import MODEL_FILE, PROVENANCE_FILE, find_checkpoints, find_step, named_step, split_average
 from d2v_plugin.weights.state import TEACHER_PREFIX, State
 from d2v_plugin.weights.torch_file import explain_unreadable
 

@@ -14,8 +14,9 @@ from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.storage import Record, read_record, write_record
 from d2v_plugin.models.data2vec2.archs import image_tiny
 from d2v_plugin.models.data2vec2.factory import create_model
-from d2v_plugin.weights.averaging import average, split_average
+from d2v_plugin.weights.averaging import average
 from d2v_plugin.weights.directory import ModelDirectory, write_directory
+from d2v_plugin.weights.run_folder import split_average
 
 
 @pytest.fixture

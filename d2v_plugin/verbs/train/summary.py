@@ -6,7 +6,6 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
 
@@ -197,8 +196,7 @@ def next_commands(summary: Summary) -> Iterator[str]:
     if summary.scores:
         chosen = ["checkpoint.best=true"] if best else []
         yield command("evaluate", "scores", *chosen)
-        if summary.inputs is not None and find_spec("d2v_plugin.verbs.predict") is not None:
-            yield command("predict", "predictions", *chosen, f"inputs={summary.inputs}")
+        yield command("predict", "predictions", *chosen, f"inputs={summary.inputs or 'FILES'}")
     elif summary.accuracies:
         yield command("evaluate", "probes", "probing.probes=[{name: linear}]", "probing.layers=all")
     yield command("extract", "features")
