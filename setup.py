@@ -38,7 +38,7 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["d2v_plugin", "d2v_plugin.*"]),
-    package_data={"d2v_plugin": ["py.typed"]},
+    package_data={"d2v_plugin": ["py.typed"], "d2v_plugin.weights.cards": ["*.yaml"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         "fairseq2==0.8.1",  # brings torch 2.9.1, numpy, tensorboard, editdistance, tokenizers

@@ -92,3 +92,10 @@ def test_command_and_extension_are_installed() -> None:
 
     assert commands["fairseq2"] == "d2v_plugin.cli.main:main"
     assert extensions["d2v_plugin"] == "d2v_plugin:setup_fairseq2_extension"
+
+
+def test_the_cards_of_published_models_are_installed() -> None:
+    setup = ROOT.joinpath("setup.py").read_text()
+
+    assert '"d2v_plugin.weights.cards": ["*.yaml"]' in setup
+    assert len(list(ROOT.glob("d2v_plugin/weights/cards/*.yaml"))) == 2

@@ -2,6 +2,7 @@
 
 python tools/convert_checkpoint.py fairseq IN.pt OUT/
 python tools/convert_checkpoint.py huggingface IN/ OUT/
+python tools/convert_checkpoint.py fairseq2 RUN/ OUT/
 python tools/convert_checkpoint.py to-huggingface IN/ OUT/
 python tools/convert_checkpoint.py export RUN/ OUT/
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from d2v_plugin.weights.convert.transfer import Foreign
     from d2v_plugin.weights.directory import ModelDirectory
     from d2v_plugin.weights.sources import Weights
 
@@ -49,8 +51,9 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
 
     fairseq = formats.add_parser(
         "fairseq",
-        help="a data2vec 1.0 or 2.0 checkpoint of fairseq, pre-trained or fine-tuned",
-        description="Convert a data2vec checkpoint of fairseq. Nothing that the file contains is executed.",
+        help="a checkpoint of fairseq: data2vec, wav2vec 2.0, HuBERT or RoBERTa, pre-trained or fine-tuned",
+        description="Convert a checkpoint of fairseq, or a file of data2vec 1.0's, BEiT's or MAE's own code for images. Nothing "
+        "that the file contains is executed.",
     )
     fairseq.add_argument("source", type=Path, metavar="IN.pt")
     fairseq.add_argument("out", type=Path, metavar="OUT")
@@ -69,12 +72,18 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
         metavar="KEY",
         help="leave out a setting of the pre-trained model that is not known here and changes nothing; repeat for others",
     )
+    fairseq.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="names of the outputs of a fine-tuned model, where its file has none: fairseq's dict.ltr.txt, or one on each line",
+    )
     fairseq.add_argument("--force", action="store_true", help="replace OUT if it is a converted checkpoint")
     fairseq.set_defaults(run=_convert_fairseq)
 
     hugging_face = formats.add_parser(
         "huggingface",
-        help="a data2vec 1.0 model of Hugging Face's transformers",
+        help="a model of Hugging Face's transformers: data2vec 1.0, wav2vec2, hubert, roberta, bert, vit, vit_mae or beit",
         description="Convert a folder of `save_pretrained`; of a model with a head, what is below it.",
     )
     hugging_face.add_argument("source", type=Path, metavar="IN")
@@ -84,6 +93,16 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     )
     hugging_face.add_argument("--force", action="store_true", help="replace OUT if it is a converted checkpoint")
     hugging_face.set_defaults(run=_convert_hugging_face)
+
+    fairseq2 = formats.add_parser(
+        "fairseq2",
+        help="a wav2vec 2.0 model of fairseq2",
+        description="Convert the last checkpoint of a run of fairseq2, one of its checkpoints, or a model that fairseq2 knows.",
+    )
+    fairseq2.add_argument("source", metavar="IN", help="the output directory of a run, a step_N, or a name")
+    fairseq2.add_argument("out", type=Path, metavar="OUT")
+    fairseq2.add_argument("--force", action="store_true", help="replace OUT if it is a converted checkpoint")
+    fairseq2.set_defaults(run=_convert_fairseq2)
 
     to_hugging_face = formats.add_parser(
         "to-huggingface",
@@ -124,6 +143,7 @@ def _convert_fairseq(args: argparse.Namespace) -> None:
         teacher_weights=args.teacher_weights,
         original_padding=args.original_padding,
         ignored_keys=args.ignore_key,
+        labels=args.labels,
     )
     for note in model.info["source"]["notes"]:
         print(f"convert_checkpoint: note: {note}", file=sys.stderr)
@@ -131,14 +151,18 @@ def _convert_fairseq(args: argparse.Namespace) -> None:
 
 
 def _convert_hugging_face(args: argparse.Namespace) -> None:
-    from d2v_plugin.weights.convert.hugging_face import convert_hugging_face
-    from d2v_plugin.weights.directory import ModelDirectory
+    from d2v_plugin.weights.adoption import read_hugging_face
 
     _silence_transformers()
-    config, state = convert_hugging_face(args.source)
-    config.original_padding = args.original_padding
-    info = {"source": {"format": "huggingface", "folder": args.source.name}}
-    _write(args, ModelDirectory(config=config, student=state, info=info))
+    foreign = read_hugging_face(args.source)
+    foreign.config.original_padding = args.original_padding
+    _write_foreign(args, foreign, {"format": "huggingface", "folder": args.source.name})
+
+
+def _convert_fairseq2(args: argparse.Namespace) -> None:
+    from d2v_plugin.weights.convert.fairseq2 import adopt
+
+    _write_foreign(args, adopt(args.source), {"format": "fairseq2", "checkpoint": args.source})
 
 
 def _export_hugging_face(args: argparse.Namespace) -> None:
@@ -189,11 +213,21 @@ def _silence_transformers() -> None:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
+def _write_foreign(args: argparse.Namespace, foreign: Foreign, source: dict[str, object]) -> None:
+    from d2v_plugin.weights.directory import ModelDirectory
+
+    info = {"source": {**source, "transfer": foreign.transfer.describe()}}
+    _write(args, ModelDirectory(config=foreign.config, student=foreign.state, info=info))
+
+
 def _write(args: argparse.Namespace, model: ModelDirectory) -> None:
+    from d2v_plugin.weights.convert.transfer import format_table
     from d2v_plugin.weights.directory import write_directory
 
     for file in write_directory(args.out, model, force=args.force):
         print(file)
+    for line in format_table(model.info["source"].get("transfer", {})):
+        print(line)
     num_parameters = sum(tensor.numel() for tensor in model.student.values())
     print(f"{num_parameters:,} parameters, {', '.join(modality.value for modality in model.config.frontends)}")
 

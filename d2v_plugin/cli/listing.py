@@ -18,6 +18,7 @@ from d2v_plugin.masking.base import MaskSampler
 from d2v_plugin.probing.base import Probe
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.verbs.extensions import Extension, register_all
+from d2v_plugin.weights.named import list_named
 
 
 def describe_registered(extensions: Sequence[Extension]) -> str:
@@ -31,6 +32,7 @@ def describe_registered(extensions: Sequence[Extension]) -> str:
         _section("tasks", registered_names(container, Task)),
         _section("datasets", sorted(str(key) for key in container.iter_keys(DatasetFamily))),
         _section("models", _describe_models(container)),
+        _section("named models", [f"{name}  {data}" for name, data in list_named(container).items()]),
         _section("criteria", registered_names(container, Criterion)),
         _section("mask samplers", registered_names(container, MaskSampler)),
         _section("probes", registered_names(container, Probe)),

@@ -54,13 +54,14 @@ def norm_gelu(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = Non
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution of the same length or size, layer norm over the channels (no parameters), GELU.
+    """Convolution of the same length or size, layer norm over the channels (no parameters) unless switched off, GELU.
 
     A sequence of one, for the name of its parameters in the original: ``0.weight``, ``0.bias``.
     """
 
-    def __init__(self, conv: nn.Conv1d | nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv1d | nn.Conv2d, *, norm: bool = True) -> None:
         super().__init__(conv)
+        self.norm = norm
         self.trims_end = conv.kernel_size[0] % 2 == 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ class ConvBlock(nn.Sequential):
         if self.trims_end:
             for dim in range(1, x.dim() - 1):
                 x = x.narrow(dim, 0, x.size(dim) - 1)
-        return norm_gelu(x)
+        return norm_gelu(x) if self.norm else F.gelu(x)
 
 
 def convolve_blocks(x: Tensor, blocks: Iterable[nn.Module], padding_mask: Tensor | None, *, residual: bool = False) -> Tensor:

@@ -29,6 +29,9 @@ class WaveformConfig:
     conv_norm: Literal["layer_norm", "group_norm"] = "layer_norm"
     """Layer norm after every convolution, or group norm after the first only."""
 
+    conv_bias: bool = False
+    """Biases of these convolutions; wav2vec 2.0's large models have them. Only conversions of foreign checkpoints set it."""
+
     position_width: int = 95
     """Receptive field of the position convolutions together, in frames."""
 
@@ -37,6 +40,10 @@ class WaveformConfig:
 
     position_depth: int = 5
     """Number of position convolutions; each has kernel size max(3, position_width // position_depth)."""
+
+    position_norm: bool = True
+    """Norm after each of them; the single one of wav2vec 2.0 and HuBERT has none. Only conversions of foreign checkpoints set
+    it."""
 
     @property
     def position_kernel(self) -> int:
@@ -75,7 +82,9 @@ def build_position_blocks(config: WaveformConfig, dim: int) -> list[ConvBlock]:
     """The grouped convolutions over the full sequence that give relative positions (data2vec, section 3.1)."""
     kernel_size = config.position_kernel
     return [
-        ConvBlock(nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=config.position_groups))
+        ConvBlock(
+            nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=config.position_groups), norm=config.position_norm
+        )
         for _ in range(config.position_depth)
     ]
 
@@ -88,7 +97,7 @@ class WaveformEncoder(nn.Module):
         layers: list[nn.Module] = []
         in_channels = 1
         for i, (channels, kernel_size, stride) in enumerate(config.conv_layers):
-            conv = nn.Conv1d(in_channels, channels, kernel_size, stride=stride, bias=False)
+            conv = nn.Conv1d(in_channels, channels, kernel_size, stride=stride, bias=config.conv_bias)
             nn.init.kaiming_normal_(conv.weight)
             # Numbered as in the original, where number 1 is a dropout of rate 0, and number 3 GELU.
             layers.append(nn.ModuleDict({"0": conv, "2": _build_norm(config.conv_norm, channels, first=i == 0)}))

@@ -33,8 +33,8 @@ class CheckpointSection:
     """Selects a checkpoint, and the weights in it."""
 
     path: str | None = None
-    """The output directory of a run, its ``checkpoints`` or one of its ``step_N``; for probes also a directory written by
-    tools/convert_checkpoint.py, or a registered name."""
+    """The output directory of a run, its ``checkpoints`` or one of its ``step_N``; a directory written by
+    tools/convert_checkpoint.py; or a registered name."""
 
     best: bool = False
     """Of several checkpoints take the one with the best score (``regime.score_metric`` of the run) instead of the last one."""

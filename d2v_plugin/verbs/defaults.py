@@ -33,12 +33,12 @@ def use_settings_of_run(args: Namespace, *, sections: Sequence[str]) -> Namespac
 
 
 def _known_settings(path: str, sections: Sequence[str]) -> dict[str, Any]:
-    provenance = find_provenance(path)
-    if provenance is not None:
-        return {"_set_": {name: section for name, section in provenance.sections.items() if name in sections}}
-
     # Nothing can be registered in the recipe's own container once it has been asked for something.
     with swap_default_resolver(None):  # type: ignore[arg-type]
+        provenance = find_provenance(path)
+        if provenance is not None:
+            return {"_set_": {name: section for name, section in provenance.sections.items() if name in sections}}
+
         return _sections_of_model(find_source(path))
 
 

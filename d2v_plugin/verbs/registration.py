@@ -56,6 +56,7 @@ from d2v_plugin.tasks.speech_recognition import SpeechRecognitionConfig, SpeechR
 from d2v_plugin.tasks.text import TextPretrainingConfig, TextPretrainingTask
 from d2v_plugin.tasks.text_classification import TextClassificationConfig, TextClassificationTask
 from d2v_plugin.training.optimizer import DATA2VEC_ADAMW, Data2VecAdamWConfig, create_data2vec_adamw
+from d2v_plugin.weights.library import register_cards
 
 METRICS = [
     MetricDescriptor("regression_loss", "Regression Loss", 91, format_as_float),
@@ -86,6 +87,7 @@ METRICS = [
 def register_everything(container: DependencyContainer) -> None:
     """Register models, data, tasks, mask samplers, criteria, probes, the optimizer and the metrics of this package."""
     register_models(container)
+    register_cards(container)
     register_data(container)
     register_criteria(container)
     register_probes(container)

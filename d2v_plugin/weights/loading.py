@@ -3,45 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
-from fairseq2.utils.structured import StandardValueConverter
 from torch import Tensor
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.log import log
 from d2v_plugin.models.base import EncoderModel, drop_criterion
 from d2v_plugin.models.families import AnyConfig, AnyModel
+from d2v_plugin.weights.adoption import fit, read_foreign
+from d2v_plugin.weights.convert.transfer import Foreign, Transfer
 from d2v_plugin.weights.positions import resize_positions
+from d2v_plugin.weights.settings import find_differing_settings
 from d2v_plugin.weights.sources import Weights, find_source
 from d2v_plugin.weights.state import State, build_skeleton, compare, fill_skeleton
-
-# What a new run may set differently than the checkpoint's: none of it changes what evaluation computes from given weights,
-# except for the treatment of padding, the resolution, and the final norm of vision models, which are meant to be chosen.
-_FREE_SETTINGS: Final = {
-    "activation_dropout",
-    "attention_dropout",
-    "drop_path",
-    "dropout",
-    "final_norm",
-    "head_layers",
-    "image_size",
-    "init_extra_tokens_zero",
-    "initial_scale",
-    "input_dropout",
-    "layer_drop",
-    "learned_scale",
-    "local_grad_scale",
-    "mae_init",
-    "original_padding",
-    "post_mlp_dropout",
-    "prenet_drop_path",
-    "prenet_dropout",
-    "prenet_layer_drop",
-}
 
 # What predicts; in data2vec 1.0 that is a head, and for images the final norm, which fine-tuning on the mean has not.
 _DECODERS: Final = r"(modality_encoders\.\w+\.decoder|shared_decoder|final_proj|encoder\.regression_head|encoder\.norm)\."
@@ -80,9 +58,12 @@ def load_weights(model: EncoderModel, path_or_name: str | Path, *, weights: Weig
     the model has them. A decoder that only one side has stays as initialised, or is left out; position tables of images are
     interpolated to the resolution of the model. The log says both.
 
+    Of others' models, and of data2vec 1.0's in one of 2.0, what fits comes over; the log has a table of what does, what is new
+    and what is left out (recipes/using.md, Start from others' models).
+
     :param model: newly initialised, on any device. On the meta device nothing happens: there fairseq2 itself fills the
         model, from rank 0 or from the run's own checkpoint.
-    :param path_or_name: as for :func:`load`.
+    :param path_or_name: as for :func:`load`; or a file of fairseq, a folder of Hugging Face, a run or a named model of fairseq2.
     :param weights: as for :func:`load`.
     :raises CheckpointError: as for :func:`load`, or the checkpoint holds another model; nothing has been copied then.
     """
@@ -93,21 +74,38 @@ def load_weights(model: EncoderModel, path_or_name: str | Path, *, weights: Weig
     if any(tensor.is_meta for tensor in own.values()):
         return
 
-    source = find_source(path_or_name)
-    theirs, ours = (" and ".join(part.value for part in config.frontends) for config in (source.config, model.config))
-    if not source.config.frontends.keys() & model.config.frontends.keys():
-        raise CheckpointError(f"{source.path} is a model of {theirs}; a model of {ours} cannot start from it.")
-    state = source.read(weights)
-    _match_decoders(own, state)
-    resize_positions(state, own)
-    mismatch = compare(own, state)
-    mismatch.settings = list(_differing_settings(source.config, model.config))
-    mismatch.raise_if_any(f"{source.path} does not hold the weights of this model:")
+    foreign = read_foreign(path_or_name, weights)
+    if foreign is None:
+        source = find_source(path_or_name)
+        _check_modality(source.path, source.config, model.config)
+        if type(source.config) is type(model.config):
+            state = source.read(weights)
+            _match_decoders(own, state)
+            resize_positions(state, own)
+            mismatch = compare(own, state)
+            mismatch.settings = list(find_differing_settings(source.config, model.config))
+            mismatch.raise_if_any(f"{source.path} does not hold the weights of this model:")
+            _copy(state, own)
+            log.info("Loaded {} tensors ({} weights) from {}.", len(state), weights, source.path)
+            return
+        foreign = Foreign(config=source.config, state=source.read(weights), transfer=Transfer(f"{source.path} ({weights})"))
 
+    _check_modality(path_or_name, foreign.config, model.config)
+    state, transfer = fit(own, model.config, foreign, path_or_name)
+    _copy(state, own)
+    log.info("Loaded {} tensors from {}. {}", len(state), path_or_name, "\n".join(transfer.format()))
+
+
+def _copy(state: State, own: State) -> None:
     with torch.no_grad():
         for key, tensor in state.items():
             own[key].copy_(tensor)
-    log.info("Loaded {} tensors ({} weights) from {}.", len(state), weights, source.path)
+
+
+def _check_modality(path: str | Path, checkpoint: AnyConfig, model: AnyConfig) -> None:
+    if not checkpoint.frontends.keys() & model.frontends.keys():
+        theirs, ours = (" and ".join(part.value for part in config.frontends) for config in (checkpoint, model))
+        raise CheckpointError(f"{path} is a model of {theirs}; a model of {ours} cannot start from it.")
 
 
 def _check_weights(weights: str) -> None:
@@ -126,19 +124,3 @@ def _match_decoders(own: State, state: State) -> None:
 
 def _decoder_prefixes(state: Mapping[str, Tensor]) -> set[str]:
     return {found[0] for key in state if (found := re.match(_DECODERS, key)) is not None}
-
-
-def _differing_settings(checkpoint: AnyConfig, model: AnyConfig) -> Iterator[str]:
-    """Settings that both have and the weights depend on, although shapes may not show it."""
-    if type(checkpoint) is type(model):  # otherwise the weights differ in any case
-        converter = StandardValueConverter()
-        yield from _compare_settings(converter.unstructure(checkpoint), converter.unstructure(model), "")
-
-
-def _compare_settings(checkpoint: Any, model: Any, name: str) -> Iterator[str]:
-    if isinstance(checkpoint, dict) and isinstance(model, dict):
-        for key in checkpoint:
-            if key not in _FREE_SETTINGS:
-                yield from _compare_settings(checkpoint[key], model[key], f"{name}.{key}" if name else key)
-    elif not isinstance(checkpoint, dict) and not isinstance(model, dict) and checkpoint != model:
-        yield f"`{name}` is {checkpoint} in the checkpoint, but {model} in the model"

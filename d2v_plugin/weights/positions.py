@@ -11,7 +11,7 @@ from torch import Tensor
 from d2v_plugin.core.log import log
 from d2v_plugin.weights.state import State
 
-_ABSOLUTE = ".fixed_positional_encoder.positions"
+_ABSOLUTE = (".fixed_positional_encoder.positions", "encoder.pos_embed")
 _RELATIVE = ".relative_position_bias_table"
 
 # CLS to patch, patch to CLS, CLS to CLS.

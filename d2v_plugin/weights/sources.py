@@ -5,24 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from fairseq2.assets import AssetDownloadManager, AssetStore
+from fairseq2.assets import AssetCard, AssetStore
 from fairseq2.device import CPU
 from fairseq2.gang import create_fake_gangs
 from fairseq2.model_checkpoint import CorruptModelCheckpointError, ModelCheckpointLoader, ModelCheckpointLoadOptions
 from fairseq2.models import ModelFamily
-from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from fairseq2.utils.yaml import YamlError, YamlLoader
 from typing_extensions import override
 
-from d2v_plugin.core.errors import CheckpointError, root_cause
-from d2v_plugin.core.fairseq2_private import current_resolver, register_library
+from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.storage import check_directory, has_record
 from d2v_plugin.models.base import CRITERION_PREFIX, drop_criterion
-from d2v_plugin.models.families import FAMILIES, AnyConfig, is_registered, register_models
+from d2v_plugin.models.families import FAMILIES, AnyConfig
 from d2v_plugin.weights.averaging import average, find_last
 from d2v_plugin.weights.directory import (
     CONFIG_FILE,
@@ -35,10 +32,13 @@ from d2v_plugin.weights.directory import (
     read_weights,
     structure_config,
 )
+from d2v_plugin.weights.download import download
+from d2v_plugin.weights.library import library
+from d2v_plugin.weights.named import convert_named, is_foreign
 from d2v_plugin.weights.provenance import Provenance, read_provenance
 from d2v_plugin.weights.run_folder import MODEL_FILE, PROVENANCE_FILE, find_checkpoints, find_step, named_step, split_average
 from d2v_plugin.weights.state import TEACHER_PREFIX, State
-from d2v_plugin.weights.torch_file import explain_unreadable
+from d2v_plugin.weights.torch_file import explain_corrupt
 
 _FAMILIES: Final = " or ".join(f"`{family}`" for family in FAMILIES)
 
@@ -124,7 +124,7 @@ class NativeSource(Source):
         try:
             return dict(library().resolve(ModelCheckpointLoader).lazy_load(self.path, {}, options))
         except CorruptModelCheckpointError as ex:
-            raise CheckpointError(_explain_corrupt(self.path, ex)) from ex
+            raise CheckpointError(explain_corrupt(self.path, ex)) from ex
         except OSError as ex:
             raise CheckpointError(f"{self.path}: {ex.strerror or ex}.") from ex
 
@@ -171,11 +171,14 @@ def find_source(path_or_name: str | Path) -> Source:
 
 
 def find_provenance(path: str | Path) -> Provenance | None:
-    """The provenance of a checkpoint, given as for :func:`find_source`; None if nothing says it, as for registered names.
+    """The provenance of a checkpoint, given as for :func:`find_source`; None if nothing says it.
 
-    :raises CheckpointError: what says it is damaged.
+    :raises CheckpointError: what says it is damaged, or a registered model cannot be had.
     """
     path, _ = split_average(path)
+    if isinstance(path, str) and not Path(path).exists() and Path(path).name == path:
+        card = library().resolve(AssetStore).maybe_retrieve_card(path)
+        path = path if card is None else _find_files(card)
     if is_model_directory(Path(path)):
         return read_provenance_section(Path(path))
     checkpoints = find_checkpoints(path)
@@ -198,7 +201,11 @@ def _find_in_directory(path: Path) -> Source:
 
     step = find_step(path)
     if step is None:
-        raise CheckpointError(f"{path} is neither a converted checkpoint ({CONFIG_FILE}) nor a run (checkpoints/{MODEL_FILE}).")
+        hint = f"python tools/convert_checkpoint.py huggingface {path} OUT"
+        hint = f" A folder of Hugging Face is converted by `{hint}`." if (path / CONFIG_FILE).is_file() else ""
+        raise CheckpointError(
+            f"{path} is neither a converted checkpoint ({CONFIG_FILE}) nor a run (checkpoints/{MODEL_FILE}).{hint}"
+        )
 
     return NativeSource(step / "model", _read_run_config(step.parent / MODEL_FILE), is_checked=named_step(path) is None)
 
@@ -217,8 +224,7 @@ def _read_run_config(path: Path) -> AnyConfig:
 
 
 def _find_by_name(name: str) -> Source:
-    resolver = library()
-    card = resolver.resolve(AssetStore).maybe_retrieve_card(name)
+    card = library().resolve(AssetStore).maybe_retrieve_card(name)
     if card is None:
         raise CheckpointError(f"`{name}` is neither a directory nor a registered model.")
     field = card.maybe_get_field("model_family")
@@ -226,32 +232,15 @@ def _find_by_name(name: str) -> Source:
     if family not in FAMILIES:
         raise CheckpointError(f"`{name}` is not a model of the family {_FAMILIES}.")
 
-    uri = card.field("checkpoint").as_uri()
-    path = uri.to_path() if uri.scheme == "file" else resolver.resolve(AssetDownloadManager).download_model(uri)
+    path = _find_files(card)
     if path.is_dir() and is_model_directory(path):
         return DirectorySource(path, read_config(path))
-    config = resolver.resolve(ModelFamily, key=family).get_model_config(card)
+    config = library().resolve(ModelFamily, key=family).get_model_config(card)
     assert isinstance(config, AnyConfig)
 
     return NativeSource(path, config)
 
 
-def library() -> DependencyResolver:
-    """fairseq2's objects: those of the process if it has initialised fairseq2, otherwise our own, which change nothing global."""
-    return current_resolver() or _own_library()
-
-
-@cache
-def _own_library() -> DependencyContainer:
-    container = DependencyContainer()
-    register_library(container, no_progress=True)
-    if not is_registered(container):
-        register_models(container)
-
-    return container
-
-
-def _explain_corrupt(path: Path, ex: CorruptModelCheckpointError) -> str:
-    """fairseq2's message names the file; the reason is in what caused it."""
-    file = getattr(ex.__cause__, "file", None)
-    return f"{file}: {explain_unreadable(file, root_cause(ex))}" if isinstance(file, Path) else f"{path}: {ex}"
+def _find_files(card: AssetCard) -> Path:
+    """The file or the directory of a registered model; one of other programs is converted at its first use."""
+    return convert_named(card) if is_foreign(card) else download(card, "checkpoint")

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from fairseq2.model_checkpoint import CorruptModelCheckpointError
 
-from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.errors import CheckpointError, root_cause
 
 INERT_CLASSES: Final = (
     "argparse.Namespace",  # `args` of old checkpoints
@@ -88,6 +89,12 @@ def explain_unreadable(path: Path, ex: BaseException) -> str:
         return "the checkpoint is truncated or damaged."
 
     return "not a PyTorch checkpoint, or a damaged one."
+
+
+def explain_corrupt(path: Path, ex: CorruptModelCheckpointError) -> str:
+    """fairseq2's message names the file; the reason is in what caused it."""
+    file = getattr(ex.__cause__, "file", None)
+    return f"{file}: {explain_unreadable(file, root_cause(ex))}" if isinstance(file, Path) else f"{path}: {ex}"
 
 
 def _check_sums(path: Path) -> None:

@@ -287,6 +287,7 @@ def test_list_shows_what_a_recipe_may_name(command: Any, monkeypatch: pytest.Mon
     assert {"block", "inverse_block", "random"} <= set(sections["mask samplers"].split())
     assert {"knn", "linear"} <= set(sections["probes"].split())
     assert "recipes/demo/digits.yaml" in sections["recipes"].split()
+    assert "data2vec2_audio_base  LibriSpeech (960 hours), without labels" in sections["named models"]
     models = sections["models"].splitlines()
     assert models[0].strip().startswith("data2vec: ") and "image_tiny" in models[0]
     assert "wav2vec2" in models[-1]

@@ -31,10 +31,12 @@ def test_a_conversion_says_what_it_wrote(tmp_path: Path, fairseq_checkpoint: Fai
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     assert result.returncode == 0
-    assert result.stdout.splitlines() == [
-        *(str(tmp_path / "out" / name) for name in ("complete.json", "config.json", "model.safetensors", "teacher.safetensors")),
-        "82,520 parameters, audio",
+    files, table, last = (lines := result.stdout.splitlines())[:4], lines[4:-1], lines[-1]
+    assert files == [
+        str(tmp_path / "out" / name) for name in ("complete.json", "config.json", "model.safetensors", "teacher.safetensors")
     ]
+    assert {line.split()[0] for line in table} == {"came"} and any(line.split()[2] == "teacher.blocks" for line in table)
+    assert last == "82,520 parameters, audio"
     assert result.stderr == ""
     assert d2v_plugin.load(tmp_path / "out").config.dim == 36
 

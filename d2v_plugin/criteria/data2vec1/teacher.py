@@ -52,7 +52,7 @@ class Data2Vec1Teacher(Teacher[Data2Vec1Model]):
         if self.copies_positions and decay < 1.0:
             prefixes = tuple(f"{model.encoder_name}.{name}." for name in model.context_encoder.position_modules)
             for name, copied in self.named_parameters():
-                if name.startswith(prefixes):
+                if f"{name}.".startswith(prefixes):
                     copied.copy_(model.get_parameter(name))
 
     @torch.no_grad()

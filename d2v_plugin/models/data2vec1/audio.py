@@ -1,4 +1,4 @@
-"""Speech: wav2vec 2.0's convolutions, then a post-norm Transformer with relative positions by convolution.
+"""Speech: wav2vec 2.0's convolutions, then a Transformer with relative positions by convolution.
 
 Differences from fairseq's ``data2vec_audio``: padded frames are zero before *every* position convolution, not only before the
 first (``original_padding`` restores it); the sequence is not padded to an even length, which changes nothing.
@@ -17,7 +17,7 @@ from d2v_plugin.layers.convolution import convolve_blocks
 from d2v_plugin.layers.dropout import Dropout
 from d2v_plugin.models.base import LocalFeatures, scale_gradient
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model, Encoder, EncoderInput, attention_mask
-from d2v_plugin.models.data2vec1.blocks import build_post_norm_blocks
+from d2v_plugin.models.data2vec1.blocks import build_sequence_blocks
 from d2v_plugin.models.data2vec1.config import AudioConfig, Data2Vec1ModelConfig
 from d2v_plugin.models.waveforms import WaveformEncoder, build_position_blocks, count_frames, mark_padded_frames
 
@@ -78,7 +78,8 @@ class AudioEncoder(Encoder):
         self.pos_conv = nn.Sequential(*build_position_blocks(audio, config.dim))
         self.layer_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.dropout = Dropout(config.dropout)
-        self.layers = build_post_norm_blocks(config)
+        self.layers = build_sequence_blocks(config)
+        self.norm_first = config.norm_first
         self.original_padding = config.original_padding
 
     @override
@@ -92,4 +93,8 @@ class AudioEncoder(Encoder):
 
     @override
     def start(self, x: Tensor) -> Tensor:
-        return self.dropout(self.layer_norm(x))  # type: ignore[no-any-return]
+        return self.dropout(x if self.norm_first else self.layer_norm(x))  # type: ignore[no-any-return]
+
+    @override
+    def finish(self, x: Tensor) -> Tensor:
+        return self.layer_norm(x) if self.norm_first else x

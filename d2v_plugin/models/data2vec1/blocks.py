@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
+from typing_extensions import override
 
 from d2v_plugin.layers.attention import attend
 from d2v_plugin.layers.dropout import Dropout
@@ -87,6 +88,20 @@ class PostNormBlock(nn.Module):
         x = self.final_layer_norm(ffn_residual)
 
         return BlockOutput(self.layer_drop(x, skipped), ffn, ffn_residual, attention)
+
+
+class PreNormBlock(PostNormBlock):
+    """The same layer with both norms before what they belong to, as in wav2vec 2.0's large models."""
+
+    @override
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> BlockOutput:
+        skipped = x
+        attention = self.self_attn(self.self_attn_layer_norm(x), bias)
+        x = x + self.dropout(attention)
+        _, ffn = norm_two_layers(x, self.final_layer_norm, self.fc1, self.fc2, self.activation_dropout)
+        x = x + self.dropout(ffn)
+
+        return BlockOutput(self.layer_drop(x, skipped), ffn, x, attention)
 
 
 class BeitAttention(nn.Module):
@@ -168,9 +183,10 @@ class BeitBlock(nn.Module):
         return stochastic_depth(x, self.drop_path, mode="row", training=self.training)  # type: ignore[no-any-return]
 
 
-def build_post_norm_blocks(config: Data2Vec1ModelConfig) -> BlockList:
+def build_sequence_blocks(config: Data2Vec1ModelConfig) -> BlockList:
     """The Transformer of a speech or text model."""
-    return BlockList(PostNormBlock(config) for _ in range(config.depth))
+    kls = PreNormBlock if config.norm_first else PostNormBlock
+    return BlockList(kls(config) for _ in range(config.depth))
 
 
 def build_beit_blocks(config: Data2Vec1ModelConfig, image: ImageConfig) -> BlockList:

@@ -56,6 +56,9 @@ class ImageConfig(PatchConfig):
     relative_positions: Literal["shared", "per_layer", "none"] = "shared"
     """One table of attention biases by relative position for all blocks, one for each (BEiT's fine-tuned models), or none."""
 
+    absolute_positions: bool = False
+    """Learned positions, added to the patches (ViT, MAE). Only conversions of foreign checkpoints set it."""
+
     final_norm: bool = True
     """Norm after the last block; fine-tuned models that average the patches have none."""
 
@@ -84,6 +87,10 @@ class Data2Vec1ModelConfig(EncoderConfig):
 
     num_heads: int = 12
     """Attention heads; must divide ``dim``."""
+
+    norm_first: bool = False
+    """Audio: pre-norm blocks and a norm after the last one (the "stable layer norm" of wav2vec 2.0's and HuBERT's large models).
+    Only conversions of foreign checkpoints set it."""
 
     norm_eps: float = 1e-5
     """Epsilon of the norms, except those of the convolutions over the waveform (1e-5)."""
@@ -125,6 +132,7 @@ class Data2Vec1ModelConfig(EncoderConfig):
             (not given, "One of `audio`, `text` and `image` must be configured, but all are None."),
             (len(given) > 1, f"Exactly one of `audio`, `text` and `image` must be given, but {' and '.join(given)} are."),
             (self.dim % self.num_heads != 0, f"`num_heads` must divide `dim` ({self.dim}), but is {self.num_heads}."),
+            (self.norm_first and self.audio is None, "`norm_first` must be false, because it is for audio alone."),
             (self.head_layers < 0, f"`head_layers` must be at least 0, but is {self.head_layers}."),
             (
                 self.head_layers > 1 and self.text is None,

@@ -11,7 +11,7 @@ from d2v_plugin.layers.dropout import Dropout
 from d2v_plugin.layers.feed_forward import build_projection
 from d2v_plugin.models.base import LocalFeatures
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model, Encoder, EncoderInput, attention_mask
-from d2v_plugin.models.data2vec1.blocks import build_post_norm_blocks
+from d2v_plugin.models.data2vec1.blocks import build_sequence_blocks
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, TextConfig
 from d2v_plugin.models.tokens import TokenEmbedding
 
@@ -59,7 +59,7 @@ class SentenceEncoder(TokenEmbedding, Encoder):
         self.layernorm_embedding = nn.LayerNorm(config.dim, eps=config.norm_eps)
         # Not part of the embedding, which the teacher may share with a student in training.
         self.input_dropout = Dropout(config.dropout)
-        self.layers = build_post_norm_blocks(config)
+        self.layers = build_sequence_blocks(config)
         self.original_padding = config.original_padding
 
     @override

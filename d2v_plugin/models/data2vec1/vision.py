@@ -77,17 +77,29 @@ class VisionEncoder(Encoder):
     """The Transformer with its relative positions."""
 
     stack_name = "blocks"
-    position_modules = ("rel_pos_bias",)
+    pos_embed: nn.Parameter | None
+    position_modules = ("rel_pos_bias", "pos_embed")
 
     def __init__(self, config: Data2Vec1ModelConfig, image: ImageConfig) -> None:
         super().__init__()
         self.side = image.side
         self.rel_pos_bias = RelativePositionBias(config, image) if image.relative_positions == "shared" else None
         self.blocks = build_beit_blocks(config, image)
+        positions = nn.Parameter(torch.empty(1, image.side**2, config.dim)) if image.absolute_positions else None
+        self.register_parameter("pos_embed", positions)
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if image.final_norm else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise the parameters that no child module owns."""
+        if self.pos_embed is not None:
+            cut_normal_(self.pos_embed)
 
     @override
     def prepare(self, local: Tensor, padding_mask: Tensor | None = None, context: Tensor | None = None) -> EncoderInput:
+        if self.pos_embed is not None:
+            # The CLS token needs none: it is learned, too.
+            local = local + F.pad(self.pos_embed, (0, 0, 1, 0))
         mask = attention_mask(padding_mask, context)
         table = None if self.rel_pos_bias is None else self.rel_pos_bias.relative_position_bias_table
         return EncoderInput(local, self._add_table(table, mask))

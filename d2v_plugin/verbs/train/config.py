@@ -56,7 +56,8 @@ class InitSection:
     """Continued pre-training: what a new run's model starts from. Schedules and teacher start anew."""
 
     path: str | None = None
-    """A directory written by tools/convert_checkpoint.py, a run's output directory, or a registered name; None = random."""
+    """A directory written by tools/convert_checkpoint.py, a run's output directory, or a registered name; a file of fairseq, a
+    folder of Hugging Face, or a run of fairseq2, of which comes over what fits (recipes/using.md); None = random."""
 
     weights: Literal["student", "teacher"] = "student"
     """Which of the two weights there."""

@@ -1,7 +1,7 @@
 """fairseq's data2vec 1.0 configurations and weights -> ours.
 
 The weights keep fairseq's names, which are ours, except for what is no parameter (``version``, ``relative_position_index``).
-The vision models that the authors published are not fairseq's but BEiT's; :func:`rename_beit` gives them fairseq's names.
+The vision models that the authors published are not fairseq's but BEiT's; :mod:`image` converts them.
 """
 
 from __future__ import annotations
@@ -75,16 +75,6 @@ _IMAGE_KEYS: Final = {
     "attention_dropout",
     "drop_path",
     "ema_transformer_only",
-}
-
-BEIT_NAMES: Final = {
-    r"^cls_token$": "cls_emb",
-    r"^mask_token$": "mask_emb",
-    r"^patch_embed\.proj\.": "patch_embed.conv.",
-    r"^lm_head\.": "final_proj.",
-    r"^(blocks|norm|rel_pos_bias)\.": r"encoder.\1.",
-    r"\.mlp\.fc1\.": ".mlp.0.",
-    r"\.mlp\.fc2\.": ".mlp.2.",
 }
 
 
@@ -182,16 +172,6 @@ def describe_pretraining(model: Mapping[str, Any]) -> dict[str, Any]:
         "loss_scale": loss_scale,
         "fairseq_masks": {key: value for key, value in model.items() if key in (*SPEECH_MASK_KEYS, *IMAGE_MASK_KEYS)},
     }
-
-
-def rename_beit(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Names of BEiT's code, in which the published vision models are stored -> fairseq's."""
-    renamed = {}
-    for name, tensor in weights.items():
-        for pattern, replacement in BEIT_NAMES.items():
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor
-    return renamed
 
 
 def _is_constant(name: str) -> bool:

@@ -26,7 +26,11 @@ def read_step(content: Mapping[str, Any]) -> int | None:
 
 def read_labels(content: Mapping[str, Any]) -> list[str] | None:
     """The symbols of the head's outputs in their order, where the file has them."""
-    for dictionary in attributes_of(content.get("task_state")).values():
+    state = attributes_of(content.get("task_state"))
+    numbers = attributes_of(state.get("labels"))
+    if numbers and all(isinstance(name, str) and isinstance(number, int) for name, number in numbers.items()):
+        return sorted(numbers, key=numbers.__getitem__)  # of tags
+    for dictionary in state.values():
         symbols = attributes_of(dictionary).get("symbols")
         if isinstance(symbols, list) and all(isinstance(symbol, str) for symbol in symbols):
             return symbols

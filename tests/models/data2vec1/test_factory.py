@@ -85,3 +85,41 @@ def test_a_model_without_modality_is_refused() -> None:
 
     with pytest.raises(ValueError, match="One of `audio`, `text` and `image` must be configured"):
         create_data2vec1(config)
+
+
+def test_pre_norm_sequences_are_speech() -> None:
+    config = ARCHS["text_tiny"]()
+    config.norm_first = True
+
+    with pytest.raises(ValueError, match="`norm_first` must be false, because it is for audio alone"):
+        create_data2vec1(config)
+
+
+@pytest.mark.parametrize("name", ["audio_tiny", "vision_tiny"])
+def test_settings_of_others_encoders_train(name: str) -> None:
+    config = ARCHS[name]()
+    if config.audio is not None:
+        config.norm_first, config.audio.conv_bias, config.audio.position_norm = True, True, False
+        inputs = torch.randn(2, 4000)
+    else:
+        assert config.image is not None
+        config.image.absolute_positions = True
+        inputs = torch.randn(2, 3, 32, 32)
+    model = create_data2vec1(config)
+
+    model.predict(model.extract_features(inputs).x).square().sum().backward()
+    without = {key for key, parameter in model.named_parameters() if parameter.grad is None}
+    assert without == {"mask_emb"}
+
+
+def test_a_teacher_that_will_stand_still_follows_the_positions() -> None:
+    config = ARCHS["vision_tiny"]()
+    assert config.image is not None
+    config.image.absolute_positions = True
+    model = create_data2vec1(config)
+    teacher = Data2Vec1Teacher(model, "layers", freezes=True)
+    with torch.no_grad():
+        model.get_parameter("encoder.pos_embed").add_(1.0)
+
+    teacher.follow(model, 0.5)
+    assert teacher.get_parameter("encoder.pos_embed").equal(model.get_parameter("encoder.pos_embed"))

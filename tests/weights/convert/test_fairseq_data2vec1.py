@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor
 
 import d2v_plugin
+from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.criteria.data2vec1.teacher import Data2Vec1Teacher
+from d2v_plugin.criteria.supervised.tagging import AudioTaggingConfig, AudioTaggingCriterion
+from d2v_plugin.evaluation.checkpoint import load_trained
 from d2v_plugin.models.data2vec1.archs import ARCHS
 from d2v_plugin.models.data2vec1.factory import create_model as create_data2vec1
 from d2v_plugin.weights.convert.fairseq import convert_fairseq
@@ -23,7 +26,6 @@ from d2v_plugin.weights.convert.fairseq_data2vec1 import (
     convert_state_dict,
     convert_teacher,
     describe_pretraining,
-    rename_beit,
     teacher_scope,
 )
 from d2v_plugin.weights.directory import write_directory
@@ -112,24 +114,6 @@ def test_models_without_head_or_mask_embedding_are_complete(name: str) -> None:
     create_data2vec1(config).load_state_dict(state)
 
 
-def test_the_published_vision_models_have_other_names() -> None:
-    settings, weights = load_original("vision")
-    expected = convert_state_dict(settings, weights)
-    names = {"cls_emb": "cls_token", "mask_emb": "mask_token", ".mlp.0.": ".mlp.fc1.", ".mlp.2.": ".mlp.fc2."}
-    beit: dict[str, Tensor] = {}
-    for key, value in expected.items():
-        key = key.removeprefix("encoder.").replace("patch_embed.conv.", "patch_embed.proj.")
-        for ours, theirs in names.items():
-            key = key.replace(ours, theirs)
-        beit[key] = value
-
-    renamed = rename_beit(beit)
-
-    assert renamed.keys() == expected.keys()
-    assert all(torch.equal(renamed[key], value) for key, value in expected.items())
-    assert "final_proj.weight" in rename_beit({"lm_head.weight": torch.zeros(1)})
-
-
 def save_checkpoint(name: str, path: Path, *, fine_tuned: bool = False) -> Path:
     """As fairseq's trainer wrote it."""
     settings, weights = load_original(name)
@@ -163,11 +147,42 @@ def test_a_converted_file_computes_the_originals_features(name: str, tmp_path: P
 
 
 def test_a_fine_tuned_file_gives_encoder_and_head(tmp_path: Path) -> None:
-    directory = convert_fairseq(save_checkpoint("audio", tmp_path / "in.pt", fine_tuned=True))
+    labels = tmp_path / "dict.ltr.txt"
+    labels.write_text("| 9\n")
+    directory = convert_fairseq(save_checkpoint("audio", tmp_path / "in.pt", fine_tuned=True), labels=labels)
 
     assert directory.teacher is None
-    assert directory.head is not None and set(directory.head) == {"proj.weight", "proj.bias"}
+    assert directory.head is not None and set(directory.head) == {"head.weight", "head.bias"}
     assert directory.config.head_layers == 0  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def test_the_head_of_a_tagger_computes_the_same(tmp_path: Path) -> None:
+    settings, weights = load_original("audio")
+    weights.pop("_ema")
+    model = {f"d2v_model.{key}": tensor for key, tensor in weights.items() if not key.startswith("final_proj")}
+    weight, bias = torch.randn(3, 32), torch.randn(3)
+    model |= {"proj.weight": weight, "proj.bias": bias}
+    outer = {"_name": "audio_classification", "d2v_args": {"model": settings}, "source_mixup": 0.5, "normalize": True}
+    content = {"cfg": {"model": outer}, "model": model, "task_state": {"labels": {"dog": 1, "bell": 0, "rain": 2}}}
+    torch.save(content, tmp_path / "in.pt")
+    directory = convert_fairseq(tmp_path / "in.pt")
+
+    assert directory.provenance is not None and directory.provenance.labels is not None
+    assert directory.provenance.labels.names == ["bell", "dog", "rain"]
+    criterion = AudioTaggingCriterion(AudioTaggingConfig(**directory.provenance.sections["criterion"]["config"]))
+    write_directory(tmp_path / "out", directory)
+    labels = directory.provenance.labels
+    loaded = load_trained(tmp_path / "out", criterion, labels=labels, device=torch.device("cpu"))
+    waveforms = torch.randn(2, 4000)
+    log_probs = criterion.compute_log_probs(loaded, Batch(modality=Modality.AUDIO, ids=torch.arange(2), inputs=waveforms))
+    frames = F.logsigmoid(loaded.extract_features(waveforms).x @ weight.T + bias)
+    torch.testing.assert_close(log_probs, (2 * frames).logsumexp(1) - frames.logsumexp(1), atol=1e-5, rtol=1e-5)
+
+    outer["prediction_mode"] = "summary_proj"
+    torch.save(content, tmp_path / "in.pt")
+    ((part, _, remark),) = convert_fairseq(tmp_path / "in.pt").info["source"]["transfer"]["left out"]
+    assert part == "proj" and "`prediction_mode: summary_proj`" in remark
 
 
 def test_a_file_that_does_not_agree_with_its_configuration_is_refused(tmp_path: Path) -> None:
