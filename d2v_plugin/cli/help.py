@@ -5,6 +5,7 @@ from __future__ import annotations
 EXTENSION = """
   --extension FILE.py   file that registers more in `setup_fairseq2_extension(container)`; may be repeated
   --device DEVICE       `cpu`, `cuda` or `cuda:N`; without it a GPU if there is one
+  --verbose             show all of the log; without it the screen has warnings and results, and OUTPUT_DIR/logs has the rest
 """
 
 DEFAULTS = """

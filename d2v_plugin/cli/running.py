@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING
 
 from d2v_plugin.cli.help import HELP
-from d2v_plugin.cli.words import PROGRAM, check_words, fail, fail_if_mistaken
+from d2v_plugin.cli.words import PROGRAM, VERBOSE, check_words, fail, fail_if_mistaken
 from d2v_plugin.core.errors import causes
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ def run(recipe: ExtensibleRecipe, verb: str, words: Sequence[str]) -> None:
     in between; these are its own steps, with one more layer inside its error handling.
     """
     import torch
-    from fairseq2.logging import configure_logging
     from fairseq2.nn.utils.grad import InconsistentGradNormError
     from fairseq2.runtime.dependency import DependencyContainer
     from fairseq2.task import TaskStopException
@@ -58,13 +57,15 @@ def run(recipe: ExtensibleRecipe, verb: str, words: Sequence[str]) -> None:
     from d2v_plugin.cli.lost_rank import explain_lost_rank
     from d2v_plugin.cli.reading import read_config
     from d2v_plugin.cli.redaction import hide_secrets, register_safe_dumper
+    from d2v_plugin.cli.screen import configure_screen, is_terminal
     from d2v_plugin.cli.unexpected import explain_setup, explain_unexpected
     from d2v_plugin.cli.user_errors import explain, explain_unreadable
     from d2v_plugin.core import fairseq2_private
     from d2v_plugin.data.bad_samples import BadSamplesError
 
-    args = parse(verb, words)
-    configure_logging(no_rich=args.no_rich)
+    args = parse(verb, [word for word in words if word != VERBOSE])
+    has_bars = is_terminal() and not args.no_rich
+    configure_screen(rich=has_bars, verbose=VERBOSE in words)
     hide_secrets()
 
     trains = fairseq2_private.is_train_config(recipe.config_kls)
@@ -78,7 +79,7 @@ def run(recipe: ExtensibleRecipe, verb: str, words: Sequence[str]) -> None:
         is_read = False
         try:
             with ending_with_its_reader():
-                fairseq2_private.register_library(container, no_progress=True if args.no_rich else None)
+                fairseq2_private.register_library(container, no_progress=None if has_bars else True)
                 register_safe_dumper(container)
                 register = fairseq2_private.register_train_recipe if trains else fairseq2_private.register_inference_recipe
                 register(container, recipe)

@@ -8,7 +8,7 @@ import traceback
 from logging import FileHandler
 from pathlib import Path
 
-from fairseq2.logging import log
+from fairseq2.logging import log  # to which the log files belong
 from torch.cuda import OutOfMemoryError
 
 from d2v_plugin.core.errors import root_cause

@@ -107,8 +107,6 @@ def _explain(ex: BaseException, resolver: DependencyResolver, args: Namespace) -
             return unknown_name("metric", ex.name, known)
         case ClusterNotKnownError():
             return unknown_name("cluster", ex.cluster, ["auto", "none", *ex.known_clusters])
-        case recipe_error.WandbInitializationError():
-            return f"`common.metric_recorders.wandb`: {ex.__cause__}. Log in with `wandb login`, or set `enabled` to false."
         case recipe_error.DatasetTypeNotValidError():
             return (
                 f"`{ex.section_name}.family` opens {ex.kls.__name__}, but `task.name` reads {ex.valid_kls.__name__}; "

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 PROGRAM = "fairseq2"
 
+VERBOSE = "--verbose"
+"""Shows all of the log on the screen; a flag of every verb that runs a recipe."""
+
 
 def fail(line: str, *, status: int = 2, is_mine: bool = False) -> NoReturn:
     """Print one line and exit.

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, final
 
-from fairseq2.logging import log
+from d2v_plugin.core.log import log
 
 _MAX_WAITING: Final = 1 << 22
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from threading import Lock
 from typing import NoReturn
 
-from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.core.appended_file import AppendedFile
+from d2v_plugin.core.log import log
 
 _NUM_LISTED = 100
 

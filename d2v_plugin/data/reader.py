@@ -11,12 +11,12 @@ import torch
 from fairseq2.data.data_pipeline import DataPipeline, DataPipelineBuilder, read_sequence
 from fairseq2.datasets import DataPipelineReader, DataReader, SyncMode
 from fairseq2.gang import Gangs
-from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
 from threadpoolctl import ThreadpoolController
 from typing_extensions import Self, override
 
 from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.log import log
 from d2v_plugin.data.bad_samples import BadSamples
 from d2v_plugin.data.batches import ReadBatch
 from d2v_plugin.data.order import Order, RowBatch, Share

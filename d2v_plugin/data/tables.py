@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
 from fairseq2.utils.validation import Validatable, ValidationResult
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from d2v_plugin.core.log import log
 from d2v_plugin.core.validation import report
 from d2v_plugin.data.lines import read_lines
 from d2v_plugin.data.problems import Problems

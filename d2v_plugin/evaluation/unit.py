@@ -10,11 +10,11 @@ import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported be
 import torch
 from fairseq2.evaluator import EvalUnit
 from fairseq2.gang import Gangs
-from fairseq2.logging import log
 from fairseq2.metrics import Mean, MetricBag
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.log import log
 from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.core.text import escape_field
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion

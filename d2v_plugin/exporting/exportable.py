@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from fairseq2.logging import log
 from fairseq2.runtime.dependency import DependencyResolver, wire_object
 
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.fairseq2_private import ConfigStructurer
+from d2v_plugin.core.log import log
 from d2v_plugin.core.registry import ComponentSection, create
 from d2v_plugin.criteria.base import Criterion, CriterionSection
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion

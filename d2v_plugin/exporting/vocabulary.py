@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from fairseq2.logging import log
-
+from d2v_plugin.core.log import log
 from d2v_plugin.data.text import SENTENCEPIECE_FILE, VOCABULARY_FILE
 from d2v_plugin.weights.directory import is_model_directory
 

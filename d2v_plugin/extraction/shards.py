@@ -13,13 +13,13 @@ from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import torch
-from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import override
 
+from d2v_plugin.core.log import log
 from d2v_plugin.core.storage import (
     Record,
     check_directory,

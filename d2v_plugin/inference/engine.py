@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from fairseq2.data.data_pipeline import read_sequence
-from fairseq2.logging import log
 from torch import Tensor
 
 from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.log import log
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.batches import batch_by_length

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.structured import StructureError
 
 from d2v_plugin.core.errors import causes
+from d2v_plugin.core.log import log
 from d2v_plugin.core.registry import ComponentSection, create, registered_names, structure_nested
 from d2v_plugin.criteria.base import Criterion, CriterionSection
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion

@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Final, final
 
 import numpy as np
 import torch
-from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.log import log
 from d2v_plugin.data.audio import AudioReadingConfig
 from d2v_plugin.data.batches import make_batch, pad
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from fairseq2.utils.validation import Validatable, ValidationResult
@@ -14,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
 from d2v_plugin.core.validation import report
-from d2v_plugin.probing.base import Probe, ProbeData
+from d2v_plugin.probing.base import Probe, ProbeData, mix_layers
 
 # First weights and the order of samples are those of this seed in every measurement.
 SEED = 1
@@ -56,6 +57,7 @@ class AttentiveProbe(Probe):
     """
 
     needs_tokens = True
+    weighs_layers = True
 
     def __init__(self, config: AttentiveProbeConfig) -> None:
         self.config = config
@@ -71,8 +73,12 @@ class AttentiveProbe(Probe):
 
             return x, torch.arange(x.size(1), device=mean.device) >= lengths[:, None]
 
-        classifier = AttentiveClassifier(mean.size(0), int(train.y.max()) + 1, self.config.num_queries).to(mean.device)
-        optimizer = torch.optim.AdamW(classifier.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay)
+        dim, num_classes = mean.size(0) // train.num_layers, int(train.y.max()) + 1
+        classifier = AttentiveClassifier(dim, num_classes, self.config.num_queries, train.num_layers).to(mean.device)
+        groups: list[dict[str, Any]] = [{"params": [classifier.queries, classifier.weight, classifier.bias]}]
+        if classifier.layers is not None:
+            groups.append({"params": [classifier.layers], "weight_decay": 0.0})
+        optimizer = torch.optim.AdamW(groups, lr=self.config.lr, weight_decay=self.config.weight_decay)
         num_updates = self.config.num_epochs * math.ceil(len(train.tokens) / self.config.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_updates)
 
@@ -84,6 +90,7 @@ class AttentiveProbe(Probe):
                 optimizer.step()
                 schedule.step()
 
+        self.layer_weights = () if classifier.layers is None else classifier.layers.softmax(0).tolist()
         size = self.config.batch_size
         batches = (test.tokens[start : start + size] for start in range(0, len(test.tokens), size))
 
@@ -99,20 +106,24 @@ class AttentiveProbe(Probe):
 class AttentiveClassifier(nn.Module):
     """Q queries; the key of a token is the token itself, since a projection of it would only turn the query."""
 
-    def __init__(self, dim: int, num_classes: int, num_queries: int) -> None:
+    def __init__(self, dim: int, num_classes: int, num_queries: int, num_layers: int = 1) -> None:
+        """:param num_layers: of several the tokens lie side by side, and are summed up by learned shares."""
         super().__init__()
         generator = torch.Generator().manual_seed(SEED)
         self.queries = nn.Parameter(torch.randn(num_queries, dim, generator=generator) / dim)
         # Zero: the first update sees all classes alike, and nothing is drawn from the global generator.
         self.weight = nn.Parameter(torch.zeros(num_classes, num_queries * dim))
         self.bias = nn.Parameter(torch.zeros(num_classes))
+        self.layers = nn.Parameter(torch.zeros(num_layers)) if num_layers > 1 else None
 
     def forward(self, x: Tensor, padding_mask: Tensor) -> Tensor:
         """
-        :param x: (N, S, D)
+        :param x: (N, S, L·D)
         :param padding_mask: (N, S), True = padding.
         :returns: (N, C) logits.
         """
+        if self.layers is not None:
+            x = mix_layers(x, self.layers)
         attention = (x @ self.queries.T).masked_fill(padding_mask[:, :, None], -torch.inf).softmax(dim=1)
         # (N, S, Q), (N, S, D) -> (N, Q·D) -> (N, C)
         found = (attention.transpose(1, 2) @ x).flatten(1)

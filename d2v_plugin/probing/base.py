@@ -33,6 +33,9 @@ class ProbeData:
     tokens: Sequence[Tensor] = ()
     """N x (S_n, D): all tokens of each sample; empty unless a probe asks for them."""
 
+    num_layers: int = 1
+    """L: with more than one the vectors of all layers lie side by side, (N, L·D), and the probe learns how much each counts."""
+
     def finite(self) -> ProbeData:
         """The samples whose features are all finite numbers."""
         kept = self.x.isfinite().all(dim=1)
@@ -42,7 +45,7 @@ class ProbeData:
             return self
         tokens = [sample for sample, is_kept in zip(self.tokens, kept.tolist(), strict=True) if is_kept] if self.tokens else ()
 
-        return ProbeData(self.x[kept], self.y[kept], tokens)
+        return ProbeData(self.x[kept], self.y[kept], tokens, self.num_layers)
 
 
 class Probe(ABC):
@@ -51,12 +54,19 @@ class Probe(ABC):
     needs_tokens: ClassVar[bool] = False
     """Whether it looks at all tokens of a sample (:attr:`ProbeData.tokens`) rather than at one vector."""
 
+    weighs_layers: ClassVar[bool] = False
+    """Whether it can learn how much each of several layers counts (:attr:`ProbeData.num_layers`)."""
+
+    layer_weights: Sequence[float] = ()
+    """What it learned last: shares that sum to 1; empty if there was one layer."""
+
     def score(self, train: ProbeData, test: ProbeData) -> float:
         """Fit on one split, predict the other.
 
         :returns: accuracy between 0 and 1, without the samples whose features are not finite; NaN if none is left.
         :raises ValueError: a split is empty.
         """
+        self.layer_weights = ()
         if len(train.x) == 0 or len(test.x) == 0:
             raise ValueError(f"A probe needs samples in both splits, but there are {len(train.x)} and {len(test.x)}.")
         train, test = train.finite(), test.finite()
@@ -83,16 +93,34 @@ class Probe(ABC):
 class VectorProbe(Probe):
     """A classifier of one vector per sample, in float64, which TF32 leaves alone."""
 
+    num_layers = 1
+
     @override
     def predict(self, train: ProbeData, test: ProbeData) -> Tensor:
         train_x, test_x = train.x.to(torch.float64), test.x.to(torch.float64)
         mean, std = measure_scale(train_x)
 
+        self.num_layers = train.num_layers
+
         return self.predict_vectors((train_x - mean) / std, train.y, (test_x - mean) / std)
 
     @abstractmethod
     def predict_vectors(self, train_x: Tensor, train_y: Tensor, test_x: Tensor) -> Tensor:
-        """As :meth:`predict`, for features (N, D) that are standardized with the statistics of the training split."""
+        """As :meth:`predict`, for features (N, D) that are standardized with the statistics of the training split.
+
+        With several layers, (N, L·D), ``self.num_layers`` is their number.
+        """
+
+
+def mix_layers(x: Tensor, logits: Tensor) -> Tensor:
+    """Sum up layers by learned shares, as SUPERB does: (…, L·D) -> (…, D).
+
+    :param logits: (L,) whose softmax is the share of each.
+    """
+    # (…, L, D), (L, 1)
+    layers: Tensor = x.unflatten(-1, (len(logits), -1))
+
+    return (layers * logits.softmax(0)[:, None]).sum(dim=-2)
 
 
 def measure_scale(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,12 +158,18 @@ def metric_name(probe: str, layer: int | None = None) -> str:
     return f"probe_{probe}" if layer is None else f"probe_{probe}_layer{layer}"
 
 
+def weight_name(probe: str, layer: int) -> str:
+    """Name the share that a layer has in what a probe sees."""
+    return f"{metric_name(probe, layer)}_weight"
+
+
 def probe_scores(probes: Mapping[str, Probe], data: Mapping[int, tuple[ProbeData, ProbeData]]) -> dict[str, float]:
     """Score each probe at each layer.
 
     :param data: the training and the test split, by layer.
     :returns: accuracies between 0 and 1 by metric name: ``probe_knn``, ``probe_linear``, …; of several layers also
-        ``probe_knn_layer0``, …, and ``probe_knn`` is that of the best one.
+        ``probe_knn_layer0``, …, and ``probe_knn`` is that of the best one. Of layers that are weighed together there is one
+        accuracy, and the weights: ``probe_linear_layer0_weight``, ….
     """
     scores: dict[str, float] = {}
     for name, probe in probes.items():
@@ -147,6 +181,7 @@ def probe_scores(probes: Mapping[str, Probe], data: Mapping[int, tuple[ProbeData
         scores[metric_name(name)] = max(finite, default=math.nan)
         if len(data) > 1:
             scores |= {metric_name(name, layer): score for layer, score in by_layer.items()}
+        scores |= {weight_name(name, layer): weight for layer, weight in enumerate(probe.layer_weights if finite else ())}
 
     return scores
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from fairseq2.gang import Gang
-from fairseq2.logging import log
 from torch import Tensor
 
 from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.log import log
 from d2v_plugin.models.base import Features
 from d2v_plugin.models.pooling import Pooling, pool_features, split_samples
 from d2v_plugin.probing.base import Probe, ProbeData
@@ -20,11 +20,13 @@ _NUM_NAMED = 20
 class FeatureCollection:
     """The data that probes are fitted and tested on; the same whatever rank read which sample, in whatever order."""
 
-    def __init__(self, probes: Iterable[Probe], layers: Sequence[int], pooling: Pooling) -> None:
+    def __init__(self, probes: Iterable[Probe], layers: Sequence[int], pooling: Pooling, *, weighted: bool = False) -> None:
         """
         :param probes: those that will be fitted; every token is kept only if one of them wants it.
         :param layers: the blocks whose output is probed, from 0.
+        :param weighted: probes see all of them at once, rather than one after the other.
         """
+        self._weighted = weighted
         self._layers = list(layers)
         self._pooling = pooling
         self._with_tokens = any(probe.needs_tokens for probe in probes)
@@ -67,7 +69,8 @@ class FeatureCollection:
     def gather(self, gang: Gang) -> dict[int, tuple[ProbeData, ProbeData]]:
         """Bring what all ranks collected together.
 
-        :returns: on the first rank the training and the test split by layer; nothing on the others.
+        :returns: on the first rank the training and the test split by layer, or those of all layers by the first; nothing on
+            the others.
         """
         self._report()
         rows = _gather_rows(self._rows, gang, dtype=torch.int64, width=4)
@@ -85,12 +88,15 @@ class FeatureCollection:
             chosen = order[rows[order, 0] == is_train]
 
             return ProbeData(
-                _cut(pooled[chosen], index, len(self._layers)),
+                _cut(pooled[chosen], index, num_parts),
                 rows[chosen, 2],
-                [_cut(samples[row], index, len(self._layers)) for row in chosen.tolist()] if self._with_tokens else (),
+                [_cut(samples[row], index, num_parts) for row in chosen.tolist()] if self._with_tokens else (),
+                len(self._layers) // num_parts,
             )
 
-        return {layer: (take(index, 1), take(index, 0)) for index, layer in enumerate(self._layers)}
+        num_parts = 1 if self._weighted else len(self._layers)
+
+        return {layer: (take(index, 1), take(index, 0)) for index, layer in enumerate(self._layers[:num_parts])}
 
     def _report(self) -> None:
         """Say which samples of this rank the probes leave out (:meth:`ProbeData.finite`)."""

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, linear
 from typing_extensions import override
 
 from d2v_plugin.core.validation import report
-from d2v_plugin.probing.base import VectorProbe
+from d2v_plugin.probing.base import VectorProbe, mix_layers
 
 MAX_ITERATIONS = 500
 
@@ -27,7 +27,9 @@ class LinearProbeConfig(Validatable):
 
 
 class LinearProbe(VectorProbe):
-    """Multinomial logistic regression, fitted to convergence."""
+    """Multinomial logistic regression, fitted to convergence; together with the shares of layers, if there are several."""
+
+    weighs_layers = True
 
     def __init__(self, config: LinearProbeConfig) -> None:
         self.config = config
@@ -35,16 +37,25 @@ class LinearProbe(VectorProbe):
     @override
     def predict_vectors(self, train_x: Tensor, train_y: Tensor, test_x: Tensor) -> Tensor:
         num_classes = int(train_y.max()) + 1
-        weight = train_x.new_zeros((num_classes, train_x.size(1)), requires_grad=True)
+        weight = train_x.new_zeros((num_classes, train_x.size(1) // self.num_layers), requires_grad=True)
         bias = train_x.new_zeros(num_classes, requires_grad=True)
+        logits = train_x.new_zeros(self.num_layers, requires_grad=True)
+        weighs = self.num_layers > 1
         optimizer = torch.optim.LBFGS(
-            [weight, bias], max_iter=MAX_ITERATIONS, tolerance_grad=1e-6, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+            [weight, bias, *([logits] if weighs else [])],
+            max_iter=MAX_ITERATIONS,
+            tolerance_grad=1e-6,
+            tolerance_change=1e-12,
+            line_search_fn="strong_wolfe",
         )
+
+        def mix(x: Tensor) -> Tensor:
+            return mix_layers(x, logits) if weighs else x
 
         def compute_loss() -> Tensor:
             optimizer.zero_grad()
             penalty = self.config.l2 / 2 / len(train_x) * weight.square().sum()
-            loss = cross_entropy(linear(train_x, weight, bias), train_y) + penalty
+            loss = cross_entropy(linear(mix(train_x), weight, bias), train_y) + penalty
             loss.backward()
 
             return loss
@@ -52,4 +63,6 @@ class LinearProbe(VectorProbe):
         with torch.enable_grad():
             optimizer.step(compute_loss)
 
-        return linear(test_x, weight, bias).argmax(dim=1)
+        self.layer_weights = logits.softmax(0).tolist() if weighs else ()
+
+        return linear(mix(test_x), weight, bias).argmax(dim=1)

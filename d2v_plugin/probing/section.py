@@ -16,10 +16,10 @@ from torch import Tensor
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.models.base import EncoderModel, Features
-from d2v_plugin.models.pooling import Layers, Pooling, resolve_layers
+from d2v_plugin.models.pooling import Pooling
 from d2v_plugin.probing.base import ProbeSection, create_probes, probe_scores
 from d2v_plugin.probing.collection import FeatureCollection
-from d2v_plugin.probing.unit import ProbeReader, ProbeUnit
+from d2v_plugin.probing.unit import WEIGHTED, ProbedLayers, ProbeReader, ProbeUnit, find_layers
 
 Extract = Callable[[Batch], Features]
 """Computes the features of a batch."""
@@ -41,9 +41,10 @@ class ProbingSection:
     valid_split: str = "valid"
     """The labelled split that they are measured on."""
 
-    layers: Layers = field(default_factory=lambda: [-1])
+    layers: ProbedLayers = field(default_factory=lambda: [-1])
     """The blocks whose output is probed: from 0, or from the last one, -1; or ``all``. The metric ``probe_linear`` is that of the
-    best of them; if they are several, there is also one for each, such as ``probe_linear_layer3``."""
+    best of them; if they are several, there is also one for each, such as ``probe_linear_layer3``. ``weighted``: a sum of all
+    layers by shares that are learned with the probe, as in SUPERB; the shares are ``probe_linear_layer3_weight``."""
 
     pooling: Pooling = "mean"
     """What k-NN and the linear probe see of a sample: the ``mean`` of its tokens; ``statistics``: mean and standard deviation,
@@ -63,6 +64,12 @@ class Probing:
         self.probes = create_probes(resolver, section.probes)
         if len(self.probes) < len(section.probes):
             raise RecipeError("`probing.probes` names a probe twice; both accuracies would have the same name.")
+        unable = [name for name, probe in self.probes.items() if not probe.weighs_layers]
+        if section.layers == WEIGHTED and unable:
+            raise RecipeError(
+                f"`probing.layers` is {WEIGHTED}, but the probe {', '.join(unable)} learns no weights; leave it out, or set "
+                "`layers` to all."
+            )
         self._open_split = open_split
 
     def create_reader(self, gangs: Gangs) -> ProbeReader:
@@ -91,7 +98,7 @@ class Probing:
 
         model.eval()
 
-        return self._measure(extract, device, resolve_layers(self.section.layers, model.num_layers), self.section.pooling)
+        return self._measure(extract, device, find_layers(self.section.layers, model.num_layers), self.section.pooling)
 
     def measure_inputs(self, device: Device) -> dict[str, float]:
         """Run the probes on the inputs themselves, which must all have one shape: each is one token."""
@@ -106,7 +113,8 @@ class Probing:
     @torch.no_grad()
     def _measure(self, extract: Extract, device: Device, layers: list[int], pooling: Pooling) -> dict[str, float]:
         gangs = create_fake_gangs(device)
-        collection = FeatureCollection(self.probes.values(), layers, pooling)
+        weighted = self.section.layers == WEIGHTED
+        collection = FeatureCollection(self.probes.values(), layers, pooling, weighted=weighted)
         for batches in self.create_reader(gangs):
             for batch in batches:
                 batch.to(device)

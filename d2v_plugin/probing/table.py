@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from d2v_plugin.core.text import format_table
-from d2v_plugin.probing.base import metric_name, overall_metrics
+from d2v_plugin.probing.base import overall_metrics
 
 
 def format_accuracies(accuracies: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -25,14 +26,16 @@ def format_accuracies(accuracies: Mapping[str, Mapping[str, float]]) -> list[str
 
     rows = []
     for name, scores in accuracies.items():
-        layers = _find_layers(scores, probes)
+        layers = _find_layers(scores, probes, "")
         rows += [row(f"{name}, layer {layer}", scores, f"_layer{layer}") for layer in layers]
         rows.append(row(f"{name}, best layer" if layers else name, scores))
+        weighed = _find_layers(scores, probes, "_weight")
+        rows += [row(f"{name}, weight of layer {layer}", scores, f"_layer{layer}_weight") for layer in weighed]
 
     return format_table(["accuracy", *(f"{probe:>15}" for probe in probes)], rows)
 
 
-def _find_layers(scores: Mapping[str, float], probes: Sequence[str]) -> list[int]:
-    prefix = metric_name(probes[0].removeprefix("probe_")) + "_layer"
+def _find_layers(scores: Mapping[str, float], probes: Sequence[str], suffix: str) -> list[int]:
+    pattern = re.compile(rf"{probes[0]}_layer(\d+){suffix}")
 
-    return [int(metric.removeprefix(prefix)) for metric in scores if metric.startswith(prefix)]
+    return [int(found[1]) for metric in scores if (found := pattern.fullmatch(metric)) is not None]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Final, Literal
 
 import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported before it
 from fairseq2.datasets import DataReader
@@ -17,9 +18,19 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.reader import JoinedReader, name_sample
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.models.pooling import Layers, Pooling, resolve_layers
-from d2v_plugin.probing.base import Probe, metric_name, probe_scores
+from d2v_plugin.models.pooling import Pooling, resolve_layers
+from d2v_plugin.probing.base import Probe, metric_name, probe_scores, weight_name
 from d2v_plugin.probing.collection import FeatureCollection
+
+WEIGHTED: Final = "weighted"
+
+ProbedLayers = list[int] | Literal["all", "weighted"]
+"""Blocks by index, from 0, or from the last one, -1; ``all`` of them by themselves, or summed up by learned weights."""
+
+
+def find_layers(layers: ProbedLayers, num_layers: int) -> list[int]:
+    """Find the blocks whose output probes see, counted from 0; as for :func:`resolve_layers`."""
+    return resolve_layers("all" if layers == WEIGHTED else layers, num_layers)
 
 
 @dataclass
@@ -68,7 +79,7 @@ class ProbeUnit(EvalUnit[ProbeBatch]):
         probes: Mapping[str, Probe],
         gangs: Gangs,
         *,
-        layers: Layers = (-1,),  # type: ignore[assignment]
+        layers: ProbedLayers = (-1,),  # type: ignore[assignment]
         pooling: Pooling = "mean",
         name: str = "probe",
     ) -> None:
@@ -84,18 +95,20 @@ class ProbeUnit(EvalUnit[ProbeBatch]):
         self._model = model
         self._probes = dict(probes)
         self._gang = gangs.dp
-        self._layers = resolve_layers(layers, model.num_layers)
-        self._collection = FeatureCollection(probes.values(), self._layers, pooling)
+        self._layers = find_layers(layers, model.num_layers)
+        self._weighted = layers == WEIGHTED
+        self._collection = FeatureCollection(probes.values(), self._layers, pooling, weighted=self._weighted)
         self.scores: dict[str, float] = {}
         """What was measured last, on the first rank."""
 
     @override
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
         self._collection.clear()
-        layers: Sequence[int | None] = [None, *self._layers] if len(self._layers) > 1 else [None]
+        name_of = weight_name if self._weighted else metric_name
         for name in self._probes:
-            for layer in layers:
-                metric_bag.add(metric_name(name, layer), Mean())
+            metric_bag.add(metric_name(name), Mean())
+            for layer in self._layers if len(self._layers) > 1 else []:
+                metric_bag.add(name_of(name, layer), Mean())
 
     @override
     def process_batch(self, batch: ProbeBatch, metric_bag: MetricBag) -> None:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
-from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import Spell
+from d2v_plugin.core.log import log
 from d2v_plugin.core.validation import report
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
 from d2v_plugin.data.batches import ReadBatch, batch_rows, make_batch, read_samples

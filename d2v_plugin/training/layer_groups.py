@@ -125,6 +125,22 @@ def format_layers(model: nn.Module, optimizer: Optimizer) -> str:
     return "\n".join(lines)
 
 
+def name_groups(model: nn.Module, optimizer: Optimizer) -> list[str]:
+    """Name the groups of the optimizer by the layers in them; groups of one peak rate have one name.
+
+    :returns: names in the order of the groups, such as ``block 0 to 3, top``.
+    """
+    layer_of = {id(parameter): layer.name for layer in find_layers(model) for parameter in layer.parameters.values()}
+    by_rate: dict[float, list[str]] = {}
+    rates = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+    for rate, group in zip(rates, optimizer.param_groups, strict=True):
+        names = by_rate.setdefault(rate, [])
+        names += [layer_of[id(parameter)] for parameter in group["params"] if layer_of[id(parameter)] not in names]
+    order = list(dict.fromkeys(layer_of.values()))
+
+    return [_join(sorted(set(by_rate[rate]), key=order.index)) for rate in rates]
+
+
 def count_frozen_updates(model: nn.Module) -> int:
     """Count the updates, from the first, that train the head alone."""
     criterion = next((module for module in model.modules() if isinstance(module, SupervisedCriterion)), None)

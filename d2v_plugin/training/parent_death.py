@@ -7,7 +7,7 @@ import os
 import signal
 from typing import Final
 
-from fairseq2.logging import log
+from d2v_plugin.core.log import log
 
 _PR_SET_PDEATHSIG: Final = 1
 

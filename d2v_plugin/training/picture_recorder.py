@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import final
 
 import numpy as np
-from fairseq2.logging import log
 from fairseq2.utils.validation import Validatable, ValidationResult
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
@@ -18,6 +17,7 @@ from typing_extensions import override
 from d2v_plugin.core.appended_file import AppendedFile
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, Spell, StepInfo
+from d2v_plugin.core.log import log
 from d2v_plugin.core.validation import report
 from d2v_plugin.criteria.base import criterion_of
 from d2v_plugin.models.base import EncoderModel
@@ -27,6 +27,9 @@ from d2v_plugin.training.observers import Observer
 from d2v_plugin.weights.run_folder import RunFolder
 
 GROWTH = 1.15
+
+PICTURES = "pictures"
+"""The folder within TensorBoard's."""
 
 
 @dataclass(kw_only=True)
@@ -42,6 +45,9 @@ class PicturesSection(Validatable):
     num_samples: int = 3
     """How many samples of the first batch are watched."""
 
+    num_embedded: int = 0
+    """How many samples of ``probing.valid_split`` TensorBoard's projector shows of the finished model; 0 = none."""
+
     max_share: float = 0.01
     """The largest share of the time of a run that may go into pictures; they wait until they fit."""
 
@@ -50,6 +56,7 @@ class PicturesSection(Validatable):
         return report(
             (self.every_n_steps < 1, f"`every_n_steps` must be at least 1, but is {self.every_n_steps}."),
             (self.num_samples < 1, f"`num_samples` must be at least 1, but is {self.num_samples}."),
+            (self.num_embedded < 0, f"`num_embedded` must be at least 0, but is {self.num_embedded}."),
             (not self.max_share >= 0.0, f"`max_share` must be at least 0, but is {self.max_share}."),
         )
 
@@ -76,7 +83,7 @@ class PictureRecorder(Observer):
         self._model = model
         self._folder = RunFolder(output_dir).pictures
         self._layers = AppendedFile(self._folder / "layers.jsonl")
-        self._log_dir = RunFolder(output_dir).tensorboard / "pictures"
+        self._log_dir = RunFolder(output_dir).tensorboard / PICTURES
         self._seed = seed
         self._spell = spell
         self._clock = clock
@@ -140,8 +147,8 @@ class PictureRecorder(Observer):
         self._writer = self._writer or SummaryWriter(self._log_dir)
         for name, picture in figures.pictures.items():
             picture.save(self._folder / f"{name}.png")
-            self._writer.add_image(name, np.asarray(picture), step_nr, dataformats="HWC")
+            self._writer.add_image(f"pictures/{name}", np.asarray(picture), step_nr, dataformats="HWC")
         for name, numbers in figures.numbers.items():
             for layer, number in enumerate(numbers):
-                self._writer.add_scalar(f"{name}/layer_{layer}", number, step_nr)
+                self._writer.add_scalar(f"representation/{name}/{layer}", number, step_nr)
         self._writer.flush()

@@ -9,8 +9,9 @@ import socket
 from pathlib import Path
 from typing import Final
 
-from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
+
+from d2v_plugin.core.log import log
 
 LOCK_FILE: Final = ".lock"
 

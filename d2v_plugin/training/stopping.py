@@ -17,7 +17,6 @@ from typing import Final, final
 import fairseq2.recipe  # noqa: F401  # fairseq2.trainer cannot be imported before it
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
-from fairseq2.logging import log
 from fairseq2.task import Task as Runnable
 from fairseq2.task import TaskStopException
 from fairseq2.trainer import Trainer
@@ -25,6 +24,7 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.fairseq2_private import save_checkpoint
+from d2v_plugin.core.log import log
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.data.reader import WrappedReader
 from d2v_plugin.training.checkpoints.manager import VerifiedCheckpointManager

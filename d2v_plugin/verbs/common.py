@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -23,7 +22,7 @@ from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.tasks.base import Task, TaskSection
 from d2v_plugin.verbs.defaults import use_settings_of_run
 from d2v_plugin.verbs.extensions import ExtensibleRecipe
-from d2v_plugin.weights.run_folder import RunFolder, find_step
+from d2v_plugin.weights.run_folder import RunFolder, find_step, name_average, split_average
 
 BASELINE_SEED: Final = 1
 """The seed of a random model's weights, in every run of an arch."""
@@ -40,18 +39,26 @@ class CheckpointSection:
     best: bool = False
     """Of several checkpoints take the one with the best score (``regime.score_metric`` of the run) instead of the last one."""
 
+    average: int = 1
+    """The mean of the weights of so many checkpoints: of the run's last ones, or of ``step_N`` and those before it."""
+
     weights: Literal["student", "teacher"] = "student"
     """Which weights are probed; fine-tuned models have no teacher."""
 
     def choose(self) -> str | Path:
-        """Choose the last or the best checkpoint of a run, ``step_N``; a path that is not one of a run stays as it is.
+        """Choose the last or the best checkpoint of a run, ``step_N``, or the mean of several, ``step_N@average=5``; a path that
+        is not one of a run stays as it is.
 
         :raises CheckpointError: there is none.
         """
         assert self.path is not None
-        step = find_step(self.path, best=self.best)
+        path, count = split_average(self.path)
+        step = find_step(path, best=self.best)
+        count = max(self.average, count)
+        if count > 1:
+            return name_average(path if step is None else step, count)
 
-        return self.path if step is None else step
+        return path if step is None else step
 
 
 @dataclass(kw_only=True)
@@ -71,10 +78,16 @@ class CheckpointConfig(Validatable):
     @override
     def validate(self) -> ValidationResult:
         path, has_data = self.checkpoint.path, self.task is not None and self.dataset is not None
+        average = self.checkpoint.average
         common: CommonSection = getattr(self, "common")  # noqa: B009  # every recipe has it, as its last section
 
         return report(
             *check_common(common),
+            (average < 1, f"`checkpoint.average` must be at least 1, but is {average}."),
+            (
+                average > 1 and self.checkpoint.best,
+                "`checkpoint.average` takes the last checkpoints and `checkpoint.best` the best one; set one of them.",
+            ),
             (path is None, "`checkpoint.path` must be set: the output directory of a run, for example."),
             (
                 path is not None and not has_data,
@@ -97,26 +110,12 @@ class CheckpointRecipe(ExtensibleRecipe):
 
 def check_common(section: CommonSection) -> list[tuple[bool, str]]:
     """The checks of what all recipes have in common, for ``report``."""
-    seed, threads, wandb = section.seed, section.torch.num_threads, section.metric_recorders.wandb
+    seed, threads = section.seed, section.torch.num_threads
 
     return [
         (not 0 <= seed < 2**32 - 8, f"`common.seed` must be from 0 to {2**32 - 9:,}, but is {seed}."),
         (threads is not None and threads < 1, f"`common.torch.num_threads` must be at least 1 or null, but is {threads}."),
-        (
-            wandb.enabled and not _has_wandb(),
-            "`common.metric_recorders.wandb.enabled` needs a wandb that fairseq2 0.8.1 can use: `pip install 'wandb<0.20'` and "
-            "`wandb login`, or set it to false.",
-        ),
     ]
-
-
-def _has_wandb() -> bool:
-    try:
-        module = importlib.import_module("wandb.util")
-    except ImportError:
-        return False
-
-    return hasattr(module, "generate_id")
 
 
 def open_task(context: RecipeContext, section: TaskSection | None, labels: LabelSet | None = None) -> Task[Any, Any]:

@@ -56,7 +56,6 @@ from d2v_plugin.tasks.speech_recognition import SpeechRecognitionConfig, SpeechR
 from d2v_plugin.tasks.text import TextPretrainingConfig, TextPretrainingTask
 from d2v_plugin.tasks.text_classification import TextClassificationConfig, TextClassificationTask
 from d2v_plugin.training.optimizer import DATA2VEC_ADAMW, Data2VecAdamWConfig, create_data2vec_adamw
-from d2v_plugin.training.progress_bar import register_progress_bar
 from d2v_plugin.weights.library import register_cards
 
 METRICS = [
@@ -94,7 +93,6 @@ def register_everything(container: DependencyContainer) -> None:
     register_probes(container)
 
     register(container, Optimizer, DATA2VEC_ADAMW, create_data2vec_adamw, Data2VecAdamWConfig, with_resolver=True)
-    register_progress_bar(container)
     for descriptor in METRICS:
         container.collection.register_instance(MetricDescriptor, descriptor)
 

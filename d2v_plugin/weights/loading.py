@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from fairseq2.logging import log
 from torch import Tensor
 
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.log import log
 from d2v_plugin.models.base import EncoderModel, drop_criterion
 from d2v_plugin.models.families import AnyConfig, AnyModel
 from d2v_plugin.weights.adoption import fit, read_foreign

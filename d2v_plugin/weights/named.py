@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from fairseq2.assets import AssetCard, AssetDirectoryAccessor, PackageAssetMetadataLoader
-from fairseq2.logging import log
 from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.uri import Uri
 
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.log import log
 from d2v_plugin.core.storage import hash_file
 from d2v_plugin.weights.convert.fairseq import convert_fairseq
 from d2v_plugin.weights.directory import FORMAT_VERSION, is_model_directory, write_directory

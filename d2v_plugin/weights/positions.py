@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 
 import torch.nn.functional as F
-from fairseq2.logging import log
 from torch import Tensor
 
+from d2v_plugin.core.log import log
 from d2v_plugin.weights.state import State
 
 _ABSOLUTE = (".fixed_positional_encoder.positions", "encoder.pos_embed")

@@ -13,9 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, final
 
-from fairseq2.logging import log
-
 from d2v_plugin.core.errors import CheckpointError, NewerFormatError
+from d2v_plugin.core.log import log
 from d2v_plugin.core.storage import check_directory, has_record
 
 
@@ -43,11 +42,25 @@ class RunFolder:
 
 _STEP: Final = r"step_(0|[1-9][0-9]{0,17})"
 
+_SUFFIX: Final = re.compile(r"(.+)@average=([1-9][0-9]{0,3})")
+
 MODEL_FILE: Final = "model.yaml"
 """In the folder of checkpoints: family and configuration of the model, written by fairseq2."""
 
 PROVENANCE_FILE: Final = "origin.yaml"
 """In the folder of checkpoints: see :mod:`d2v_plugin.weights.provenance`."""
+
+
+def name_average(path: str | Path, count: int) -> str:
+    """Name the mean of the last ``count`` checkpoints."""
+    return f"{path}@average={count}"
+
+
+def split_average(path_or_name: str | Path) -> tuple[str | Path, int]:
+    """Split a path into that of the run or of its last checkpoint, and how many checkpoints are meant: 1 without a suffix."""
+    found = _SUFFIX.fullmatch(str(path_or_name))
+
+    return (path_or_name, 1) if found is None or Path(path_or_name).exists() else (Path(found[1]), int(found[2]))
 
 
 def step_folder(checkpoints: Path, step_nr: int) -> Path:
@@ -116,10 +129,10 @@ def named_step(path: Path) -> Path | None:
 def find_checkpoints(path: str | Path) -> Path | None:
     """The folder of checkpoints that a path belongs to.
 
-    :param path: the output directory of a run, its ``checkpoints``, or a ``step_N``.
+    :param path: the output directory of a run, its ``checkpoints``, or a ``step_N``; perhaps with ``@average=5``.
     :returns: None if the path is none of these.
     """
-    path = Path(path)
+    path = Path(split_average(path)[0])
     if (step := named_step(path)) is not None:
         return step.parent
     return next((folder for folder in (path, path / "checkpoints") if (folder / MODEL_FILE).is_file()), None)
@@ -136,7 +149,7 @@ def find_step(path: str | Path, *, best: bool = False) -> Path | None:
     :returns: a folder ``step_N``; None if the path is none of these.
     :raises CheckpointError: there is no complete checkpoint, or no score; or a newer version of this package wrote one.
     """
-    checkpoints, named = find_checkpoints(path), named_step(Path(path))
+    checkpoints, named = find_checkpoints(path), named_step(Path(split_average(path)[0]))
     if checkpoints is None or named is not None:
         return named
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -19,6 +20,7 @@ from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.storage import check_directory, has_record
 from d2v_plugin.models.base import CRITERION_PREFIX, drop_criterion
 from d2v_plugin.models.families import FAMILIES, AnyConfig
+from d2v_plugin.weights.averaging import average, find_last
 from d2v_plugin.weights.directory import (
     CONFIG_FILE,
     HEAD_FILE,
@@ -34,7 +36,7 @@ from d2v_plugin.weights.download import download
 from d2v_plugin.weights.library import library
 from d2v_plugin.weights.named import convert_named, is_foreign
 from d2v_plugin.weights.provenance import Provenance, read_provenance
-from d2v_plugin.weights.run_folder import MODEL_FILE, PROVENANCE_FILE, find_checkpoints, find_step, named_step
+from d2v_plugin.weights.run_folder import MODEL_FILE, PROVENANCE_FILE, find_checkpoints, find_step, named_step, split_average
 from d2v_plugin.weights.state import TEACHER_PREFIX, State
 from d2v_plugin.weights.torch_file import explain_corrupt
 
@@ -127,13 +129,33 @@ class NativeSource(Source):
             raise CheckpointError(f"{self.path}: {ex.strerror or ex}.") from ex
 
 
+@dataclass(frozen=True)
+class AveragedSource(Source):
+    """The mean of several checkpoints of a run; the teacher's weights are averaged as the student's are."""
+
+    parts: Sequence[NativeSource]
+    """The checkpoints, the last one first."""
+
+    @override
+    def read(self, weights: Weights = "student") -> State:
+        return average((part.path, part.read(weights)) for part in self.parts)
+
+    @override
+    def read_all(self) -> State:
+        return average((part.path, part.read_all()) for part in self.parts)
+
+
 def find_source(path_or_name: str | Path) -> Source:
     """Find a checkpoint.
 
     :param path_or_name: a directory written by ``fairseq2 recipe convert``; the output directory of a run, its
-        ``checkpoints`` (both mean the last one) or one of its ``step_N``; or the name of a registered model.
+        ``checkpoints`` (both mean the last one) or one of its ``step_N``; or the name of a registered model. The path of a run
+        or a ``step_N`` may end in ``@average=5``: the mean of its last 5 checkpoints.
     :raises CheckpointError: there is no such thing.
     """
+    path_or_name, count = split_average(path_or_name)
+    if count > 1:
+        return _find_average(path_or_name, count)
     path = Path(path_or_name)
     if path.is_dir():
         return _find_in_directory(path)
@@ -153,6 +175,7 @@ def find_provenance(path: str | Path) -> Provenance | None:
 
     :raises CheckpointError: what says it is damaged, or a registered model cannot be had.
     """
+    path, _ = split_average(path)
     if isinstance(path, str) and not Path(path).exists() and Path(path).name == path:
         card = library().resolve(AssetStore).maybe_retrieve_card(path)
         path = path if card is None else _find_files(card)
@@ -161,6 +184,15 @@ def find_provenance(path: str | Path) -> Provenance | None:
     checkpoints = find_checkpoints(path)
 
     return None if checkpoints is None or not (checkpoints / PROVENANCE_FILE).is_file() else read_provenance(checkpoints)
+
+
+def _find_average(path: str | Path, count: int) -> AveragedSource:
+    step = find_step(path)
+    if step is None:
+        raise CheckpointError(f"{path} is no run, which has several checkpoints; there is no mean of {count}.")
+    config = _read_run_config(step.parent / MODEL_FILE)
+
+    return AveragedSource(step, config, [NativeSource(each / "model", config) for each in find_last(step, count)])
 
 
 def _find_in_directory(path: Path) -> Source:

@@ -90,7 +90,6 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "threads": ("common.torch.num_threads=-1", ("`common.torch.num_threads` must be at least 1 or null",)),
     "no number": ("optimizer.config.lr=.nan", ("optimizer.config.lr=.nan", "is not a number")),
     "date": ("common.seed=2024-01-01", ("2024-01-01 is read as a date; quote it",)),
-    "wandb": ("common.metric_recorders.wandb.enabled=true", ("`common.metric_recorders.wandb.enabled` needs", "wandb login")),
     # what does not belong together
     "criterion of the other generation": (
         "model.family=data2vec1 model.arch=vision_base",

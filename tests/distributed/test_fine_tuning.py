@@ -138,12 +138,19 @@ def test_two_processes_train_as_one(runs: Runs, run: str) -> None:
     assert {lr for lr, _ in groups[0]} == {0.3, 0.05, 0.025, 0.0125, 0.00625}
 
 
-def test_the_table_of_layers_is_printed_once_by_two_processes(runs: Runs) -> None:
-    lines = runs.printed.splitlines()
-    tables = [i for i, line in enumerate(lines) if line.startswith("trained ")]
+def test_one_of_two_processes_describes_the_run_and_logs_the_layers(runs: Runs) -> None:
+    printed = [line for line in runs.printed.splitlines() if line.startswith(("train: ", "device: "))]
+    assert len(printed) == 4 and printed[0] == printed[2]  # one of each run
+    assert printed[0].endswith(f"{UPDATES} updates, the head alone in the first {FROZEN_UPDATES}")
+    assert "2 processes (ddp), each on CPU" in printed[1] and "2 processes (fsdp), each on CPU" in printed[3]
 
-    assert len(tables) == 2  # one of each run
-    first, second = (lines[i : i + 8] for i in tables)
+    tables = []
+    for run in ("ddp", "fsdp"):
+        lines = (runs.folder / run / "logs" / "rank_0.log").read_text().splitlines()
+        (start,) = (number for number, line in enumerate(lines) if line.startswith("trained "))
+        tables.append(lines[start : start + 8])
+        assert "\ntrained " not in (runs.folder / run / "logs" / "rank_1.log").read_text()
+    first, second = tables
     assert first == second
     assert first[1].split()[0] == "frontend" and first[5].split()[0] == "head"
     assert first[5].split()[2:] == ["0.3", "0.1", "on", "320"]

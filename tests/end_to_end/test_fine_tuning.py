@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
 from d2v_plugin.cli.main import main
+from d2v_plugin.weights.sources import find_source
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,6 +97,31 @@ def test_a_checkpoint_folder_alone_is_evaluated(command: Any, tuned: Path, tmp_p
     assert found[0]["valid"]["loss"] == pytest.approx(expected["Loss"], abs=1e-6)
     table = outcome.out[outcome.out.index("accuracy  top5_accuracy") :].splitlines()
     assert table[1].split()[:2] == ["valid", f"{found[0]['valid']['accuracy']:.4f}"]
+
+
+def test_the_mean_of_the_last_checkpoints_is_evaluated(command: Any, tuned: Path, tmp_path: Path) -> None:
+    settings = [f"checkpoint.path={tuned}", "checkpoint.average=2"]
+    outcome = command("recipe", "evaluate", tmp_path / "mean", "--config", *settings)
+
+    assert outcome.status == 0, outcome.err
+    scores = json.loads((tmp_path / "mean" / "scores.json").read_text())
+    assert scores["checkpoint"] == f"{tuned}/checkpoints/step_280@average=2" and scores["scores"]["valid"]["accuracy"] > 0.9
+    # By hand, from the two checkpoints of the run.
+    source = find_source(f"{tuned}@average=2")
+    parts = [find_source(tuned / "checkpoints" / f"step_{number}").read_all() for number in (140, 280)]
+    mean = source.read_all()
+    assert any(key.startswith("criterion.") for key in mean) and mean.keys() == parts[0].keys()
+    for key, tensor in mean.items():
+        torch.testing.assert_close(tensor, (parts[0][key] + parts[1][key]) / 2, rtol=1e-6, atol=1e-7)
+    assert not all(torch.equal(mean[key], parts[1][key]) for key in mean)
+
+    for settings, message in (
+        (["checkpoint.average=3"], "holds 2 complete checkpoints up to step_280, but the mean of 3 is wanted"),
+        (["checkpoint.average=2", "checkpoint.best=true"], "set one of them"),
+        (["checkpoint.average=0"], "`checkpoint.average` must be at least 1, but is 0"),
+    ):
+        refused = command("recipe", "evaluate", tmp_path / "no", "--config", f"checkpoint.path={tuned}", *settings)
+        assert refused.status == 2 and message in refused.err.splitlines()[-1], refused.err
 
 
 def test_predictions_stand_beside_references(tuned: Path) -> None:

@@ -33,7 +33,7 @@ def test_a_run_leaves_checkpoints_metrics_and_a_summary(finished: Any, tmp_path:
 
     assert finished.status == 0, finished.err
     assert (out / "checkpoints" / "step_4" / "model").is_dir()
-    assert list((out / "tb").rglob("events*")) and list((out / "tb" / "valid").rglob("events*"))
+    assert len(list((out / "tb").rglob("events*"))) == 1
     train = read_lines(out / "metrics" / "train.jsonl")
     assert [line["Step"] for line in train] == [2, 4]
     for name in (

@@ -278,3 +278,37 @@ def test_the_table_has_a_line_for_each_layer() -> None:
     ]
     assert len({len(line) for line in lines}) == 1
     assert format_accuracies({}) == []
+
+
+def make_layers(seed: int, size: int, signal: int) -> ProbeData:
+    """Three layers side by side, 4 tokens a sample; one of them has the class in it, the others are noise of another scale."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(3, (size,), generator=generator)
+    x = torch.randn(size, 4, 3, 6, generator=generator) * torch.tensor([100.0, 1.0, 0.01])[:, None]
+    centers = torch.eye(6)[:3] * 2.0
+    x[:, :, signal] += centers[y][:, None] * 10.0 ** (2 - 2 * signal)
+    tokens = x.flatten(2)
+
+    return ProbeData(tokens.mean(dim=1), y, list(tokens), num_layers=3)
+
+
+@pytest.mark.parametrize("signal", [0, 2])
+@pytest.mark.parametrize("probe", [LinearProbe(LinearProbeConfig()), AttentiveProbe(AttentiveProbeConfig())])
+def test_learned_weights_find_the_layer_that_knows(probe: Probe, signal: int) -> None:
+    train, test = make_layers(1, 200, signal), make_layers(2, 200, signal)
+
+    scores = probe_scores({"linear": probe}, {0: (train, test)})
+
+    weights = [scores[f"probe_linear_layer{layer}_weight"] for layer in range(3)]
+    assert next(iter(scores)) == "probe_linear" and len(scores) == 4
+    assert scores["probe_linear"] > 0.95
+    assert sum(weights) == pytest.approx(1.0) and weights[signal] > 2 * max(weights[:signal] + weights[signal + 1 :]), weights
+    table = [line.split() for line in format_accuracies({"pre-trained": scores})]
+    assert table[1][:2] == ["pre-trained", f"{scores['probe_linear']:.3f}"]
+    assert table[2 + signal] == ["pre-trained,", "weight", "of", "layer", str(signal), f"{weights[signal]:.3f}"]
+
+
+def test_one_layer_has_no_weights() -> None:
+    train, test = make_needles(1, 50), make_needles(2, 50)
+
+    assert list(probe_scores({"linear": PROBES["linear"]}, {0: (train, test)})) == ["probe_linear"]

@@ -212,6 +212,18 @@ def test_unit_probes_the_chosen_layers() -> None:
         run(layers=[0, 2])
 
 
+def test_weighted_layers_are_measured_at_once_with_their_weights() -> None:
+    probes = {"linear": PROBES["linear"]}
+    unit = ProbeUnit(PatchModel(), probes, create_fake_gangs(CPU), layers="weighted")
+
+    bag = run_unit(unit, make_reader())
+
+    assert list(unit.scores) == ["probe_linear", "probe_linear_layer0_weight", "probe_linear_layer1_weight"]
+    assert unit.scores == pytest.approx({name: float(metric.compute()) for name, metric in bag.metrics.items()})
+    weights = unit.scores["probe_linear_layer0_weight"], unit.scores["probe_linear_layer1_weight"]
+    assert sum(weights) == pytest.approx(1.0, abs=1e-6) and 0.5 < unit.scores["probe_linear"] <= 1.0
+
+
 def test_the_attentive_probe_learns_from_tokens_in_validation() -> None:
     probes: dict[str, Probe] = {"attentive": AttentiveProbe(AttentiveProbeConfig())}
     unit = ProbeUnit(PatchModel(), probes, create_fake_gangs(CPU), layers="all")

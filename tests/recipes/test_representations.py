@@ -54,11 +54,19 @@ def test_a_manifest_becomes_shards(command: Any, place: Any, tmp_path: Path) -> 
 
 
 def test_probes_measure_every_layer(command: Any, place: Any) -> None:
-    line = find_command("fairseq2 recipe evaluate").replace("{name: attentive}", "{name: attentive, config: {num_epochs: 1}}")
+    line = find_command("fairseq2 recipe evaluate out/probes")
+    line = line.replace("{name: attentive}", "{name: attentive, config: {num_epochs: 1}}")
     outcome = command(*shlex.split(place(line))[1:])
 
     assert outcome.status == 0, outcome.err
     assert "probe, best layer" in outcome.out and "random_init, layer 3" in outcome.out
+
+
+def test_layers_are_weighed(command: Any, place: Any) -> None:
+    outcome = command(*shlex.split(place(find_command("fairseq2 recipe evaluate out/weights")))[1:])
+
+    assert outcome.status == 0, outcome.err
+    assert "probe, weight of layer 3" in outcome.out
 
 
 def test_s3prl_finds_the_upstream(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +42,13 @@ def test_the_cosine_equals_fairseqs(num_updates: int) -> None:
 def test_update_n_uses_the_rate_after_n_minus_1_updates(command: Any, tiny_recipe: Path, tmp_path: Path) -> None:
     settings = ["lr_scheduler.config.num_warmup_steps=2", "regime.publish_metrics_every_n_steps=1", "optimizer.config.lr=0.5"]
 
-    outcome = command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out", "--no-rich", "--config", *settings)
+    outcome = command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out", "--config", *settings)
 
-    rates = [line.split("Learning Rate: ")[1].split(",")[0] for line in outcome.err.splitlines() if "Learning Rate" in line]
-    assert [float(rate) for rate in rates] == [0.0, 0.25, 0.5, 0.25]
+    assert outcome.status == 0, outcome.err
+    lines = (tmp_path / "out" / "metrics" / "train.jsonl").read_text().splitlines()
+    assert [json.loads(line)["Learning Rate"] for line in lines] == [0.0, 0.25, 0.5, 0.25]
+    log = (tmp_path / "out" / "logs" / "rank_0.log").read_text()
+    assert re.findall("train: .*learning rate ([^,]*),", log) == ["0", "0.25", "0.5", "0.25"]
 
 
 @pytest.mark.parametrize(

@@ -64,3 +64,18 @@ def test_layers_are_probed_during_pre_training(command: Any, tiny_recipe: Path, 
     accuracies = json.loads((tmp_path / "out" / "summary.json").read_text())["accuracies"]
     assert accuracies["pre-trained"]["probe_knn_layer1"] == pytest.approx(found["probe_knn_layer1"], abs=1e-6)
     assert "pre-trained, best layer" in outcome.out
+
+
+def test_layers_are_weighed_together_but_not_by_a_probe_that_cannot(command: Any, short_run: Any, tmp_path: Path) -> None:
+    settings = [f"checkpoint.path={short_run('digits')}", "probing.train_split=probe", "probing.layers=weighted"]
+
+    refused = command(
+        "recipe", "evaluate", tmp_path / "out", "--config", *settings, "probing.probes=[{name: knn}, {name: linear}]"
+    )
+    outcome = command("recipe", "evaluate", tmp_path / "out", "--config", *settings, "probing.probes=[{name: linear}]")
+
+    assert refused.status == 2 and "the probe knn learns no weights" in refused.err.splitlines()[-1]
+    assert outcome.status == 0, outcome.err
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]["probe"]
+    weights = [scores[f"probe_linear_layer{layer}_weight"] for layer in range(3)]
+    assert sum(weights) == pytest.approx(1.0, abs=1e-5) and len(scores) == 4 and "probe, weight of layer 2" in outcome.out

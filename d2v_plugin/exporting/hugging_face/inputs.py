@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from fairseq2.logging import log
-
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.log import log
 from d2v_plugin.criteria.supervised.ctc import CtcCriterion
 from d2v_plugin.data.audio import AudioReadingConfig
 from d2v_plugin.data.image import ImageReadingConfig

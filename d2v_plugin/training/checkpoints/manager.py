@@ -16,7 +16,6 @@ from typing import final
 import fairseq2.recipe  # noqa: F401  # fairseq2.trainer cannot be imported before it
 from fairseq2.checkpoint import CheckpointManager, CheckpointReadyCallback, CheckpointSavedCallback
 from fairseq2.gang import Gangs
-from fairseq2.logging import log
 from fairseq2.trainer import Trainer
 from fairseq2.typing import Stateful
 from fairseq2.utils.threading import ThreadPool
@@ -24,6 +23,7 @@ from typing_extensions import override
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.fairseq2_private import count_unpublished, restore_unpublished, set_rates
+from d2v_plugin.core.log import log
 from d2v_plugin.core.storage import remove, write_atomically
 from d2v_plugin.training.checkpoints.restore import CheckpointLoader
 from d2v_plugin.training.checkpoints.resume import Resume, clear_the_way, find_resume_point

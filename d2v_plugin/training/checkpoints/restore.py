@@ -9,7 +9,6 @@ from typing import Any, final
 import torch
 from fairseq2.error import StateDictError
 from fairseq2.gang import Gangs
-from fairseq2.logging import log
 from fairseq2.typing import Stateful
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -17,6 +16,7 @@ from torch.optim import Optimizer
 
 from d2v_plugin.core.errors import CheckpointError, root_cause
 from d2v_plugin.core.fairseq2_private import GENERATORS_KEY, METRICS_KEY, SCHEDULE_KEY
+from d2v_plugin.core.log import log
 from d2v_plugin.training.checkpoints.resume import Resume, ResumePoint
 from d2v_plugin.training.checkpoints.schedule_changes import (
     follow_data,

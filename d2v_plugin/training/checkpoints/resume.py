@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fairseq2.logging import log
-
 from d2v_plugin.core.errors import CheckpointError, NewerFormatError
+from d2v_plugin.core.log import log
 from d2v_plugin.core.storage import Record, check_files, find_free_name, read_record, remove
 from d2v_plugin.training.checkpoints.state_files import find_not_finite, read_state
 from d2v_plugin.training.host_group import HostGroup

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Final, final
 
 import torch
-from fairseq2.logging import log
 from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, Observation
+from d2v_plugin.core.log import log
 from d2v_plugin.core.validation import report
 from d2v_plugin.models.statistics import Signs, describe
 from d2v_plugin.training.observers import Observer

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, final
 
-from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
 from torch import Tensor
 from typing_extensions import override
@@ -14,6 +13,7 @@ from typing_extensions import override
 from d2v_plugin.core.appended_file import AppendedFile
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput
+from d2v_plugin.core.log import log
 from d2v_plugin.training.observers import Observer
 from d2v_plugin.weights.run_folder import RunFolder
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final, NamedTuple, final
 
-from fairseq2.logging import log
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput
+from d2v_plugin.core.log import log
 from d2v_plugin.training.health.incidents import Incidents
 from d2v_plugin.training.observers import Observer
 

@@ -15,7 +15,7 @@ from fairseq2.datasets import DataReader
 from fairseq2.evaluator import Evaluator
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.error import RecipeError
-from fairseq2.runtime.dependency import wire_object
+from fairseq2.runtime.dependency import DependencyContainer, wire_object
 from fairseq2.task import Task as Runnable
 from typing_extensions import override
 
@@ -33,6 +33,7 @@ from d2v_plugin.models.families import create_model
 from d2v_plugin.probing.section import Probing
 from d2v_plugin.probing.table import format_accuracies
 from d2v_plugin.probing.unit import ProbeUnit
+from d2v_plugin.training.recorders.registration import register_recorders
 from d2v_plugin.verbs.common import BASELINE_SEED, CheckpointRecipe, RecipeTask, open_task
 from d2v_plugin.verbs.evaluate.config import EvaluateConfig
 from d2v_plugin.weights.loading import load
@@ -45,6 +46,11 @@ class EvaluateRecipe(CheckpointRecipe):
     """Evaluates a checkpoint; the scores do not depend on the number of processes."""
 
     config_kls = EvaluateConfig
+
+    @override
+    def register(self, container: DependencyContainer) -> None:
+        super().register(container)
+        register_recorders(container, trains=False)
 
     @override
     def create_task(self, context: RecipeContext) -> Runnable:

@@ -12,24 +12,20 @@ from fairseq2.recipe.base import RecipeContext
 from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.task import Task as Runnable
 from PIL import Image
-from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
-from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import Spell, StepInfo
 from d2v_plugin.core.registry import create, registered_names
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.base import Criterion, criterion_of
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
-from d2v_plugin.data.dataset import ManifestDataset
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.evaluation.checkpoint import load_trained
 from d2v_plugin.masking.base import MaskSampler, MaskSection
 from d2v_plugin.models.base import EncoderModel, Features
-from d2v_plugin.models.pooling import pool_tokens
 from d2v_plugin.pictures.figures import draw_figures, first_samples
-from d2v_plugin.pictures.inputs import show_image
+from d2v_plugin.pictures.projector import name_samples, write_projector
 from d2v_plugin.pictures.samplers import draw_samplers
 from d2v_plugin.verbs.common import CheckpointRecipe, RecipeTask, open_task
 from d2v_plugin.verbs.inspect.config import InspectConfig
@@ -57,9 +53,7 @@ class InspectRecipe(CheckpointRecipe):
         else:
             model = load_trained(path, criterion, device=context.device)
         task.check_model(model, ())
-
-        task.check_model(model, ())
-        names, samplers = _name_samples(context.get_dataset(), config.split, len(rows)), _create_samplers(context.resolver)
+        names, samplers = name_samples(context.get_dataset(), config.split, len(rows)), _create_samplers(context.resolver)
 
         return InspectTask(model, rows, config, context.output_dir, context.device, names, task.read_spelling(), samplers)
 
@@ -98,7 +92,8 @@ class InspectTask(RecipeTask):
             picture.save(folder / f"{name}.png")
         print_unwrapped(f"\npictures:   {folder}: {', '.join(sorted(pictures))}")
         if config.num_embedded > 0:
-            self._project(log_dir)
+            num_embedded = config.num_embedded
+            write_projector(log_dir, self.model, self.rows, num_embedded, names=self.names, device=self.device)
             print_unwrapped(f"projector:  tensorboard --logdir {log_dir}")
         self.num_steps = config.step
 
@@ -115,40 +110,8 @@ class InspectTask(RecipeTask):
 
         return draw_samplers(drawable, shape)
 
-    def _project(self, log_dir: Path) -> None:
-        """Write the mean features of samples, their names and, of images, how they look, for TensorBoard's projector."""
-        vectors: dict[int, Tensor] = {}
-        looks: dict[int, Tensor] = {}
-        for batch in self.rows.read(0, min(self.config.num_embedded, len(self.rows)), 32):
-            batch.to(self.device)
-            features = self._extract(batch)
-            pooled = pool_tokens(features.x, features.padding_mask, "mean")
-            vectors |= dict(zip(batch.ids.tolist(), pooled.cpu(), strict=True))
-            if batch.modality is Modality.IMAGE:
-                looks |= {row: show_image(x).float() / 255 for row, x in zip(batch.ids.tolist(), batch.inputs, strict=True)}
-        rows = sorted(vectors)
-        with SummaryWriter(log_dir) as writer:
-            writer.add_embedding(
-                torch.stack([vectors[row] for row in rows]),
-                metadata=None if self.names is None else [self.names[row] for row in rows],
-                label_img=torch.stack([looks[row] for row in rows]) if looks else None,
-                tag="mean_features",
-            )
-
     def _extract(self, batch: Batch) -> Features:
         return self.model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality)
-
-
-def _name_samples(dataset: object, split: str, num_rows: int) -> list[str] | None:
-    """Read the label of each row; None = there are none, or samples are no rows of the manifest (running text)."""
-    if not isinstance(dataset, ManifestDataset):
-        return None
-    manifest = dataset.split(split)
-    if len(manifest) != num_rows:
-        return None
-    labels = [manifest.text("label", row) for row in range(len(manifest))]
-
-    return None if None in labels else [str(label) for label in labels]
 
 
 def _create_samplers(resolver: DependencyResolver) -> dict[str, MaskSampler]:

@@ -9,7 +9,6 @@ from typing import Any, final
 
 import torch
 from fairseq2.gang import Gangs
-from fairseq2.logging import log
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task as Runnable
@@ -19,6 +18,7 @@ from fairseq2.utils.structured import StandardValueConverter
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.log import log
 from d2v_plugin.core.registry import create
 from d2v_plugin.core.secrets import hide_in, hide_in_data
 from d2v_plugin.core.text import print_unwrapped

@@ -44,9 +44,11 @@ from d2v_plugin.training.host_group import HostGroup
 from d2v_plugin.training.layer_groups import format_layers
 from d2v_plugin.training.malloc import keep_freed_memory
 from d2v_plugin.training.memory import MemoryObserver
-from d2v_plugin.training.metric_recorders import register_recorders, survive_full_disk
 from d2v_plugin.training.observers import EmaObserver, Observer
 from d2v_plugin.training.picture_recorder import PictureRecorder
+from d2v_plugin.training.recorders.files import survive_full_disk
+from d2v_plugin.training.recorders.registration import register_recorders
+from d2v_plugin.training.recorders.screen import TrainingScreen
 from d2v_plugin.training.run_lock import lock_run
 from d2v_plugin.training.stopping import StoppableTask
 from d2v_plugin.training.unit import CriterionUnit
@@ -56,6 +58,7 @@ from d2v_plugin.verbs.inheritance import read_whole
 from d2v_plugin.verbs.recipe_files import look_up, merge
 from d2v_plugin.verbs.train.config import TrainConfig
 from d2v_plugin.verbs.train.fitting import Fitted, ShareError
+from d2v_plugin.verbs.train.opening import describe_start
 from d2v_plugin.verbs.train.summary import Summarizer, find_checkpoints
 from d2v_plugin.weights.loading import load_weights
 from d2v_plugin.weights.provenance import check_labels, describe_provenance, write_provenance
@@ -83,7 +86,7 @@ class TrainRecipe(ExtensibleRecipe):
         super().register(container)
         survive_full_disk()
         register_checkpoints(container, self._resume)
-        register_recorders(container)
+        register_recorders(container, trains=True)
 
     @override
     def resolve_arguments(self, args: Namespace) -> Namespace:
@@ -141,6 +144,8 @@ class TrainRecipe(ExtensibleRecipe):
         # Data first: a missing manifest or split is known before a large model is built.
         task = self._open_task(context)
         train_reader = task.create_train_reader(gangs, seed)
+        if config.pictures.num_embedded > 0:
+            task.open_rows(config.probing.valid_split)
         probing = Probing(context.resolver, config.probing, task.create_labelled_reader)
         eval_readers: list[DataReader[Any]] = [probing.create_reader(gangs)] if probing.probes else []
         eval_readers += [task.create_labelled_reader(gangs, split) for split in _scored_splits(config)]
@@ -154,7 +159,12 @@ class TrainRecipe(ExtensibleRecipe):
             log.info("{}", note)
         if gangs.root.rank == 0:
             write_provenance(find_checkpoints(context), describe_provenance(config, task.labels))
-            print_unwrapped(f"\n{format_layers(model, context.get_optimizer())}\n")
+            start, layers = (
+                describe_start(context, model, find_checkpoints(context)),
+                format_layers(model, context.get_optimizer()),
+            )
+            log.info("Start:\n{}\n\n{}", start, layers)
+            print_unwrapped(f"\n{start}\n")
 
         def create_trainer(reader: DataReader[Batch]) -> Trainer:
             return context.create_trainer(unit, reader, eval_units, eval_readers)
@@ -205,10 +215,11 @@ def create_observers(
     3. Incidents know the samples of an update before those below write them down.
     4. Skipped updates end the run when three come in a row; nobody below is told of the last one.
     5. Spikes are looked for in what was not skipped.
-    6. Collapse is judged on rank 0, where it waits for the device: reports that need not wait are out by then.
-    7. Memory is read, on rank 0, once the first updates have taken what they need.
-    8. Pictures show, on rank 0, the student and the teacher after the update. They take the most time, and come after all else.
-    9. The summary has something to do at the end alone, on rank 0: it says where the results are, the last pictures among them.
+    6. The screen shows the update, on rank 0.
+    7. Collapse is judged on rank 0, where it waits for the device: reports that need not wait are out by then.
+    8. Memory is read, on rank 0, once the first updates have taken what they need.
+    9. Pictures show, on rank 0, the student and the teacher after the update. They take the most time, and come after all else.
+    10. The summary has something to do at the end alone, on rank 0: it says where the results are, the last pictures among them.
     """
     config = context.get_config_as(TrainConfig)
     model, output_dir, rank = context.get_model_as(EncoderModel), context.output_dir, context.gangs.root.rank
@@ -217,6 +228,7 @@ def create_observers(
     observers: list[Observer] = [EmaObserver(model), hold, incidents, SkipObserver(incidents), SpikeObserver(incidents)]
     if rank != 0:
         return observers
+    observers.append(context.resolver.resolve(TrainingScreen))
 
     # One rank is enough: all collapse together.
     if config.guard.collapse_every_n_steps is not None:
@@ -226,7 +238,7 @@ def create_observers(
     if config.pictures.enabled and context.gangs.sdp.size == 1:
         spell = task.read_spelling()
         observers.append(PictureRecorder(config.pictures, model, output_dir, seed=config.common.seed, spell=spell))
-    observers.append(Summarizer(context, probing, task.modality))
+    observers.append(Summarizer(context, probing, task))
 
     return observers
 

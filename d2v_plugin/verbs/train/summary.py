@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -11,21 +12,25 @@ from typing import Any, final
 import torch
 from fairseq2.checkpoint import CheckpointDir
 from fairseq2.gang import create_fake_gangs
-from fairseq2.logging import log
 from fairseq2.metrics.recorders import MetricDescriptor
 from fairseq2.recipe.base import RecipeContext
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.fairseq2_private import ModelHolder
+from d2v_plugin.core.log import log
 from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
+from d2v_plugin.data.dataset import ManifestDataset
 from d2v_plugin.evaluation.run_scores import Scores, compare_checkpoints, format_scores
 from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.pictures.projector import name_samples, write_projector
 from d2v_plugin.probing.section import Probing
 from d2v_plugin.probing.table import format_accuracies
+from d2v_plugin.tasks.base import Task
 from d2v_plugin.training.observers import Observer
+from d2v_plugin.training.picture_recorder import PICTURES
 from d2v_plugin.verbs.common import BASELINE_SEED
 from d2v_plugin.verbs.own.plan_file import PLAN_FILE
 from d2v_plugin.verbs.train.config import TrainConfig
@@ -49,29 +54,33 @@ class Summary:
     paths: Mapping[str, str]
     """Where the results are."""
 
+    inputs: str | None = None
+    """In fine-tuning on manifests: the one that was scored, which can be predicted as well as any other."""
+
 
 @final
 class Summarizer(Observer):
     """Measures what a finished run reached, on one process, and says it; on rank 0."""
 
-    def __init__(self, context: RecipeContext, probing: Probing, modality: Modality) -> None:
-        """:param modality: raw pixels are measured of images alone."""
+    def __init__(self, context: RecipeContext, probing: Probing, task: Task[Any, Any]) -> None:
+        """:param task: its modality is that of raw inputs, which are measured of images alone."""
         self._context = context
         self._probing = probing
-        self._modality = modality
+        self._task = task
 
     @override
     def at_end(self, step_nr: int) -> None:
         output_dir = self._context.output_dir
         accuracies = self._measure() if self._probing.probes else {}
+        self._write_projector()
         scores: dict[str, Scores] = {}
-        paths = locate_results(output_dir)
+        paths = locate_results(output_dir, find_checkpoints(self._context))
         criterion = self._context.get_model_as(EncoderModel).criterion
         if isinstance(criterion, SupervisedCriterion):
             scores = read_scores(self._context, criterion)
             paths |= {"predictions": str(folder)} if (folder := RunFolder(output_dir).predictions).is_dir() else {}
 
-        summary = Summary(step_nr, accuracies, scores, paths)
+        summary = Summary(step_nr, accuracies, scores, paths, self._find_inputs() if scores else None)
         try:
             write_atomically(RunFolder(output_dir).summary, json.dumps(asdict(summary), indent=2) + "\n")
         except OSError as ex:
@@ -83,10 +92,27 @@ class Summarizer(Observer):
         accuracies: dict[str, Mapping[str, float]] = {"pre-trained": probing.measure_model(self._find_model(), device)}
         if probing.section.baselines:
             accuracies["random init"] = probing.measure_model(create_random_model(self._context), device)
-            if self._modality is Modality.IMAGE:
+            if self._task.modality is Modality.IMAGE:
                 accuracies["raw pixels"] = probing.measure_inputs(device)
 
         return accuracies
+
+    def _find_inputs(self) -> str | None:
+        dataset, (split, *_) = self._context.get_dataset(), self._context.get_config_as(TrainConfig).validation.splits
+
+        return str(dataset.split(split).path) if isinstance(dataset, ManifestDataset) else None
+
+    def _write_projector(self) -> None:
+        num_samples, split = self._context.get_config_as(TrainConfig).pictures.num_embedded, self._probing.section.valid_split
+        if num_samples == 0:
+            return
+        rows = self._task.open_rows(split)
+        names = name_samples(self._context.get_dataset(), split, len(rows))
+        folder, device = RunFolder(self._context.output_dir).tensorboard / PICTURES, self._context.device
+        try:
+            write_projector(folder, self._find_model().eval(), rows, num_samples, names=names, device=device)
+        except OSError as ex:
+            log.warning("The projector cannot be written: {}.", ex.strerror or ex)
 
     def _find_model(self) -> EncoderModel:
         """The trained model. A sharded one is read from the run's last checkpoint: its parts are spread over processes."""
@@ -124,14 +150,16 @@ def find_checkpoints(context: RecipeContext) -> Path:
     return context.resolver.resolve(CheckpointDir).path or RunFolder(context.output_dir).checkpoints
 
 
-def locate_results(output_dir: Path) -> dict[str, str]:
-    """Places of the results of a run in ``output_dir``, by what lies there."""
+def locate_results(output_dir: Path, checkpoints: Path) -> dict[str, str]:
+    """Places of the results of a run, by what lies there; of those that exist."""
     run = RunFolder(output_dir)
     places = {
-        "checkpoints": run.checkpoints,
+        "checkpoints": checkpoints,
         "metrics": run.metrics,
         "tensorboard": run.tensorboard,
         "pictures": run.pictures,
+        "bad samples": run.bad_samples,
+        "log": run.logs / "rank_0.log",
         "summary": run.summary,
     }
 
@@ -140,7 +168,7 @@ def locate_results(output_dir: Path) -> dict[str, str]:
 
 
 def format_summary(summary: Summary) -> str:
-    """The summary as small tables and a list of paths."""
+    """The summary as small tables, a list of paths, and commands that go on from here."""
     lines = ["", f"Finished after {summary.num_updates:,} updates."]
     if summary.accuracies:
         lines += ["", *format_accuracies(summary.accuracies)]
@@ -148,15 +176,31 @@ def format_summary(summary: Summary) -> str:
         lines += ["", *format_scores(summary.scores)]
 
     lines += ["", *(f"{name + ':':<13} {path}" for name, path in summary.paths.items())]
-    if "tensorboard" in summary.paths:
-        lines.append(f"Watch it with: tensorboard --logdir {summary.paths['tensorboard']}")
-    run = Path(summary.paths["summary"]).parent
-    if summary.accuracies and (run / PLAN_FILE).is_file():
-        lines.append(f"Fine-tune it with: fairseq2 recipe finetune {run}_tuned --config init.path={run}")
-    if "predictions" in summary.paths:
-        run = Path(summary.paths["checkpoints"]).parent
-        best = " checkpoint.best=true" if any(", best (" in name for name in summary.scores) else ""
-        lines.append(f"Score it with: fairseq2 recipe evaluate {run}/scores --config checkpoint.path={run}{best}")
-        lines.append(f"Use it with: fairseq2 recipe predict {run}/predicted --config checkpoint.path={run}{best} inputs=FILES")
+    lines += ["", "What comes next:", *(f"  {command}" for command in next_commands(summary))]
 
     return "\n".join(lines)
+
+
+def next_commands(summary: Summary) -> Iterator[str]:
+    """Yield commands that work on what the run has left."""
+    checkpoints = Path(summary.paths["checkpoints"])
+    run = checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints
+    output_dir = Path(summary.paths["summary"]).parent
+    best = any(", best (" in name for name in summary.scores)
+
+    def command(verb: str, place: str, *settings: str) -> str:
+        words = ["fairseq2", "recipe", verb, f"{output_dir}_{place}", "--config", f"checkpoint.path={run}", *settings]
+        return shlex.join(words)
+
+    if "tensorboard" in summary.paths:
+        yield shlex.join(["tensorboard", "--logdir", summary.paths["tensorboard"]])
+    if summary.scores:
+        chosen = ["checkpoint.best=true"] if best else []
+        yield command("evaluate", "scores", *chosen)
+        yield command("predict", "predictions", *chosen, f"inputs={summary.inputs or 'FILES'}")
+    elif summary.accuracies:
+        if (output_dir / PLAN_FILE).is_file():
+            yield shlex.join(["fairseq2", "recipe", "finetune", f"{output_dir}_tuned", "--config", f"init.path={run}"])
+        yield command("evaluate", "probes", "probing.probes=[{name: linear}]", "probing.layers=all")
+    yield command("extract", "features")
+    yield command("inspect", "pictures")

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from fairseq2.logging import log
 
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.log import log
 from d2v_plugin.models.data2vec1.config import AudioConfig, Data2Vec1ModelConfig, ImageConfig, TextConfig
 from d2v_plugin.models.families import create_model
 from d2v_plugin.weights.convert import hugging_face_heads as heads

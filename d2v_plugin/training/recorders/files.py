@@ -1,4 +1,4 @@
-"""Recorders of metrics that a full disk does not end: what cannot be recorded costs a warning and is tried again."""
+"""Files of metrics that a full disk does not end: what cannot be recorded costs a warning and is tried again."""
 
 from __future__ import annotations
 
@@ -12,21 +12,11 @@ from typing import Any, Final, TextIO, cast, final
 
 from fairseq2.error import OperationalError
 from fairseq2.file_system import FileMode, FileSystem
-from fairseq2.gang import Gangs
-from fairseq2.logging import log
-from fairseq2.metrics.recorders import (
-    NOOP_METRIC_RECORDER,
-    CompositeMetricRecorder,
-    JsonlMetricRecorder,
-    MetricDescriptorRegistry,
-    MetricRecorder,
-    TensorBoardRecorder,
-)
-from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+from fairseq2.metrics.recorders import JsonlMetricRecorder, MetricDescriptorRegistry, MetricRecorder
 from typing_extensions import override
 
 from d2v_plugin.core.appended_file import AppendedFile
-from d2v_plugin.core.fairseq2_private import remove_provider
+from d2v_plugin.core.log import log
 
 _MAX_WAITING: Final = 1000
 
@@ -54,25 +44,9 @@ def _pass_over_disks(args: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(args)
 
 
-def register_recorders(container: DependencyContainer) -> None:
-    """Put our recorders around fairseq2's, which it registers before a recipe registers its own objects."""
-
-    def create_recorder(resolver: DependencyResolver) -> MetricRecorder:
-        if resolver.resolve(Gangs).root.rank != 0:
-            return NOOP_METRIC_RECORDER
-        output_dir, known = resolver.resolve(Path), resolver.resolve(MetricDescriptorRegistry)
-
-        def protect(recorder: MetricRecorder) -> MetricRecorder:
-            if isinstance(recorder, JsonlMetricRecorder):
-                return JsonlMetricRecorder(output_dir, cast(FileSystem, _Lines()), known)
-            if isinstance(recorder, TensorBoardRecorder):
-                return RetryingRecorder(lambda: TensorBoardRecorder(output_dir, known))
-            return recorder
-
-        return CompositeMetricRecorder([protect(each) for each in resolver.collection.resolve(MetricRecorder)])
-
-    remove_provider(container, MetricRecorder)
-    container.register(MetricRecorder, create_recorder, singleton=True)
+def create_json_lines(output_dir: Path, known: MetricDescriptorRegistry) -> MetricRecorder:
+    """Create fairseq2's recorder of ``metrics/*.jsonl``, whose keys are the display names of descriptors."""
+    return JsonlMetricRecorder(output_dir, cast(FileSystem, _Lines()), known)
 
 
 @final
@@ -113,8 +87,10 @@ class _LineWriter(io.StringIO):
 class RetryingRecorder(MetricRecorder):
     """A recorder that is made anew when it fails, with what it could not record."""
 
-    def __init__(self, create: Callable[[], MetricRecorder]) -> None:
+    def __init__(self, create: Callable[[], MetricRecorder], what: str) -> None:
+        """:param what: what cannot be written, for the warning."""
         self._create = create
+        self._what = what
         self._recorder: MetricRecorder | None = None
         self._waiting: list[tuple[str, dict[str, object], int | None]] = []
 
@@ -128,7 +104,7 @@ class RetryingRecorder(MetricRecorder):
                 self._recorder.record_metric_values(*each)
         except (OSError, OperationalError) as ex:
             if not has_failed:
-                log.warning("TensorBoard's files cannot be written: {}. It is tried again with the next values.", _reason(ex))
+                log.warning("{} cannot be written: {}. It is tried again with the next values.", self._what, _reason(ex))
             self._drop()
             del self._waiting[:-_MAX_WAITING]
         else:
