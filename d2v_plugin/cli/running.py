@@ -55,12 +55,12 @@ def run(recipe: ExtensibleRecipe, verb: str, words: Sequence[str]) -> None:
     from fairseq2.runtime.dependency import DependencyContainer
     from fairseq2.task import TaskStopException
 
-    from d2v_plugin.cli.lost_rank import explain_lost_rank
     from d2v_plugin.cli.redaction import hide_secrets, register_safe_dumper
     from d2v_plugin.cli.unexpected import explain_setup, explain_unexpected
     from d2v_plugin.cli.user_errors import explain, explain_unreadable
     from d2v_plugin.core import fairseq2_private
     from d2v_plugin.data.bad_samples import BadSamplesError
+    from d2v_plugin.training.lost_rank import explain_lost_rank
 
     args = parse(verb, words)
     configure_logging(no_rich=args.no_rich)

@@ -24,7 +24,7 @@ from d2v_plugin.core.registry import create
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.base import Criterion, criterion_of
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
-from d2v_plugin.data.reader import name_sample
+from d2v_plugin.data.composed_readers import name_sample
 from d2v_plugin.evaluation.checkpoint import attach_criterion
 from d2v_plugin.evaluation.unit import EvaluationUnit
 from d2v_plugin.models.base import EncoderModel
