@@ -20,6 +20,7 @@ from d2v_plugin.core.registry import create
 from d2v_plugin.core.validation import report
 from d2v_plugin.data.composed_readers import JoinedReader, name_sample
 from d2v_plugin.data.dataset import MultimodalManifests
+from d2v_plugin.data.labels import LabelKind
 from d2v_plugin.data.random import Purpose, draw_uniform
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.models.base import EncoderModel
@@ -47,6 +48,11 @@ class MultimodalPretrainingTask(Task[MultimodalPretrainingConfig, MultimodalMani
     """Alternates between tasks of one modality each; probes see the first."""
 
     family = MultimodalManifests
+
+    @property
+    @override
+    def label_kind(self) -> LabelKind:
+        return "no labels"
 
     def __init__(self, config: MultimodalPretrainingConfig, tasks: Sequence[Task[Any, Any]]) -> None:
         modalities = [task.modality for task in tasks]

@@ -12,7 +12,7 @@ import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported be
 from fairseq2.datasets import DataReader
 from fairseq2.evaluator import EvalUnit
 from fairseq2.recipe.base import RecipeContext
-from fairseq2.recipe.error import ModelTypeNotValidError
+from fairseq2.recipe.error import ModelTypeNotValidError, RecipeError
 from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task as Runnable
 from fairseq2.trainer import Trainer
@@ -114,7 +114,9 @@ class TrainRecipe(ExtensibleRecipe):
         criterion = create(context.resolver, Criterion, section)
         labels = None
         if isinstance(criterion, SupervisedCriterion):
-            labels = self._open_task(context).labels
+            task = self._open_task(context)
+            check_label_kind(task, criterion, config)
+            labels = task.labels
             if not newly_initialized:
                 check_labels(find_checkpoints(context), labels)
         attach_criterion(model, criterion, labels, called=f"criterion `{section.name}`")
@@ -159,6 +161,16 @@ class TrainRecipe(ExtensibleRecipe):
             self._task = open_task(context, context.get_config_as(TrainConfig).task)
 
         return self._task
+
+
+def check_label_kind(task: Task[Any, Any], criterion: SupervisedCriterion[Any], config: TrainConfig) -> None:
+    """:raises RecipeError: the criterion learns from other labels than the task reads."""
+    kind, kinds = task.label_kind, criterion.label_kinds
+    if kind is not None and kinds and kind not in kinds:
+        raise RecipeError(
+            f"`task.name: {config.task.name}` reads {kind}, but `criterion.name: {config.criterion.name}` learns from "
+            f"{' or '.join(kinds)}; change one of them."
+        )
 
 
 def get_checkpoints(context: RecipeContext) -> VerifiedCheckpointManager:
