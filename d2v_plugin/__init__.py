@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fairseq2.runtime.dependency import DependencyContainer
 
     from d2v_plugin.data.single import read_audio, read_image, read_text
-    from d2v_plugin.weights.loading import load
+    from d2v_plugin.verbs.loading import load
 
 __all__ = ["load", "read_audio", "read_image", "read_text", "setup_fairseq2_extension"]
 
@@ -27,7 +27,7 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> object:
         """Import the functions for users at their first use, since with them come torch and fairseq2."""
         if name == "load":
-            from d2v_plugin.weights.loading import load
+            from d2v_plugin.verbs.loading import load
 
             return load
         if name in __all__:

@@ -57,11 +57,13 @@ from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.models.families import AnyConfig, family_of
 from d2v_plugin.models.pooling import pool_features, pool_tokens
 from d2v_plugin.probing.base import Probe, ProbeData, VectorProbe, register_probe
-from d2v_plugin.scoring.predictions import Prediction
+from d2v_plugin.scoring.answers import Answer, Estimate, Ranking, Tagging, Transcript, Word
+from d2v_plugin.scoring.predictions import Prediction, build_predictions
 from d2v_plugin.tasks.base import Task
 
 __all__ = [
     "AlibiConfig",
+    "Answer",
     "AudioFrontendConfig",
     "BadSampleConfig",
     "BadSamples",
@@ -78,6 +80,7 @@ __all__ = [
     "Data2VecModel",
     "DecoderConfig",
     "EncoderModel",
+    "Estimate",
     "Features",
     "Frontend",
     "ImageFrontendConfig",
@@ -96,6 +99,7 @@ __all__ = [
     "ProbeData",
     "RandomMaskConfig",
     "RandomMaskSampler",
+    "Ranking",
     "RecipeError",
     "RowBatch",
     "SampleError",
@@ -103,14 +107,18 @@ __all__ = [
     "StepInfo",
     "SupervisedConfig",
     "SupervisedCriterion",
+    "Tagging",
     "Task",
     "TextFrontendConfig",
     "TrainReader",
+    "Transcript",
     "Validatable",
     "ValidationResult",
     "VectorProbe",
     "Views",
+    "Word",
     "batch_rows",
+    "build_predictions",
     "create",
     "draw_views",
     "ensure_valid",

@@ -160,6 +160,96 @@ def short_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return run
 
 
+LETTERS = "efghinorstuvwxz"
+SENTENCES = {"path": f"{ROOT}/manifests/book_pairs", "vocabulary": f"{ROOT}/manifests/books"}
+
+# Of each kind of head: arch, task, dataset, criterion, labels.
+HEADS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], list[str] | None]] = {
+    "transcripts": (
+        "audio_tiny",
+        {"name": "speech_recognition", "config": {}},
+        {"family": "audio_manifest", "config_overrides": {"path": f"{ROOT}/manifests/words"}},
+        {"name": "ctc", "config": {}},
+        ["<blank>", "|", *LETTERS],
+    ),
+    "classes": (
+        "image_tiny",
+        {"name": "image_classification", "config": {"image": {"size": 32, "eval_resize": 1.0}}},
+        {"family": "image_manifest", "config_overrides": {"path": f"{ROOT}/manifests/digits"}},
+        {"name": "classification", "config": {}},
+        list("0123456789"),
+    ),
+    "tags": (
+        "audio_tiny",
+        {"name": "audio_classification", "config": {"tags": True}},
+        {"family": "audio_manifest", "config_overrides": {"path": f"{ROOT}/manifests/words"}},
+        {"name": "audio_tagging", "config": {}},
+        ["e", "o", "x"],
+    ),
+    "pairs": (
+        "text_tiny",
+        {"name": "text_classification", "config": {"max_length": 64}},
+        {"family": "sentences", "config_overrides": {**SENTENCES, "layout": {"texts": ["first", "second"], "label": "book"}}},
+        {"name": "classification", "config": {"pooling": "cls"}},
+        ["devil", "jargon"],
+    ),
+    "numbers": (
+        "text_tiny",
+        {"name": "text_classification", "config": {"max_length": 64}},
+        {"family": "sentences", "config_overrides": {**SENTENCES, "layout": {"label": "score", "numbers": True}}},
+        {"name": "classification", "config": {"scores": ["pearson"]}},
+        None,
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def with_head(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the directory of a tiny model with a random head of a kind of :data:`HEADS`."""
+    from d2v_plugin.criteria.supervised.classification import ClassificationConfig, ClassificationCriterion
+    from d2v_plugin.criteria.supervised.ctc import CtcConfig, CtcCriterion
+    from d2v_plugin.criteria.supervised.tagging import AudioTaggingConfig, AudioTaggingCriterion
+    from d2v_plugin.data.labels import LabelSet
+    from d2v_plugin.evaluation.checkpoint import attach_criterion
+    from d2v_plugin.models.base import drop_criterion
+    from d2v_plugin.models.data2vec2.archs import ARCHS
+    from d2v_plugin.models.families import create_model
+    from d2v_plugin.weights.directory import ModelDirectory, write_directory
+    from d2v_plugin.weights.provenance import Provenance
+
+    classes = {
+        "ctc": lambda config: CtcCriterion(CtcConfig(**config)),
+        "audio_tagging": lambda config: AudioTaggingCriterion(AudioTaggingConfig(**config)),
+        "classification": lambda config: ClassificationCriterion(ClassificationConfig(**config)),
+    }
+    folder = tmp_path_factory.mktemp("with_head")
+
+    def create(kind: str) -> Path:
+        if (folder / kind).exists():
+            return folder / kind
+        arch, task, dataset, section, names = HEADS[kind]
+        labels = None if names is None else LabelSet(names)
+        config = ARCHS[arch]()
+        if config.text is not None:
+            config.text.vocab_size = json.loads((ROOT / "manifests/books/vocabulary.json").read_text())["size"]
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            model = create_model(config)
+            criterion = classes[section["name"]](section["config"])
+            attach_criterion(model, criterion, labels)
+            changed = [*(model.parameters() if kind == "classes" else ()), *criterion.parameters()]
+            for parameter in changed:
+                if parameter.dim() > 1:  # samples differ more than in a new model
+                    torch.nn.init.normal_(parameter, std=0.3)
+        provenance = Provenance({"task": task, "dataset": dataset, "criterion": section}, labels)
+        student, head = drop_criterion(model.state_dict()), criterion.state_dict()
+        write_directory(folder / kind, ModelDirectory(config=config, student=student, head=head, provenance=provenance))
+
+        return folder / kind
+
+    return create
+
+
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return

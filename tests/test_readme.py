@@ -40,12 +40,12 @@ def read_commands(path: str) -> list[str]:
 
 DOCS = (
     *("README.md", "recipes/README.md", "recipes/fine_tuning.md", "recipes/long_runs.md", "recipes/comparing.md"),
-    *("recipes/pictures.md", "recipes/differences.md", "recipes/speed/README.md"),
+    *("recipes/pictures.md", "recipes/differences.md", "recipes/speed/README.md", "recipes/using.md"),
 )
 COMMANDS = [line for path in DOCS for line in read_commands(path)]
 RECIPES = sorted({line[line.index("recipe ") :] for line in COMMANDS if " recipe " in line and "venv" not in line})
 TRAIN = [line for line in RECIPES if line.startswith("recipe train")]
-OTHERS = [line for line in RECIPES if line.split()[1] in ("evaluate", "extract", "inspect")]
+OTHERS = [line for line in RECIPES if line.split()[1] in ("evaluate", "predict", "extract", "inspect", "export")]
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_every_command_is_known_here() -> None:
     tools = ("python tools/", "python -m tools.")
     kinds = ("fairseq2 recipe", "torchrun --nproc-per-node 2 -m d2v_plugin", "python3 -m venv .venv", *tools)
     assert COMMANDS and all(command.startswith(kinds) for command in COMMANDS)
-    assert len(TRAIN) >= 8 and len(OTHERS) >= 5
+    assert len(TRAIN) >= 8 and len(OTHERS) >= 8
 
 
 @pytest.mark.parametrize("line", [line for line in TRAIN if "--resume" not in line and "--extend" not in line])
@@ -126,7 +126,7 @@ def test_commands_on_checkpoints_work(command: Any, tmp_path: Path, line: str, s
         pytest.importorskip("flashlight.lib.text")
         line = line.replace("lexicon.txt", str(write_lexicon(tmp_path))).replace("4-gram.arpa", str(write_arpa(tmp_path)))
     words = [
-        place(re.sub(r"out/(digits_tuned|transcriber)\b", lambda found: str(fine_tuned(found[1])), word), short_run)
+        place(re.sub(r"out/(digits_tuned|transcriber|book_pairs)\b", lambda found: str(fine_tuned(found[1])), word), short_run)
         for word in shlex.split(line)
     ]
     words[2] = str(tmp_path / "out")
@@ -199,12 +199,18 @@ def test_conversion_commands_convert(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     Data2VecAudioModel.from_pretrained(tmp_path / "out" / "audio_hf")
 
 
-def test_the_example_of_loading_loads(command: Any, tmp_path: Path, tiny_recipe: Path) -> None:
+def test_the_example_of_loading_loads(command: Any, tmp_path: Path, tiny_recipe: Path, with_head: Any) -> None:
+    from torchvision.io import write_png
+
     found = re.search(r"<!-- code: load -->\n```python\n(.*?)```", README, re.DOTALL)
     assert found is not None
     assert command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "digits", "--config", *SHORT).status == 0
+    (tmp_path / "pictures").mkdir()
+    write_png(torch.zeros(3, 32, 32, dtype=torch.uint8), str(tmp_path / "pictures" / "black.png"))
 
     names: dict[str, Any] = {"images": torch.randn(2, 3, 32, 32)}
-    exec(found[1].replace("out/digits", str(tmp_path / "digits")), names)
+    code = found[1].replace("out/digits_tuned", str(with_head("classes"))).replace("out/digits", str(tmp_path / "digits"))
+    exec(code.replace('"pictures"', repr(str(tmp_path / "pictures"))), names)
 
     assert names["features"].x.shape == (2, 64, 32)
+    assert names["digits"].criterion is not None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from d2v_plugin.weights.directory import ModelDirectory
+    from d2v_plugin.weights.sources import Weights
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -26,11 +27,16 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     args = _parse(words)
 
-    from d2v_plugin.core.errors import CheckpointError  # after parsing: the import takes seconds
+    import d2v_plugin  # noqa: F401  # after parsing: the imports take seconds
+
+    # isort: split
+    from fairseq2.recipe.error import RecipeError
+
+    from d2v_plugin.core.errors import CheckpointError
 
     try:
         args.run(args)
-    except (CheckpointError, OSError) as ex:
+    except (CheckpointError, RecipeError, OSError) as ex:
         print(f"convert_checkpoint: error: {ex}", file=sys.stderr)
         return 2
 
@@ -81,24 +87,29 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
 
     to_hugging_face = formats.add_parser(
         "to-huggingface",
-        help="the other way: a data2vec 1.0 model of this package for Hugging Face's transformers",
-        description="Write a folder that `from_pretrained` loads, without the prediction head.",
+        help="the other way: a model of this package for Hugging Face's transformers",
+        description="Write a folder that `from_pretrained` loads, without what serves pre-training alone; what it computes is "
+        "compared with our own model. `fairseq2 recipe export` does the same, and knows extensions.",
     )
     to_hugging_face.add_argument("source", metavar="IN", help="whatever `d2v_plugin.load` reads, such as a run's output")
     to_hugging_face.add_argument("out", type=Path, metavar="OUT")
     to_hugging_face.add_argument("--teacher-weights", action="store_true", help="write the averaged weights, where there are any")
+    to_hugging_face.add_argument("--no-head", action="store_true", help="of a fine-tuned model the encoder alone")
+    to_hugging_face.add_argument("--force", action="store_true", help="replace OUT if an earlier export wrote it")
     to_hugging_face.set_defaults(run=_export_hugging_face)
 
     export = formats.add_parser(
         "export",
-        help="the encoder of a run or of a converted checkpoint, without what only training needs",
-        description="Write encoder and configuration, without decoders, heads, teacher and optimizer.",
+        help="the model of a run or of a converted checkpoint, without what only training needs",
+        description="Write encoder, head and configuration, without decoders, teacher and optimizer. `fairseq2 recipe export` "
+        "with `format=d2v_plugin` does the same, and knows extensions.",
     )
     export.add_argument("source", metavar="IN", help="whatever `d2v_plugin.load` reads, such as a run's output")
     export.add_argument("out", type=Path, metavar="OUT")
     export.add_argument(
         "--weights", choices=("student", "teacher"), default="student", help="which weights; the teacher's are averaged"
     )
+    export.add_argument("--no-head", action="store_true", help="of a fine-tuned model the encoder alone")
     export.add_argument("--force", action="store_true", help="replace OUT if it is a converted checkpoint")
     export.set_defaults(run=_export)
 
@@ -131,26 +142,44 @@ def _convert_hugging_face(args: argparse.Namespace) -> None:
 
 
 def _export_hugging_face(args: argparse.Namespace) -> None:
-    import d2v_plugin
-    from d2v_plugin.core.errors import CheckpointError
+    from d2v_plugin.exporting.export import check_place
     from d2v_plugin.models.data2vec1.base import Data2Vec1Model
+    from d2v_plugin.models.data2vec2.config import Data2VecConfig
     from d2v_plugin.weights.convert.hugging_face import export_hugging_face
+    from d2v_plugin.weights.loading import load
+    from d2v_plugin.weights.sources import find_source
 
+    check_place(args.out, force=args.force)
     _silence_transformers()
-    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise CheckpointError(f"{args.out} exists already; choose another place.")
-    model = d2v_plugin.load(args.source, weights="teacher" if args.teacher_weights else "student")
-    if not isinstance(model, Data2Vec1Model):
-        raise CheckpointError(f"{args.source} is data2vec 2.0, which Hugging Face's transformers does not have.")
+    weights: Weights = "teacher" if args.teacher_weights else "student"
+    if isinstance(find_source(args.source).config, Data2VecConfig):
+        _export_as(args, "huggingface", weights)
+        return
+    model = load(args.source, weights=weights)
+    assert isinstance(model, Data2Vec1Model)
     export_hugging_face(model, args.out)
     for file in sorted(args.out.iterdir()):
         print(file)
 
 
 def _export(args: argparse.Namespace) -> None:
-    from d2v_plugin.weights.export import export_encoder
+    _export_as(args, "d2v_plugin", args.weights)
 
-    _write(args, export_encoder(args.source, args.weights))
+
+def _export_as(args: argparse.Namespace, format: str, weights: Weights) -> None:
+    from d2v_plugin.exporting.export import export_model
+    from d2v_plugin.verbs.extensions import open_library
+
+    export = export_model(
+        args.source,
+        args.out,
+        format=format,
+        resolver=open_library(),
+        weights=weights,
+        head=not args.no_head,
+        force=args.force,
+    )
+    print("\n".join(export.describe()))
 
 
 def _silence_transformers() -> None:

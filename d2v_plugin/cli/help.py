@@ -13,8 +13,10 @@ Settings default to those of the run that wrote the checkpoint; override only wh
 SUMMARIES = {
     "train": "train a model: `--config-file RECIPE.yaml OUTPUT_DIR`",
     "evaluate": "score a fine-tuned model, or probe any model: `OUTPUT_DIR --config checkpoint.path=RUN`",
+    "predict": "transcribe, classify or tag files: `OUTPUT_DIR --config checkpoint.path=RUN inputs=FILES`",
     "extract": "write features of a manifest to disk: `OUTPUT_DIR --config checkpoint.path=RUN`",
     "inspect": "draw pictures of a model: `OUTPUT_DIR --config checkpoint.path=RUN`",
+    "export": "write a model as others read it: `OUTPUT_DIR --config checkpoint.path=RUN format=huggingface`",
     "list": "print the recipes, and what they may name",
 }
 
@@ -39,6 +41,14 @@ examples:
   fairseq2 recipe evaluate out/scores --config checkpoint.path=out/finetuned checkpoint.best=true splits='[test]'
   fairseq2 recipe evaluate out/scores --config checkpoint.path=out/pretrained probing.probes='[{{name: knn}}, {{name: linear}}]'
 """,
+    "predict": f"""{EXTENSION}{DEFAULTS}\
+`inputs` is a file, a folder, a manifest, or a list of these. Running a command again writes the parts that are missing.
+
+examples:
+  fairseq2 recipe predict out/transcripts --config checkpoint.path=out/transcriber inputs=RECORDINGS
+  fairseq2 recipe predict out/classes --config checkpoint.path=out/finetuned inputs=manifests/digits/valid.tsv prediction.top_k=3
+  fairseq2 recipe predict out/answers --config checkpoint.path=out/finetuned inputs='[a.txt, b.jsonl]'
+""",
     "extract": f"""{EXTENSION}{DEFAULTS}\
 Running a command again writes the shards that are missing.
 
@@ -51,6 +61,16 @@ examples:
 examples:
   fairseq2 recipe inspect out/pictures --config checkpoint.path=out/pretrained
   fairseq2 recipe inspect out/pictures --config checkpoint.path=out/pretrained split=valid num_samples=8 num_embedded=0
+""",
+    "export": f"""{EXTENSION}\
+  --force               replace OUTPUT_DIR if an earlier export wrote it
+
+The output directory is what others get: no logs, and nothing at all unless it computes what our own model computes.
+
+examples:
+  fairseq2 recipe export out/shared --config checkpoint.path=out/finetuned format=huggingface
+  fairseq2 recipe export out/shared --config checkpoint.path=out/pretrained format=huggingface checkpoint.weights=teacher
+  fairseq2 recipe export out/encoder --config checkpoint.path=out/finetuned format=d2v_plugin head=false
 """,
     "list": """\
 usage: fairseq2 recipe list [-h] [--extension FILE.py]

@@ -42,11 +42,28 @@ def extract(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     run(ExtractRecipe(extensions), "extract", words)
 
 
+def predict(words: Sequence[str], extensions: Sequence[Extension]) -> None:
+    """``fairseq2 recipe predict``: all flags of fairseq2's runner, and ``--extension``."""
+    from d2v_plugin.verbs.predict.recipe import PredictRecipe
+
+    run(PredictRecipe(extensions), "predict", words)
+
+
 def inspect(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     """``fairseq2 recipe inspect``: all flags of fairseq2's runner, and ``--extension``."""
     from d2v_plugin.verbs.inspect.recipe import InspectRecipe
 
     run(InspectRecipe(extensions), "inspect", words)
+
+
+def export(words: Sequence[str], extensions: Sequence[Extension]) -> None:
+    """``fairseq2 recipe export``: all flags of fairseq2's runner, ``--extension``, and ``--force``."""
+    force = "--force" in words
+    words = [word for word in words if word != "--force"]
+
+    from d2v_plugin.verbs.export.recipe import ExportRecipe
+
+    run(ExportRecipe(extensions, force=force), "export", words)
 
 
 def list_registered(words: Sequence[str], extensions: Sequence[Extension]) -> None:
@@ -67,4 +84,12 @@ def list_registered(words: Sequence[str], extensions: Sequence[Extension]) -> No
         fail(str(ex))
 
 
-VERBS = {"train": train, "evaluate": evaluate, "extract": extract, "inspect": inspect, "list": list_registered}
+VERBS = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "extract": extract,
+    "inspect": inspect,
+    "export": export,
+    "list": list_registered,
+}

@@ -33,6 +33,9 @@ from fairseq2.recipe.composition import _register_train_recipe as register_train
 from fairseq2.recipe.internal.config import _is_train_config as is_train_config
 from fairseq2.recipe.internal.config import _RecipeConfigHolder as RecipeConfigHolder
 
+# The sections of a run, with all components that their settings name.
+from fairseq2.recipe.internal.config import _StandardRecipeConfigStructurer as ConfigStructurer
+
 # The configuration of a model after its overrides.
 from fairseq2.recipe.internal.model import _ModelHolder as ModelHolder
 
@@ -46,6 +49,7 @@ from torch.optim import Optimizer
 
 __all__ = [
     "ComponentEntry",
+    "ConfigStructurer",
     "ModelHolder",
     "RecipeConfigHolder",
     "StandardComponentManager",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -115,3 +115,19 @@ class ComponentSection(SupportsStructure):
         config = {} if self.config is None else self.config
         with _errors_of(resolver, self.base, self.name):
             self.config = structure_component_config(resolver, self.base, self.name, config)
+
+
+def structure_nested(resolver: DependencyResolver, settings: object) -> None:
+    """Structure a section and those inside of it, as fairseq2 does with the configuration of a recipe.
+
+    :raises RecipeError: a section names what is not registered.
+    """
+    if isinstance(settings, ComponentSection):
+        settings.structure(resolver)
+    inner: Iterable[object] = ()
+    if isinstance(settings, list | dict):
+        inner = settings.values() if isinstance(settings, dict) else settings
+    elif is_dataclass(settings):
+        inner = [getattr(settings, part.name) for part in fields(settings)]
+    for part in inner:
+        structure_nested(resolver, part)

@@ -11,13 +11,13 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from d2v_plugin.core.errors import CheckpointError, NewerFormatError
 
@@ -62,6 +62,22 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         aside.write_bytes(data.encode("utf-8", errors="surrogateescape") if isinstance(data, str) else data)
+        put_in_place(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_atomically(path: Path) -> Iterator[TextIO]:
+    """Open a text file to write; it gets its name, and replaces what had it, at the end of the block, unless that fails.
+
+    As for :func:`write_atomically` folders are made, several processes may write, and the text is UTF-8.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with aside.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            yield file
         put_in_place(aside, path)
     finally:
         aside.unlink(missing_ok=True)

@@ -21,3 +21,8 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
 def print_unwrapped(text: str) -> None:
     """Print to standard output at once: the log would break tables and paths at the width of the terminal."""
     print(text, flush=True)
+
+
+def escape_field(text: str) -> str:
+    """A field of a tab-separated file: tabs, line breaks and backslashes become ``\\t``, ``\\n``, ``\\r`` and ``\\\\``."""
+    return text.translate({ord("\\"): "\\\\", ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"})

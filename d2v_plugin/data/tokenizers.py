@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -85,6 +86,21 @@ class ByteBPETokenizer:
         self._pieces = {int(token): piece for piece, token in enumerate(self._ids) if token >= NUM_SPECIAL}
         self._pieces.pop(self.vocabulary.mask, None)
 
+    def with_our_ids(self) -> Pipeline:
+        """The same BPE with the ids of the vocabulary, special tokens included.
+
+        :raises RecipeError: some pieces have no id.
+        """
+        model = json.loads(self._pipeline.to_str())["model"]
+        pieces = {piece: int(self._ids[number]) for piece, number in model["vocab"].items() if piece not in _SPECIAL}
+        pieces |= {"<mask>": self.vocabulary.mask}
+        if lost := [piece for piece, token in pieces.items() if token == UNKNOWN]:
+            raise RecipeError(f"{len(lost)} of the pieces have no id in the dictionary, such as `{lost[0]}`.")
+        pipeline = Pipeline(BPE(_SPECIAL | pieces, [tuple(merge) for merge in model["merges"]]))
+        pipeline.pre_tokenizer, pipeline.decoder = self._pipeline.pre_tokenizer, self._pipeline.decoder
+
+        return pipeline
+
     def encode_lines(self, lines: Sequence[str]) -> list[TokenIds]:
         """See :class:`TextTokenizer`; in threads."""
         found = self._pipeline.encode_batch(list(lines), add_special_tokens=False)
@@ -94,6 +110,13 @@ class ByteBPETokenizer:
         """See :class:`TextTokenizer`."""
         text: str = self._pipeline.decode([self._pieces[token] for token in tokens if token in self._pieces])
         return text
+
+
+def holds_vocabulary(folder: Path) -> bool:
+    """Tell whether :func:`open_tokenizer` finds something to open."""
+    return any(
+        all((folder / name).is_file() for name in names) for names in ((SENTENCEPIECE_FILE,), _HUGGING_FACE_FILES, _FAIRSEQ_FILES)
+    )
 
 
 def open_tokenizer(folder: Path) -> TextTokenizer:

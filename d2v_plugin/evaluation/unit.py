@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.storage import write_atomically
+from d2v_plugin.core.text import escape_field
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.scoring.predictions import Prediction, gather_predictions, mean_loss
@@ -26,18 +27,27 @@ class EvaluationUnit(EvalUnit[Batch]):
     """Scores the predictions of a model; the scores do not depend on the number of ranks that share the reading."""
 
     def __init__(
-        self, model: EncoderModel, criterion: SupervisedCriterion[Any], gangs: Gangs, *, split: str, report: Path | None = None
+        self,
+        model: EncoderModel,
+        criterion: SupervisedCriterion[Any],
+        gangs: Gangs,
+        *,
+        split: str,
+        report: Path | None = None,
+        locate: Callable[[int], str] | None = None,
     ) -> None:
         """
         :param model: the bare model, not its data-parallel wrapper.
         :param gangs: ``gangs.dp`` shares the reading.
         :param report: where predictions are written beside their references, one sample per line; None = nowhere.
+        :param locate: tells where a row's sample lies, for that file; None = nobody knows.
         """
         self._model = model
         self._criterion = criterion
         self._gang = gangs.dp
         self._split = split
         self._report = report
+        self._locate = locate or (lambda row: "")
         self._predictions: list[Prediction] = []
         self.scores: Mapping[str, float] = {}
 
@@ -71,12 +81,17 @@ class EvaluationUnit(EvalUnit[Batch]):
             metric_bag.get(name, Mean).update(score)
 
         if self._report is not None:
-            shown = self._criterion.format
-            lines = (f"{p.id}\t{shown(p.hypothesis)}\t{shown(p.reference)}\n" for p in predictions)
+            table = "".join("\t".join(self._format_row(prediction)) + "\n" for prediction in predictions)
             try:
-                write_atomically(self._report, "row\tprediction\treference\n" + "".join(lines))
+                write_atomically(self._report, "row\tprediction\treference\tconfidence\tpath\n" + table)
             except OSError as ex:  # scores are what a run needs; the next evaluation writes them again
                 log.warning("{} cannot be written: {}.", self._report, ex.strerror or ex)
+
+    def _format_row(self, prediction: Prediction) -> list[str]:
+        shown, sure = self._criterion.format, prediction.confidence
+        fields = [str(prediction.id), shown(prediction.hypothesis), shown(prediction.reference)]
+
+        return [*fields, "" if sure is None else f"{sure:.4f}", escape_field(self._locate(prediction.id))]
 
     @property
     @override

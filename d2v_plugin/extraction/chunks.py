@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,20 @@ OVERLAP: Final = 1 / 8
 
 
 def extract_in_chunks(model: EncoderModel, waveform: Tensor, chunk_seconds: float) -> Features:
-    """Compute the features of a recording chunk by chunk: what one that fits into a chunk gets is exact.
+    """Compute the features of a recording chunk by chunk, see :func:`iterate_chunks`, and join them.
+
+    :param waveform: (1, T)
+    """
+    parts = list(iterate_chunks(model, waveform, chunk_seconds))
+    if len(parts) == 1:
+        return parts[0]
+    joined = [torch.cat(layers, dim=1) for layers in zip(*(part.layers for part in parts), strict=True)]
+
+    return Features(torch.cat([part.x for part in parts], dim=1), None, joined, None)
+
+
+def iterate_chunks(model: EncoderModel, waveform: Tensor, chunk_seconds: float) -> Iterator[Features]:
+    """The features of a recording chunk by chunk, each frame once: what one that fits into a chunk gets is exact.
 
     Frames see at least an eighth of a chunk before and after them. Whatever a model normalizes over time (group norm), it
     normalizes within a chunk.
@@ -32,18 +46,17 @@ def extract_in_chunks(model: EncoderModel, waveform: Tensor, chunk_seconds: floa
     num_frames = model.output_length(waveform.size(1), Modality.AUDIO)
     chunk = max(8, int(chunk_seconds * SAMPLE_RATE) // stride)
     if num_frames <= chunk:
-        return model.extract_features(waveform, modality=Modality.AUDIO)
+        yield model.extract_features(waveform, modality=Modality.AUDIO)
+        return
 
     overlap = math.ceil(chunk * OVERLAP)
-    layers: list[list[Tensor]] = []
     for start in range(0, num_frames, chunk - 2 * overlap):
         stop = min(num_frames, start + chunk - 2 * overlap)
         first, last = max(0, start - overlap), min(num_frames, stop + overlap)
         part = model.extract_features(waveform[:, first * stride : (last - 1) * stride + width], modality=Modality.AUDIO)
-        layers.append([layer[:, start - first : stop - first].clone() for layer in part.layers])
-    joined = [torch.cat(parts, dim=1) for parts in zip(*layers, strict=True)]
-
-    return Features(joined[-1], None, joined, None)
+        own = slice(start - first, stop - first)
+        # Copies, so that what overlaps is not kept.
+        yield Features(part.x[:, own].clone(), None, [layer[:, own].clone() for layer in part.layers], None)
 
 
 def estimate_memory(model: EncoderModel, num_samples: int) -> int:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -30,7 +30,6 @@ from d2v_plugin.core.storage import (
     write_record,
 )
 
-FORMAT: Final = "d2v_plugin_features"
 FORMAT_VERSION: Final = 1
 INDEX_FILE: Final = "index.json"
 IDS: Final = "ids"
@@ -56,20 +55,23 @@ def cut_shards(num_samples: int, shard_size: int) -> list[ShardRange]:
     return [ShardRange(number, start, min(start + shard_size, num_samples)) for number, start in enumerate(starts)]
 
 
-class ShardStore(ABC):
+ContentT = TypeVar("ContentT")
+
+
+class ShardStore(ABC, Generic[ContentT]):
     """A folder of shards."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def write(self, shard: ShardRange, arrays: Mapping[str, Tensor]) -> None:
+    def write(self, shard: ShardRange, content: ContentT) -> None:
         """Write a shard; after a crash at any moment it is there whole, or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path_of(shard)
         aside = path.with_name(f".{path.name}.tmp")
         if aside.is_dir():
             shutil.rmtree(aside)
-        self._save(aside, arrays)
+        self._save(aside, content)
         put_in_place(aside, path)
 
     def has(self, shard: ShardRange) -> bool:
@@ -91,11 +93,7 @@ class ShardStore(ABC):
         """The place of a shard."""
 
     @abstractmethod
-    def read_header(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
-        """The shapes of a shard's arrays, by name, and its ids; does not read the features."""
-
-    @abstractmethod
-    def _save(self, path: Path, arrays: Mapping[str, Tensor]) -> None: ...
+    def _save(self, path: Path, content: ContentT) -> None: ...
 
     @abstractmethod
     def _check(self, shard: ShardRange) -> None:
@@ -103,7 +101,15 @@ class ShardStore(ABC):
         can be checked."""
 
 
-class SafetensorsStore(ShardStore):
+class FeatureStore(ShardStore[Mapping[str, Tensor]]):
+    """A folder of shards of features."""
+
+    @abstractmethod
+    def read_header(self, shard: ShardRange) -> tuple[dict[str, list[int]], list[int]]:
+        """The shapes of a shard's arrays, by name, and its ids; does not read the features."""
+
+
+class SafetensorsStore(FeatureStore):
     """One file per shard."""
 
     @override
@@ -118,9 +124,9 @@ class SafetensorsStore(ShardStore):
             return shapes, file.get_tensor(IDS).tolist()
 
     @override
-    def _save(self, path: Path, arrays: Mapping[str, Tensor]) -> None:
+    def _save(self, path: Path, content: Mapping[str, Tensor]) -> None:
         # One entry alone: safetensors writes several in any order, and shards are to be the same in every run.
-        save_file(dict(arrays), path, metadata={"sha256": _hash_arrays(arrays)})
+        save_file(dict(content), path, metadata={"sha256": _hash_arrays(content)})
 
     @override
     def _check(self, shard: ShardRange) -> None:
@@ -131,7 +137,7 @@ class SafetensorsStore(ShardStore):
                 raise ValueError("its contents have changed.")
 
 
-class NumpyStore(ShardStore):
+class NumpyStore(FeatureStore):
     """One folder per shard with one file per array."""
 
     @override
@@ -145,9 +151,9 @@ class NumpyStore(ShardStore):
         return {name: list(array.shape) for name, array in arrays.items()}, arrays[IDS].tolist()
 
     @override
-    def _save(self, path: Path, arrays: Mapping[str, Tensor]) -> None:
+    def _save(self, path: Path, content: Mapping[str, Tensor]) -> None:
         path.mkdir()
-        for name, array in arrays.items():
+        for name, array in content.items():
             np.save(path / f"{name}.npy", array.numpy(), allow_pickle=False)
         write_record(path, Record({file.name: describe_file(file) for file in path.glob("*.npy")}, {}))
 
@@ -167,32 +173,33 @@ def _hash_arrays(arrays: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-STORES: Final[dict[str, type[ShardStore]]] = {"safetensors": SafetensorsStore, "numpy": NumpyStore}
+STORES: Final[dict[str, type[FeatureStore]]] = {"safetensors": SafetensorsStore, "numpy": NumpyStore}
 """By ``features.format``."""
 
 
-def begin_index(folder: Path, settings: Mapping[str, Any], *, write: bool) -> None:
+def begin_index(folder: Path, settings: Mapping[str, Any], *, write: bool, what: str = "features") -> None:
     """Say what the shards in a folder are going to be.
 
-    :param settings: all that the features depend on, as plain data.
+    :param settings: all that they depend on, as plain data.
     :param write: whether this process writes the file, if there is none.
-    :raises RecipeError: the folder holds features of other settings.
+    :param what: they hold.
+    :raises RecipeError: the folder holds those of other settings.
     """
     path = folder / INDEX_FILE
     if path.is_file():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))["settings"]
         except (ValueError, KeyError, TypeError):
-            raise RecipeError(f"{path} is not an index of features; choose another output directory.") from None
+            raise RecipeError(f"{path} is not an index of {what}; choose another output directory.") from None
         changed = [f"`{name}` was {found.get(name)}, but is {now}" for name, now in settings.items() if found.get(name) != now]
         if changed:
-            raise RecipeError(f"{folder} holds other features: {'; '.join(changed)}. Choose another output directory.")
+            raise RecipeError(f"{folder} holds other {what}: {'; '.join(changed)}. Choose another output directory.")
     elif write:
-        _write_index(folder, {"complete": False, "settings": settings})
+        write_index(folder, {"complete": False, "settings": settings}, what=what)
 
 
 def finish_index(
-    folder: Path, settings: Mapping[str, Any], info: Mapping[str, Any], store: ShardStore, shards: Sequence[ShardRange]
+    folder: Path, settings: Mapping[str, Any], info: Mapping[str, Any], store: FeatureStore, shards: Sequence[ShardRange]
 ) -> int:
     """List the shards, all of which are there.
 
@@ -206,11 +213,12 @@ def finish_index(
         missing = sorted(set(range(shard.start, shard.stop)) - set(ids))
         path = str(store.path_of(shard).relative_to(folder))
         listed.append({"file": path, "start": shard.start, "stop": shard.stop, "missing": missing, "shapes": shapes})
-    _write_index(folder, {"complete": True, "num_samples": num_samples, "settings": settings, **info, "shards": listed})
+    write_index(folder, {"complete": True, "num_samples": num_samples, "settings": settings, **info, "shards": listed})
 
     return num_samples
 
 
-def _write_index(folder: Path, content: Mapping[str, Any]) -> None:
-    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **content}
+def write_index(folder: Path, content: Mapping[str, Any], *, what: str = "features") -> None:
+    """Write what begins with the name and the version of the format."""
+    content = {"format": f"d2v_plugin_{what}", "format_version": FORMAT_VERSION, **content}
     write_atomically(folder / INDEX_FILE, json.dumps(content, indent=1) + "\n")

@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from fairseq2.recipe.error import RecipeError
 from fairseq2.utils.validation import Validatable, ValidationResult
+from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
@@ -23,7 +24,9 @@ from d2v_plugin.core.validation import report
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.lines import read_lines
 from d2v_plugin.data.problems import Problems
-from d2v_plugin.data.transcripts import WORD_END, WORD_START, Characters, join_symbols
+from d2v_plugin.data.transcripts import WORD_END, WORD_START, Characters
+from d2v_plugin.scoring.alignment import Run, find_runs, make_transcript, make_word, spell_words
+from d2v_plugin.scoring.answers import Transcript, Word
 
 _UNKNOWN: Final = "<unk>"
 _NUM_LISTED: Final = 20
@@ -62,18 +65,18 @@ class Decoder(ABC):
     """Finds the words that an output means."""
 
     @abstractmethod
-    def decode(self, log_probs: Tensor) -> str:
+    def decode_batch(self, log_probs: Tensor, lengths: Tensor) -> list[Transcript]:
         """
-        :param log_probs: (S, C) float32, on the CPU, without padding.
-        """
-
-    def decode_batch(self, log_probs: Tensor, lengths: Tensor) -> list[str]:
-        """
-        :param log_probs: (N, S, C)
+        :param log_probs: (N, S, C) float32
         :param lengths: (N,) how many frames of each row count.
         """
-        rows = zip(log_probs.float().cpu(), lengths.tolist(), strict=True)
-        return [self.decode(row[:length]) for row, length in rows]
+
+    def decode(self, log_probs: Tensor) -> Transcript:
+        """
+        :param log_probs: (S, C) float32, without padding.
+        """
+        (found,) = self.decode_batch(log_probs.unsqueeze(0), torch.tensor([len(log_probs)]))
+        return found
 
 
 class GreedyDecoder(Decoder):
@@ -83,13 +86,15 @@ class GreedyDecoder(Decoder):
         self._labels = labels
 
     @override
-    def decode(self, log_probs: Tensor) -> str:
-        return join_symbols(collapse(log_probs.argmax(dim=-1).tolist(), self._labels))
+    def decode_batch(self, log_probs: Tensor, lengths: Tensor) -> list[Transcript]:
+        # Of each frame one symbol leaves the device, not all of them.
+        best, path = log_probs.max(dim=-1)
+        rows = zip(path.cpu().numpy(), best.float().cpu().numpy(), lengths.tolist(), strict=True)
+        return [self._spell(symbols[:length], probs[:length]) for symbols, probs, length in rows]
 
-
-def collapse(path: Iterable[int], labels: LabelSet) -> list[str]:
-    """The symbols of an alignment: repeated ones count once, blanks not at all."""
-    return [labels.names[symbol] for symbol, _ in groupby(path) if symbol != 0]
+    def _spell(self, path: NDArray[np.int64], log_probs: NDArray[np.float32]) -> Transcript:
+        runs = find_runs(path, log_probs)
+        return make_transcript(spell_words(runs, self._labels), runs, log_probs)
 
 
 class BeamSearchDecoder(Decoder):
@@ -112,7 +117,7 @@ class BeamSearchDecoder(Decoder):
         self._labels = labels
         self._words = dictionary.Dictionary()
         # Silence is no symbol of its own; where a spelling has an end of words, that is what may be silent.
-        silence = labels.indices.get(WORD_END, -1)
+        silence = self._silence = labels.indices.get(WORD_END, -1)
         criterion = decoder.CriterionType.CTC
         beam = (config.beam_size, len(labels), config.beam_threshold, config.lm_weight)
         if config.lexicon is None:
@@ -140,15 +145,36 @@ class BeamSearchDecoder(Decoder):
         self._has_lexicon = True
 
     @override
-    def decode(self, log_probs: Tensor) -> str:
-        log_probs = log_probs.contiguous()
-        found = self._search.decode(log_probs.data_ptr(), *log_probs.shape)
-        if not found:
-            return ""
-        if not self._has_lexicon:
-            return join_symbols(collapse((token for token in found[0].tokens if token >= 0), self._labels))
+    def decode_batch(self, log_probs: Tensor, lengths: Tensor) -> list[Transcript]:
+        rows = zip(log_probs.float().cpu(), lengths.tolist(), strict=True)
+        return [self._search_row(row[:length].contiguous()) for row, length in rows]
 
-        return " ".join(self._words.get_entry(word) for word in found[0].words if word >= 0)
+    def _search_row(self, log_probs: Tensor) -> Transcript:
+        """:param log_probs: (S, C) float32, on the CPU."""
+        found = self._search.decode(log_probs.data_ptr(), *log_probs.shape) if len(log_probs) else []
+        if not found:
+            return Transcript(hypothesis="", confidence=0.0 if len(log_probs) else 1.0, words=[])
+        # Before the first frame and after the last there is one symbol more.
+        path = np.array(found[0].tokens[1:-1], dtype=np.int64)
+        chosen = log_probs.numpy()[np.arange(len(path)), path]
+        runs = find_runs(path, chosen)
+        if not self._has_lexicon:
+            return make_transcript(spell_words(runs, self._labels), runs, chosen)
+
+        return make_transcript(self._find_words(found[0].words[1:-1], runs), runs, chosen)
+
+    def _find_words(self, words: Sequence[int], runs: Sequence[Run]) -> list[Word]:
+        """The words of a lexicon, each with the symbols that began after the word before and up to the frame where it is known.
+
+        :param words: (S,) the word that is complete at each frame; -1 = none.
+        """
+        found, last = [], -1
+        for frame, word in enumerate(words):
+            if word >= 0:
+                own = [run for run in runs if last < run.start <= frame and run.symbol != self._silence]
+                found.append(make_word(self._words.get_entry(word), own))
+                last = frame
+        return found
 
     def _add_words(self, words: Iterable[str]) -> None:
         for word in words:

@@ -10,8 +10,7 @@ import torch
 from fairseq2.gang import Gang
 from torch import Tensor
 
-Value = str | int | float | list[float] | list[int]
-"""A transcript, a class, a number, or a row of scores."""
+from d2v_plugin.scoring.answers import Answer, Value
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,16 @@ class Prediction:
     """The model's answer."""
 
     reference: Value
-    """The right answer."""
+    """The right answer; empty = nobody knows it."""
+
+    confidence: float | None = None
+    """See :class:`d2v_plugin.scoring.answers.Answer`."""
 
 
-def build_predictions(ids: Tensor, losses: Tensor, hypotheses: Sequence[Value], references: Sequence[Value]) -> list[Prediction]:
+def build_predictions(ids: Tensor, losses: Tensor, answers: Sequence[Answer], references: Sequence[Value]) -> list[Prediction]:
     """The predictions of a batch, with one target for each sample."""
-    columns = zip(ids.tolist(), losses.tolist(), hypotheses, references, strict=True)
-    return [Prediction(id, loss, 1, hypothesis, reference) for id, loss, hypothesis, reference in columns]
+    columns = zip(ids.tolist(), losses.tolist(), answers, references, strict=True)
+    return [Prediction(id, loss, 1, own.hypothesis, right, own.confidence) for id, loss, own, right in columns]
 
 
 def gather_predictions(own: Sequence[Prediction], gang: Gang) -> list[Prediction]:

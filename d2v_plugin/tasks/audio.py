@@ -144,6 +144,10 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
         config, manifest = self.config, self.dataset.split(split)
         return RowReader(read_lengths(manifest, config.audio), config.max_num_elements, *self._open_padded(manifest))
 
+    @override
+    def locate(self, split: str, row: int) -> str:
+        return str(self.dataset.split(split).location(row))
+
     def _open_padded(
         self, manifest: Manifest, targets: Targets | None = None, read_row: Callable[[int, int], Waveform] | None = None
     ) -> tuple[ReadBatch, BadSamples]:

@@ -121,6 +121,10 @@ class Task(ABC, Generic[ConfigT, DatasetT]):
         name = f"{self.modality.value}_pretraining"
         raise RecipeError(f"`{type(self).__name__}` cannot read rows without their labels; set `task` to {{name: {name}}}.")
 
+    def locate(self, split: str, row: int) -> str:
+        """Tell where a sample of a labelled split lies: its file, perhaps with the bytes or the line; empty = it is not known."""
+        return ""
+
 
 def check_counts(**counts: int | None) -> Iterator[tuple[bool, str]]:
     """Check, for :func:`d2v_plugin.core.validation.report`, that settings are at least 1; None = there is no limit."""

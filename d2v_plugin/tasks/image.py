@@ -113,6 +113,10 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
         lengths = np.ones(len(self.dataset.split(split)), dtype=np.int64)
         return RowReader(lengths, self.config.max_batch_size, *self._open_images(split))
 
+    @override
+    def locate(self, split: str, row: int) -> str:
+        return str(self.dataset.split(split).location(row))
+
     def _open_images(
         self, split: str, transform: Transform | None = None, targets: RowLabels | None = None
     ) -> tuple[ReadBatch, BadSamples]:

@@ -125,6 +125,10 @@ class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
 
         return RowReader(ends - starts + 1, None, read, bad_samples, samples)
 
+    @override
+    def locate(self, split: str, row: int) -> str:
+        return str(self.dataset.split(split).location(row))
+
     def _open_stream(self, split: str) -> TokenStream:
         return TokenStream(self.dataset.split(split), self.dataset.vocabulary)
 

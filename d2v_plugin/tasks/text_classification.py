@@ -115,6 +115,11 @@ class TextClassificationTask(Task[TextClassificationConfig, Sentences]):
         longest_first = np.argsort(-lengths, kind="stable")
         return LabelledReader(batch_rows(longest_first, batch_size), gangs, read, bad_samples)
 
+    @override
+    def locate(self, split: str, row: int) -> str:
+        table = self.dataset.split(split)
+        return f"{table.path.absolute()}:{table.name_of(row)}"
+
     def _open_sentences(self, split: str) -> tuple[TokenIds, ReadBatch, BadSamples]:
         """Encode a split; returns the lengths of its rows, too."""
         table = self.dataset.split(split)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import torch
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.config import CommonSection, DatasetSection
 from fairseq2.task import Task as Runnable
 from fairseq2.utils.validation import Validatable, ValidationResult
+from torch import nn
 from typing_extensions import override
 
 from d2v_plugin.core.registry import create
@@ -151,3 +154,13 @@ class RecipeTask(Runnable):
     @override
     def step_nr(self) -> int:
         return self.num_steps if self.inner is None else self.inner.step_nr
+
+
+def hash_weights(model: nn.Module) -> str:
+    """Compute a digest that tells models apart."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+
+    return digest.hexdigest()

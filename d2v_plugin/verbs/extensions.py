@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fairseq2.recipe.base import Recipe
+from fairseq2.recipe.component import ComponentManager
 from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import DependencyContainer
 from typing_extensions import override
 
+from d2v_plugin.core.fairseq2_private import StandardComponentManager, register_library
 from d2v_plugin.models.families import is_registered
 from d2v_plugin.verbs.inheritance import resolve_bases
 from d2v_plugin.verbs.registration import register_everything
@@ -31,6 +33,17 @@ def register_all(container: DependencyContainer, extensions: Sequence[Extension]
 
     for extension in extensions:
         extension(container)
+
+
+def open_library(extensions: Sequence[Extension] = ()) -> DependencyContainer:
+    """fairseq2's objects with everything registered, for what is no recipe; nothing global changes."""
+    container = DependencyContainer()
+    register_library(container, no_progress=True)
+    # What a recipe's container has beside the library.
+    container.register_type(ComponentManager, StandardComponentManager, singleton=True)
+    register_all(container, extensions)
+
+    return container
 
 
 class ExtensibleRecipe(Recipe):

@@ -38,6 +38,7 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.scores = path / "scores.json"
         self.features = path / "features"
+        self.parts = path / "parts"
 
 
 _STEP: Final = r"step_(0|[1-9][0-9]{0,17})"

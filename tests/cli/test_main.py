@@ -214,7 +214,7 @@ def test_an_output_directory_that_cannot_be_made_is_named(command: Any, tiny_rec
         ((), ("a command is missing", "`recipe`")),
         (("recipes",), ("`recipes` is not a known command", "Did you mean `recipe`?")),
         (("recipe",), ("a verb is missing", "train", "list")),
-        (("recipe", "trian"), ("`trian` is not a known verb", "Did you mean `train`?", "list, train")),
+        (("recipe", "trian"), ("`trian` is not a known verb", "Did you mean `train`?", "predict, train")),
         (("recipe", "train"), ("output_dir", "required")),
         (("recipe", "train", "--confg-file", "x.yaml", "out"), ("--confg-file",)),
         (("recipe", "train", "out", "--config", "regime.num_steps"), ("invalid key-value pair: regime.num_steps",)),
@@ -281,7 +281,7 @@ def test_list_shows_what_a_recipe_may_name(command: Any, monkeypatch: pytest.Mon
     out = command("recipe", "list").out
 
     sections = dict(section.split(":\n", 1) for section in out.strip().split("\n\n"))
-    assert [line.split()[0] for line in sections["verbs"].splitlines() if line][:3] == ["train", "evaluate", "extract"]
+    assert [line.split()[0] for line in sections["verbs"].splitlines() if line][:3] == ["train", "evaluate", "predict"]
     assert "image_pretraining" in sections["tasks"].split()
     assert "image_manifest" in sections["datasets"].split()
     assert "data2vec2" in sections["criteria"].split()

@@ -51,7 +51,7 @@ def run(command: Any, write_example: Any, short_run: Any, tmp_path: Path, monkey
 
     def run_line(line: str) -> Path:
         write_example(re.search(r"--extension (\S+)", line)[1])  # type: ignore[index]
-        line = line.replace("recipes/", f"{ROOT}/recipes/")
+        line = line.replace("recipes/", f"{ROOT}/recipes/").replace("manifests/", f"{ROOT}/manifests/")
         words = [word.replace("=out/digits", f"={short_run('digits')}") for word in shlex.split(line)[1:]]
         outcome = command(*words, *(SHORT if words[1] == "train" else []))
         assert outcome.status == 0, outcome.err
@@ -160,11 +160,15 @@ def test_a_probe_measures_a_run_and_a_checkpoint(run: Any) -> None:
 
 
 def test_a_metric_chooses_the_best_checkpoint(run: Any) -> None:
-    out = run(EXAMPLES["recall.py"][1][0])
+    training, prediction = EXAMPLES["recall.py"][1]
+    out = run(training)
 
     (line,) = read_lines(out / "metrics" / "valid" / "valid.jsonl")
     score = float(next((out / "checkpoints" / "scores").iterdir()).read_text())
     assert 0 < line["Mean Recall"] < 1 and score == pytest.approx(line["Mean Recall"], abs=1e-4)
+
+    found = read_lines(run(prediction) / "predictions.jsonl")
+    assert len(found) == 200 and len(found[0]["classes"]) == 5
 
 
 @torch.no_grad()

@@ -101,11 +101,29 @@ def test_predictions_stand_beside_references(tuned: Path) -> None:
     header, *rows = (tuned / "predictions" / "valid.tsv").read_text().splitlines()
     labels = [line.split("\t")[1] for line in (ROOT / "manifests" / "digits" / "valid.tsv").read_text().splitlines()[2:]]
 
-    assert header == "row\tprediction\treference" and len(rows) == 597
+    assert header == "row\tprediction\treference\tconfidence\tpath" and len(rows) == 597
     assert [row.split("\t")[2] for row in rows] == labels
     right = sum(row.split("\t")[1] == row.split("\t")[2] for row in rows)
     accuracy = json.loads((tuned / "summary.json").read_text())["scores"]["valid, last (update 280)"]["accuracy"]
     assert right / 597 == pytest.approx(accuracy, abs=1e-6)
+
+
+def test_pictures_are_classified_with_the_accuracy_that_the_run_was_scored_with(
+    command: Any, tuned: Path, tmp_path: Path
+) -> None:
+    settings = [f"checkpoint.path={tuned}", "inputs=manifests/digits/valid.tsv"]
+    outcome = command("recipe", "predict", tmp_path / "out", "--config", *settings)
+    assert outcome.status == 0, outcome.err
+
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    labels = [line.split("\t")[1] for line in (ROOT / "manifests" / "digits" / "valid.tsv").read_text().splitlines()[2:]]
+    scores = json.loads((tuned / "summary.json").read_text())["scores"]["valid, last (update 280)"]
+    found = [[each["label"] for each in line["classes"]] for line in lines]
+    top1 = sum(label == best[0] for best, label in zip(found, labels, strict=True)) / 597
+    assert top1 == pytest.approx(scores["accuracy"], abs=1e-6)
+    assert sum(label in best for best, label in zip(found, labels, strict=True)) / 597 == pytest.approx(
+        scores["top5_accuracy"], abs=1e-6
+    )
 
 
 def test_splits_datasets_and_batches_other_than_the_runs_can_be_evaluated(command: Any, tuned: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from d2v_plugin.cli.main import main
+from d2v_plugin.scoring.scores import accuracy, mean_average_precision, word_error_rate
 
 ROOT = Path(__file__).parents[2]
 WORDS = ROOT / "manifests" / "words"
@@ -80,9 +81,33 @@ def test_ctc_learns_a_few_dozen_spoken_words(transcriber: Run) -> None:
 
     assert scores["Word Error Rate (WER)"] < 0.1
     assert scores["Character Error Rate (CER)"] < 0.1
-    assert lines[0] == "row\tprediction\treference" and len(lines) == 1 + NUM_WORDS
+    assert lines[0] == "row\tprediction\treference\tconfidence\tpath" and len(lines) == 1 + NUM_WORDS
     right = [line.split("\t")[1] == line.split("\t")[2] for line in lines[1:]]
     assert 1 - sum(right) / NUM_WORDS == pytest.approx(scores["Word Error Rate (WER)"])
+
+
+def predict(command: Any, output: Path, manifests: Path, *settings: str) -> list[dict[str, Any]]:
+    """What a run says of the split that it was scored on."""
+    words = [f"checkpoint.path={output}", f"inputs={manifests / 'valid.tsv'}", "common.torch.num_threads=1", *settings]
+    outcome = command("recipe", "predict", output / "predicted", "--config", *words)
+    assert outcome.status == 0, outcome.err
+
+    return [json.loads(line) for line in (output / "predicted" / "predictions.jsonl").read_text().splitlines()]
+
+
+def read_column(manifests: Path, column: int) -> list[str]:
+    return [line.split("\t")[column] for line in (manifests / "valid.tsv").read_text().splitlines()[2:]]
+
+
+def test_a_trained_model_transcribes_with_the_error_rate_it_was_scored_with(command: Any, transcriber: Run) -> None:
+    lines = predict(command, transcriber.output, transcriber.manifests)
+
+    rate = word_error_rate([line["text"] for line in lines], read_column(transcriber.manifests, 2))
+    assert rate == pytest.approx(read_scores(transcriber.output, "valid")["Word Error Rate (WER)"], abs=1e-6)
+    # It is surer of what is right, and knows when a word is said.
+    right = [line for line, label in zip(lines, read_column(transcriber.manifests, 2), strict=True) if line["text"] == label]
+    assert sum(line["confidence"] for line in right) / len(right) > 0.8
+    assert all(0.0 <= line["words"][0]["start"] < line["words"][0]["end"] < 2.0 for line in right)
 
 
 def test_a_search_with_a_lexicon_makes_fewer_errors_on_voices_never_heard(command: Any, transcriber: Run, tmp_path: Path) -> None:
@@ -161,3 +186,11 @@ def test_recordings_are_classified_and_tagged(
 
     assert outcome.status == 0, outcome.err
     assert read_scores(tmp_path / "out", "valid")[score] > least
+    lines = predict(command, tmp_path / "out", manifests, "prediction.threshold=0")
+    if score == "Accuracy":
+        own = accuracy([line["label"] for line in lines], read_column(manifests, 2))
+    else:
+        found = [{tag["tag"]: tag["probability"] for tag in line["tags"]} for line in lines]
+        tags = [[letter in tags.split(";") for letter in "eo"] for tags in read_column(manifests, 3)]
+        own = mean_average_precision([[shares[letter] for letter in "eo"] for shares in found], tags)
+    assert own == pytest.approx(read_scores(tmp_path / "out", "valid")[score], abs=1e-6)

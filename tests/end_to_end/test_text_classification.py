@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from d2v_plugin.data.tables import GLUE
+from d2v_plugin.scoring.scores import pearson
 
 ROOT = Path(__file__).parents[2]
 BOOKS = ROOT / "manifests" / "books"
@@ -38,8 +39,9 @@ def test_pairs_of_passages_are_told_apart_after_pre_training(command: Any, tmp_p
     assert outcome.status == 0, outcome.err
     assert read_scores(tmp_path / "out")["Accuracy"] > 0.9
     rows = [line.split("\t") for line in (tmp_path / "out" / "predictions" / "valid.tsv").read_text().splitlines()]
-    assert rows[0] == ["row", "prediction", "reference"] and len(rows) == 301
-    agree = sum(hypothesis == reference for _, hypothesis, reference in rows[1:])
+    assert rows[0] == ["row", "prediction", "reference", "confidence", "path"] and len(rows) == 301
+    assert rows[5][4] == f"{ROOT}/manifests/book_pairs/valid.tsv:6"
+    agree = sum(row[1] == row[2] for row in rows[1:])
     assert agree / 300 == pytest.approx(read_scores(tmp_path / "out")["Accuracy"], abs=1e-6)
 
     # A split without labels, as GLUE's are for its server: the checkpoint knows the classes.
@@ -50,8 +52,8 @@ def test_pairs_of_passages_are_told_apart_after_pre_training(command: Any, tmp_p
     outcome = command("recipe", "evaluate", tmp_path / "scores", "--config", *settings)
 
     assert outcome.status == 0, outcome.err
-    lines = (tmp_path / "scores" / "predictions" / "test.tsv").read_text().splitlines()
-    assert lines[1:] == [f"{row}\t{hypothesis}\t" for row, hypothesis, _ in rows[1:21]]
+    found = [line.split("\t") for line in (tmp_path / "scores" / "predictions" / "test.tsv").read_text().splitlines()]
+    assert [row[:3] for row in found[1:]] == [[*row[:2], ""] for row in rows[1:21]]
 
 
 def test_numbers_are_regressed(command: Any, tmp_path: Path) -> None:
@@ -71,6 +73,12 @@ def test_numbers_are_regressed(command: Any, tmp_path: Path) -> None:
     assert found["Pearson Correlation"] > 0.8
     both = (found["Pearson Correlation"] + found["Spearman Correlation"]) / 2
     assert found["Mean of Pearson and Spearman"] == pytest.approx(both)
+
+    words = [f"checkpoint.path={tmp_path / 'out'}", f"inputs={tmp_path / 'valid.tsv'}"]
+    assert command("recipe", "predict", tmp_path / "predicted", "--config", *words).status == 0
+    lines = [json.loads(line) for line in (tmp_path / "predicted" / "predictions.jsonl").read_text().splitlines()]
+    correlation = pearson([line["value"] for line in lines], [i % 6 for i in range(16)])
+    assert correlation == pytest.approx(found["Pearson Correlation"], abs=1e-5)
 
 
 @pytest.mark.parametrize("task", ["cola", "mrpc", "mnli", "sts_b"])

@@ -11,11 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
-import torch
-from torchvision.io import write_jpeg
 
 ROOT = Path(__file__).parents[2]
 TEXT = ROOT.joinpath("recipes", "representations.md").read_text(encoding="utf-8")
@@ -23,7 +19,7 @@ TEXT = ROOT.joinpath("recipes", "representations.md").read_text(encoding="utf-8"
 
 @pytest.fixture
 def place(short_run: Any, tmp_path: Path) -> Callable[[str], str]:
-    """Replaces the README's paths by those of this test."""
+    """Replaces the page's paths by those of this test."""
 
     def replace(text: str) -> str:
         text = re.sub(r"out/(digits|words|books)\b(?!_)", lambda found: str(short_run(found[1])), text)
@@ -45,21 +41,6 @@ def find_command(start: str) -> str:
     (line,) = (line for line in TEXT.splitlines() if line.startswith(start))
 
     return line
-
-
-@torch.no_grad()
-def test_single_files_become_features(place: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    soundfile.write("sound.wav", np.random.default_rng(1).normal(size=16000), 16000)
-    write_jpeg(torch.randint(256, (3, 40, 60), dtype=torch.uint8), "picture.jpg")
-    Path("letter.txt").write_text("Dear friend,\n\nthis is a letter.\n")
-
-    names: dict[str, Any] = {}
-    exec(place(find_code("single files")), names)
-
-    assert names["features"].x.shape == (1, 49, 96) and len(names["features"].layers) == 4
-    assert names["patches"].x.shape == (1, 64, 96)
-    assert names["tokens"].x.shape[0] == 1 and names["tokens"].x.shape[1] > 5
 
 
 def test_a_manifest_becomes_shards(command: Any, place: Any, tmp_path: Path) -> None:

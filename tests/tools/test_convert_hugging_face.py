@@ -58,13 +58,15 @@ def test_there_and_back(source: Path, tmp_path: Path, script: ModuleType, capsys
     torch.testing.assert_close(back(tokens).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_data2vec_2_has_no_place_at_hugging_face(tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data2vec_2_brings_its_code(tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     model = create_model(text_tiny())
     write_directory(tmp_path / "ours", ModelDirectory(config=model.config, student=model.state_dict()))
 
-    assert script.main(["to-huggingface", str(tmp_path / "ours"), str(tmp_path / "out")]) == 2
-    assert "is data2vec 2.0, which Hugging Face's transformers does not have" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    words = ["to-huggingface", str(tmp_path / "ours"), str(tmp_path / "out")]
+    assert script.main(words) == 0
+    assert "largest difference from our own model: blocks" in capsys.readouterr().out
+    assert (tmp_path / "out" / "modeling_data2vec2.py").is_file()
+    assert script.main(words) == 2 and script.main([*words, "--force"]) == 0
 
 
 def test_nothing_is_overwritten(source: Path, tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic
+from typing import ClassVar, Generic
 
 import torch
+from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
@@ -16,7 +17,8 @@ from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.criteria.base import Criterion, ModelT
 from d2v_plugin.data.labels import LabelKind, LabelSet
 from d2v_plugin.models.base import Features
-from d2v_plugin.scoring.predictions import Prediction, Value
+from d2v_plugin.scoring.answers import Answer, Value
+from d2v_plugin.scoring.predictions import Prediction
 
 
 @dataclass(kw_only=True)
@@ -39,6 +41,10 @@ class SupervisedCriterion(Criterion[ModelT], Generic[ModelT]):
 
     label_kinds: Sequence[LabelKind] = ()
     """What it learns from; empty = it does not say, and any task may try."""
+
+    framewise: ClassVar[bool] = False
+    """Whether the head's output at a frame depends on the features of that frame alone; long recordings are then computed in
+    chunks without keeping their features."""
 
     def __init__(self, config: SupervisedConfig) -> None:
         """
@@ -85,9 +91,37 @@ class SupervisedCriterion(Criterion[ModelT], Generic[ModelT]):
         """Tell whether the head alone is trained in this update."""
         return step is not None and step.number <= self.supervised.freeze_updates
 
-    @abstractmethod
     def predict(self, model: ModelT, batch: Batch) -> list[Prediction]:
         """Predict each sample of a batch; the model is in evaluation mode, without gradients."""
+        features = self.encode(model, batch)
+        logits = self.apply_head(features)
+        answers = self.answer(logits, features.padding_mask)
+        if batch.labels is None:
+            rows = zip(batch.ids.tolist(), answers, strict=True)
+            return [Prediction(id, 0.0, 0, own.hypothesis, "", own.confidence) for id, own in rows]
+
+        return self.compare(answers, logits, features.padding_mask, batch)
+
+    @property
+    def answer_kls(self) -> type[Answer]:
+        """The class of the answers, which tells how the model is used: to transcribe, to classify, …"""
+        return Answer
+
+    @abstractmethod
+    def apply_head(self, features: Features) -> Tensor:
+        """Map the encoder's features to what the head puts out: (N, C), or (N, S, C) if it is :attr:`framewise`; float32."""
+
+    @abstractmethod
+    def answer(self, logits: Tensor, padding_mask: Tensor | None) -> Sequence[Answer]:
+        """Say what the output of the head means, one answer for each sample; no labels are needed.
+
+        :param logits: from :meth:`apply_head`.
+        :param padding_mask: (N, S), True = padding; None = nothing is padded.
+        """
+
+    @abstractmethod
+    def compare(self, answers: Sequence[Answer], logits: Tensor, padding_mask: Tensor | None, batch: Batch) -> list[Prediction]:
+        """Put answers beside the labels of their batch, with the loss of each; parameters as for :meth:`answer`."""
 
     @abstractmethod
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:

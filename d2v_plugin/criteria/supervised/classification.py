@@ -20,7 +20,8 @@ from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.models.base import EncoderModel, Features
 from d2v_plugin.models.pooling import pool_tokens
 from d2v_plugin.scoring import scores
-from d2v_plugin.scoring.predictions import Prediction, Value, build_predictions
+from d2v_plugin.scoring.answers import Answer, Estimate, Ranking, Value
+from d2v_plugin.scoring.predictions import Prediction, build_predictions
 
 ScoreName = Literal[
     "accuracy", "top5_accuracy", "f1", "accuracy_and_f1", "matthews", "pearson", "spearman", "pearson_and_spearman"
@@ -121,7 +122,11 @@ class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
 
         :param step: None = evaluation.
         """
-        return self.head(self.pool(self.encode(model, batch, step))).float()  # type: ignore[no-any-return]
+        return self.apply_head(self.encode(model, batch, step))
+
+    @override
+    def apply_head(self, features: Features) -> Tensor:
+        return self.head(self.pool(features)).float()  # type: ignore[no-any-return]
 
     def compute_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(N,) the loss of each sample, without label smoothing in evaluation.
@@ -138,15 +143,23 @@ class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
         losses = self.compute_losses(self.compute_logits(model, batch, step), expect_labels(batch))
         return LossOutput(losses.sum(), len(losses))
 
+    @property
     @override
-    def predict(self, model: EncoderModel, batch: Batch) -> list[Prediction]:
-        labels = batch.labels
-        logits = self.compute_logits(model, batch)
-        hypotheses = self.decide(logits).tolist()
-        if labels is None:
-            return [Prediction(id, 0.0, 0, hypothesis, "") for id, hypothesis in zip(batch.ids.tolist(), hypotheses, strict=True)]
+    def answer_kls(self) -> type[Answer]:
+        return Estimate if self.labels is None else Ranking
 
-        return build_predictions(batch.ids, self.compute_losses(logits, labels), hypotheses, labels.tolist())
+    @override
+    def answer(self, logits: Tensor, padding_mask: Tensor | None) -> Sequence[Answer]:
+        hypotheses = self.decide(logits).tolist()
+        if self.labels is None:
+            return [Estimate(hypothesis=number) for number in hypotheses]
+        rows = zip(hypotheses, logits.softmax(dim=1).tolist(), strict=True)
+        return [Ranking(hypothesis=best, confidence=probs[best[0]], probabilities=probs) for best, probs in rows]
+
+    @override
+    def compare(self, answers: Sequence[Answer], logits: Tensor, padding_mask: Tensor | None, batch: Batch) -> list[Prediction]:
+        labels = expect_labels(batch)
+        return build_predictions(batch.ids, self.compute_losses(logits, labels), answers, labels.tolist())
 
     def decide(self, logits: Tensor) -> Tensor:
         """(N, K) the best classes, the best one first; or (N,) numbers."""

@@ -18,6 +18,7 @@ from d2v_plugin.criteria.supervised.frames import FrameCriterion
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.transcripts import is_blank_first, join_symbols
 from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.scoring.answers import Answer, Transcript
 from d2v_plugin.scoring.ctc_decoding import BeamSearchConfig, BeamSearchDecoder, Decoder, GreedyDecoder
 from d2v_plugin.scoring.predictions import Prediction, build_predictions
 from d2v_plugin.scoring.scores import character_error_rate, word_error_rate
@@ -62,39 +63,52 @@ class CtcCriterion(FrameCriterion):
 
     def compute_log_probs(self, model: EncoderModel, batch: Batch, step: StepInfo | None = None) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the symbols (N, S, C), float32, and how many frames count, (N,)."""
-        logits, padding_mask = self.compute_logits(model, batch, step)
-        if padding_mask is None:
-            lengths = torch.full((len(logits),), logits.size(1), device=logits.device)
-        else:
-            lengths = (~padding_mask).sum(dim=1)
-        return logits.log_softmax(dim=-1), lengths
+        return _normalize(*self.compute_logits(model, batch, step))
 
     @override
     def forward(self, model: EncoderModel, batch: Batch, step: StepInfo) -> LossOutput:
         losses = _compute_losses(*self.compute_log_probs(model, batch, step), batch)
         return LossOutput(losses.sum(), batch.num_examples)
 
+    @property
     @override
-    def predict(self, model: EncoderModel, batch: Batch) -> list[Prediction]:
+    def answer_kls(self) -> type[Answer]:
+        return Transcript
+
+    @override
+    def answer(self, logits: Tensor, padding_mask: Tensor | None) -> Sequence[Transcript]:
         assert self.labels is not None
-        log_probs, lengths = self.compute_log_probs(model, batch)
-        losses = _compute_losses(log_probs, lengths, batch)
         if self._decoder is None:
             search = self.config.beam_search
             self._decoder = GreedyDecoder(self.labels) if search is None else BeamSearchDecoder(search, self.labels)
-        hypotheses = self._decoder.decode_batch(log_probs, lengths)
+
+        return self._decoder.decode_batch(*_normalize(logits, padding_mask))
+
+    @override
+    def compare(self, answers: Sequence[Answer], logits: Tensor, padding_mask: Tensor | None, batch: Batch) -> list[Prediction]:
+        assert self.labels is not None
         symbols, num_symbols = _expect_transcripts(batch)
         references = [
             join_symbols(self.labels.names[symbol] for symbol in row[:count])
             for row, count in zip(symbols.tolist(), num_symbols.tolist(), strict=True)
         ]
 
-        return build_predictions(batch.ids, losses, hypotheses, references)
+        return build_predictions(batch.ids, _compute_losses(*_normalize(logits, padding_mask), batch), answers, references)
 
     @override
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         hypotheses, references = ([str(getattr(row, side)) for row in predictions] for side in ("hypothesis", "reference"))
         return {"wer": word_error_rate(hypotheses, references), "cer": character_error_rate(hypotheses, references)}
+
+
+def _normalize(logits: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (N, S, C), and how many frames count, (N,)."""
+    if padding_mask is None:
+        lengths = torch.full((len(logits),), logits.size(1), device=logits.device)
+    else:
+        lengths = (~padding_mask).sum(dim=1)
+
+    return logits.log_softmax(dim=-1), lengths
 
 
 def _compute_losses(log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:

@@ -20,6 +20,8 @@ class FrameCriterion(SupervisedCriterion[EncoderModel]):
 
     head: nn.Linear
 
+    framewise = True
+
     def __init__(self, config: SupervisedConfig, *, dropout: float, masking: FeatureMaskConfig | None) -> None:
         """
         :param dropout: before the linear layer.
@@ -57,4 +59,8 @@ class FrameCriterion(SupervisedCriterion[EncoderModel]):
         :param step: None = evaluation.
         """
         features = self.encode(model, batch, step)
-        return self.head(self.dropout(features.x)).float(), features.padding_mask
+        return self.apply_head(features), features.padding_mask
+
+    @override
+    def apply_head(self, features: Features) -> Tensor:
+        return self.head(self.dropout(features.x)).float()  # type: ignore[no-any-return]

@@ -21,7 +21,8 @@ from d2v_plugin.criteria.supervised.feature_masks import FeatureMaskConfig
 from d2v_plugin.criteria.supervised.frames import FrameCriterion
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.scoring.predictions import Prediction, Value, build_predictions
+from d2v_plugin.scoring.answers import Answer, Tagging, Value
+from d2v_plugin.scoring.predictions import Prediction, build_predictions
 from d2v_plugin.scoring.scores import mean_average_precision
 
 # The closest that a probability comes to 1: its complement must have a logarithm.
@@ -78,8 +79,7 @@ class AudioTaggingCriterion(FrameCriterion):
 
     def compute_log_probs(self, model: EncoderModel, batch: Batch, step: StepInfo | None = None) -> Tensor:
         """(N, C) the logarithm of each tag's probability, float32, less than 0."""
-        pool = pool_linear_softmax if self.config.pooling == "linear_softmax" else pool_mean
-        return pool(*self.compute_logits(model, batch, step))
+        return self._pool(*self.compute_logits(model, batch, step))
 
     @override
     def forward(self, model: EncoderModel, batch: Batch, step: StepInfo) -> LossOutput:
@@ -88,11 +88,25 @@ class AudioTaggingCriterion(FrameCriterion):
         losses = _compute_losses(self.compute_log_probs(model, batch, step), _expect_tags(batch))
         return LossOutput(losses.sum(), batch.num_examples)
 
+    @property
     @override
-    def predict(self, model: EncoderModel, batch: Batch) -> list[Prediction]:
+    def answer_kls(self) -> type[Answer]:
+        return Tagging
+
+    @override
+    def answer(self, logits: Tensor, padding_mask: Tensor | None) -> Sequence[Tagging]:
+        rows = self._pool(logits, padding_mask).exp().tolist()
+        return [Tagging(hypothesis=probs, confidence=max(probs)) for probs in rows]
+
+    @override
+    def compare(self, answers: Sequence[Answer], logits: Tensor, padding_mask: Tensor | None, batch: Batch) -> list[Prediction]:
         tags = _expect_tags(batch)
-        log_probs = self.compute_log_probs(model, batch)
-        return build_predictions(batch.ids, _compute_losses(log_probs, tags), log_probs.exp().tolist(), tags.tolist())
+        return build_predictions(batch.ids, _compute_losses(self._pool(logits, padding_mask), tags), answers, tags.tolist())
+
+    def _pool(self, logits: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """(N, S, C) -> (N, C) log-probabilities"""
+        pool = pool_linear_softmax if self.config.pooling == "linear_softmax" else pool_mean
+        return pool(logits, padding_mask)
 
     @override
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:

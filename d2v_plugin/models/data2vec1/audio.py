@@ -48,7 +48,7 @@ class Data2VecAudioModel(Data2Vec1Model):
         nn.init.uniform_(self.mask_emb)
 
     @override
-    def embed(self, inputs: Tensor) -> Tensor:
+    def embed_tokens(self, inputs: Tensor) -> Tensor:
         x = scale_gradient(self.feature_extractor, inputs, self.local_grad_scale)
         return self.post_extract_proj(self.layer_norm(x))  # type: ignore[no-any-return]
 

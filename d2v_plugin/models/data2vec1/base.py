@@ -136,11 +136,11 @@ class Data2Vec1Model(EncoderModel):
         self, inputs: Tensor, padding_mask: Tensor | None = None, *, modality: Modality | None = None
     ) -> LocalFeatures:
         modality = self.resolve_modality(modality)
-        x = self.embed(inputs)
+        x = self.embed_tokens(inputs)
         return LocalFeatures(x, self.downsample_padding(padding_mask, x.size(1) - self.num_extra_tokens), modality)
 
     @abstractmethod
-    def embed(self, inputs: Tensor) -> Tensor:
+    def embed_tokens(self, inputs: Tensor) -> Tensor:
         """Encode every frame or patch by itself: (N, X + S, D). Text has no such step: its ids (N, S) are returned."""
 
     def predict(self, x: Tensor) -> Tensor:

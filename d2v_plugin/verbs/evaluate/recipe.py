@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -63,7 +64,8 @@ class EvaluateRecipe(CheckpointRecipe):
             model = load_trained(path, criterion, labels=task.labels, device=context.device)
             for split in config.splits:
                 report = RunFolder(context.output_dir).predictions / f"{split}.tsv"
-                units.append(EvaluationUnit(model, criterion, gangs, split=split, report=report))
+                locate = partial(task.locate, split)
+                units.append(EvaluationUnit(model, criterion, gangs, split=split, report=report, locate=locate))
         elif config.probing.probes:
             model = load(path, weights=config.checkpoint.weights, device=context.device)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task as Runnable
 from fairseq2.task import TaskStopException
 from fairseq2.utils.structured import StandardValueConverter
-from torch import nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Modality
@@ -26,9 +24,9 @@ from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.extraction.chunks import SAMPLE_RATE, estimate_memory, find_free_memory
 from d2v_plugin.extraction.features import Extractor, name_arrays
-from d2v_plugin.extraction.shards import INDEX_FILE, STORES, ShardStore, begin_index, cut_shards, finish_index
+from d2v_plugin.extraction.shards import INDEX_FILE, STORES, FeatureStore, begin_index, cut_shards, finish_index
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.verbs.common import CheckpointRecipe, RecipeTask, open_task
+from d2v_plugin.verbs.common import CheckpointRecipe, RecipeTask, hash_weights, open_task
 from d2v_plugin.verbs.extract.config import ExtractConfig
 from d2v_plugin.weights.loading import load
 from d2v_plugin.weights.run_folder import RunFolder
@@ -104,7 +102,7 @@ class ExtractTask(RecipeTask):
         begin_index(self.output_dir, self.settings, write=rank == 0)
         self.gangs.root.barrier()
 
-        store: ShardStore = STORES[self.settings["format"]](RunFolder(self.output_dir).features)
+        store: FeatureStore = STORES[self.settings["format"]](RunFolder(self.output_dir).features)
         shards = cut_shards(len(self.rows), self.settings["shard_size"])
         own = shards[rank::size]
         todo = [shard for shard in own if not store.is_whole(shard)]
@@ -142,13 +140,3 @@ def check_memory(model: EncoderModel, rows: RowReader, chunk_seconds: float | No
     if needed > free:
         raise RecipeError(f"{message}. Set `features.chunk_seconds`, to 60 for example.")
     log.warning("{}; with `features.chunk_seconds` it takes less.", message)
-
-
-def hash_weights(model: nn.Module) -> str:
-    """Compute a digest that tells models apart."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
-
-    return digest.hexdigest()

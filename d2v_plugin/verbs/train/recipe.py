@@ -143,7 +143,7 @@ class TrainRecipe(ExtensibleRecipe):
         task.check_model(model)
         observers = create_observers(context, task, train_reader, probing)
         unit = create_unit(context, observers)
-        eval_units = create_eval_units(context, probing)
+        eval_units = create_eval_units(context, task, probing)
         if gangs.root.rank == 0:
             write_provenance(find_checkpoints(context), describe_provenance(config, task.labels))
             print_unwrapped(f"\n{format_layers(model, context.get_optimizer())}\n")
@@ -227,7 +227,7 @@ def create_unit(context: RecipeContext, observers: Sequence[Observer]) -> Criter
     return CriterionUnit(model, criterion, guard, seed=context.get_config_as(TrainConfig).common.seed)
 
 
-def create_eval_units(context: RecipeContext, probing: Probing) -> list[EvalUnit[Any]]:
+def create_eval_units(context: RecipeContext, task: Task[Any, Any], probing: Probing) -> list[EvalUnit[Any]]:
     """Create what measures the model during training: the probes, if there are any, and the scores of labelled splits."""
     model, gangs = context.get_model_as(EncoderModel), context.gangs
     units: list[EvalUnit[Any]] = [probing.create_unit(model, gangs)] if probing.probes else []
@@ -235,7 +235,8 @@ def create_eval_units(context: RecipeContext, probing: Probing) -> list[EvalUnit
         criterion = criterion_of(model)
         assert isinstance(criterion, SupervisedCriterion)
         report = RunFolder(context.output_dir).predictions / f"{split}.tsv"
-        units.append(EvaluationUnit(model, criterion, gangs, split=split, report=report))
+        locate = partial(task.locate, split)
+        units.append(EvaluationUnit(model, criterion, gangs, split=split, report=report, locate=locate))
 
     return units
 

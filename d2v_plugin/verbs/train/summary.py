@@ -153,5 +153,6 @@ def format_summary(summary: Summary) -> str:
         run = Path(summary.paths["checkpoints"]).parent
         best = " checkpoint.best=true" if any(", best (" in name for name in summary.scores) else ""
         lines.append(f"Score it with: fairseq2 recipe evaluate {run}/scores --config checkpoint.path={run}{best}")
+        lines.append(f"Use it with: fairseq2 recipe predict {run}/predicted --config checkpoint.path={run}{best} inputs=FILES")
 
     return "\n".join(lines)
