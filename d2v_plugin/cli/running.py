@@ -54,7 +54,6 @@ def run(recipe: ExtensibleRecipe, verb: str, words: Sequence[str]) -> None:
     from fairseq2.runtime.dependency import DependencyContainer
     from fairseq2.task import TaskStopException
 
-    from d2v_plugin.cli.lost_rank import explain_lost_rank
     from d2v_plugin.cli.reading import read_config
     from d2v_plugin.cli.redaction import hide_secrets, register_safe_dumper
     from d2v_plugin.cli.screen import configure_screen, is_terminal
@@ -62,6 +61,7 @@ def run(recipe: ExtensibleRecipe, verb: str, words: Sequence[str]) -> None:
     from d2v_plugin.cli.user_errors import explain, explain_unreadable
     from d2v_plugin.core import fairseq2_private
     from d2v_plugin.data.bad_samples import BadSamplesError
+    from d2v_plugin.training.lost_rank import explain_lost_rank
 
     args = parse(verb, [word for word in words if word != VERBOSE])
     has_bars = is_terminal() and not args.no_rich

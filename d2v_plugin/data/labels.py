@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+LabelKind = Literal["no labels", "classes", "numbers", "tags", "symbols"]
+"""What samples are labelled with: one class, one number, any of some tags, a sequence of symbols (transcripts), or nothing."""
 
 
 @dataclass(frozen=True)

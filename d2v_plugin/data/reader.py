@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, TypeVar, cast
+from pathlib import Path
+from threading import Event
+from typing import Any, Final
 
 import torch
 from fairseq2.data.data_pipeline import DataPipeline, DataPipelineBuilder, read_sequence
@@ -19,77 +21,20 @@ from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.log import log
 from d2v_plugin.data.bad_samples import BadSamples
 from d2v_plugin.data.batches import ReadBatch
+from d2v_plugin.data.composed_readers import WrappedReader
 from d2v_plugin.data.order import Order, RowBatch, Share
-
-BatchT = TypeVar("BatchT")
 
 _PREFETCH = 2
 
 DATA_KEY: Final = "data"
 """In a reader's state: the hash of what it reads."""
 
-
-class WrappedReader(DataReader[BatchT]):
-    """Passes on what another reader reads; subclasses do something between its updates."""
-
-    def __init__(self, reader: DataReader[BatchT]) -> None:
-        self._reader = reader
-
-    @override
-    def __iter__(self) -> Self:
-        return self
-
-    @override
-    def __next__(self) -> list[BatchT]:
-        return next(self._reader)
-
-    @override
-    def reset(self) -> None:
-        self._reader.reset()
-
-    @override
-    def state_dict(self) -> dict[str, object]:
-        return self._reader.state_dict()
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        self._reader.load_state_dict(state_dict)
-
-    @property
-    @override
-    def num_accumulate(self) -> int:
-        return self._reader.num_accumulate
+# A run that is asked to stop looks at so many more batches for one that can be read; most often there is one.
+_PATIENCE: Final = 10
 
 
-class JoinedReader(DataReader[BatchT]):
-    """Several readers as one; subclasses say whose turn it is."""
-
-    def __init__(self, readers: Mapping[str, DataReader[Any]]) -> None:
-        """:param readers: by the name of their part of the state."""
-        self._readers = readers
-
-    @override
-    def __iter__(self) -> Self:
-        return self
-
-    @override
-    def reset(self) -> None:
-        for reader in self._readers.values():
-            reader.reset()
-
-    @override
-    def state_dict(self) -> dict[str, object]:
-        return {name: reader.state_dict() for name, reader in self._readers.items()}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        for name, reader in self._readers.items():
-            reader.load_state_dict(cast("dict[str, object]", state_dict[name]))
-
-    @property
-    @override
-    def num_accumulate(self) -> int:
-        return max(reader.num_accumulate for reader in self._readers.values())
+class SearchStoppedError(Exception):
+    """A run was asked to stop while nothing of what it read could be used."""
 
 
 class TrainReader(DataReader[Batch]):
@@ -107,11 +52,13 @@ class TrainReader(DataReader[Batch]):
         :param data_hash: of the rows that are read, by which a resumed run knows them again; empty = it does not look.
         """
         self._data_hash = data_hash
+        self._file = _look_at(bad_samples.split)
         self._order = order
         self._share = share
         self._gangs = gangs
         self._bad_samples = bad_samples
-        self._read_pass = partial(_read_pass, order, share, read, bad_samples)
+        self._is_stopped = Event()
+        self._read_pass = partial(_read_pass, order, share, read, bad_samples, self._is_stopped)
         self._start(0)
 
     def _start(self, position: int) -> None:
@@ -143,15 +90,31 @@ class TrainReader(DataReader[Batch]):
         """Tell where a sample comes from, given its id, as reports name it."""
         return self._bad_samples.name_sample(sample)
 
+    def stop_search(self) -> None:
+        """See :func:`d2v_plugin.data.composed_readers.stop_search`."""
+        self._is_stopped.set()
+
     @override
     def reset(self) -> None:
         self._start(0)
 
     @override
     def state_dict(self) -> dict[str, object]:
+        self._warn_if_changed()
         # The keys are those of all checkpoints, of times when items were called units.
         state = {"position": self._position, "units_per_epoch": self._order.num_items, "seed": self._order.seed}
         return {**state, DATA_KEY: self._data_hash}
+
+    def _warn_if_changed(self) -> None:
+        """Say now what resuming would say when it is too late."""
+        if not self._data_hash or self._file == (now := _look_at(self._bad_samples.split)):
+            return
+        self._file = now
+        if self._gangs.root.rank == 0:
+            log.warning(
+                "{} was changed while this run uses it. The run goes on with the rows that it read at its start; without them it "
+                "will not resume.", self._bad_samples.split
+            )  # fmt: skip
 
     @override
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
@@ -181,17 +144,27 @@ class TrainReader(DataReader[Batch]):
         return self._share.num_accumulate
 
 
-def name_sample(reader: DataReader[Batch], modality: Modality, sample: int) -> str:
-    """Tell where a sample of a training reader comes from, given its id; the id alone if the reader does not know."""
-    name = getattr(reader, "name_sample", None)
-    return str(sample) if name is None else name(modality, sample)
+def _look_at(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is written or replaced; None = it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class LabelledReader(WrappedReader[Batch]):
     """One ordered pass over a split; each rank reads every ``world_size``-th batch, nothing is dropped."""
 
     def __init__(self, batches: list[RowBatch], gangs: Gangs, read: ReadBatch, bad_samples: BadSamples) -> None:
-        pipeline = build_pipeline(read_sequence(batches[gangs.dp.rank :: gangs.dp.size]), read)
+
+        def read_or_end(batch: RowBatch) -> Batch | None:
+            if (found := read(batch)) is None:
+                # The pipeline goes on to the next by itself.
+                bad_samples.raise_if_too_many()
+            return found
+
+        pipeline = build_pipeline(read_sequence(batches[gangs.dp.rank :: gangs.dp.size]), read_or_end)
         super().__init__(DataPipelineReader(pipeline, gangs, sync_mode=SyncMode.UNTIL_LAST))
         self._bad_samples = bad_samples
 
@@ -204,11 +177,11 @@ class LabelledReader(WrappedReader[Batch]):
             self._bad_samples.raise_if_too_many()
 
     def name_sample(self, modality: Modality, sample: int) -> str:
-        """See :func:`name_sample`."""
+        """See :func:`d2v_plugin.data.composed_readers.name_sample`."""
         return self._bad_samples.name_sample(sample)
 
 
-def _read_pass(order: Order, share: Share, read: ReadBatch, bad_samples: BadSamples, pass_nr: int) -> Batch:
+def _read_pass(order: Order, share: Share, read: ReadBatch, bad_samples: BadSamples, is_stopped: Event, pass_nr: int) -> Batch:
     """Read a forward pass of one rank. No method of the reader, which the native pipeline would keep alive for ever."""
     start, stop = share.find_items(pass_nr)
     first = start
@@ -218,6 +191,8 @@ def _read_pass(order: Order, share: Share, read: ReadBatch, bad_samples: BadSamp
         if stop - first >= 2 * order.num_items:
             # Every item was among them: those of one whole epoch, wherever it began.
             bad_samples.refuse_all()
+        if is_stopped.is_set() and stop - first >= _PATIENCE * share.items:
+            raise SearchStoppedError()
         log.warning("All samples of a batch are bad; the next batch of the sequence is repeated in its place.")
         start, stop = stop, stop + share.items
     return batch

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from fairseq2.recipe.error import RecipeError
 from torch import Tensor
 
 from d2v_plugin.core.contracts import mark_positions
@@ -23,6 +24,10 @@ from d2v_plugin.core.registry import ComponentSection
 
 Shape = tuple[int, ...]
 """(S,) of a sequence or (H, W) of an image, in frames, tokens or patches."""
+
+
+class MaskSettingsError(RecipeError, ValueError):
+    """The settings of a sampler do not suit what is to be masked; shapes are known when there are samples, not before."""
 
 
 class MaskSampler(ABC):
@@ -86,7 +91,7 @@ class MaskSampler(ABC):
         if not 0 < num_masked < num_cells:
             share = "nothing" if num_masked <= 0 else "everything"
 
-            raise ValueError(
+            raise MaskSettingsError(
                 f"`ratio` must leave something masked and something visible, but masks {share} ({num_masked}) of {num_cells} "
                 f"position(s): {self}. Change `ratio` or leave out inputs this short."
             )

@@ -13,7 +13,7 @@ from typing_extensions import override
 from d2v_plugin.core.contracts import mark_positions
 from d2v_plugin.core.random import Stream, draw_words
 from d2v_plugin.core.validation import report
-from d2v_plugin.masking.base import MaskSampler, Shape, count_cells, valid_lengths
+from d2v_plugin.masking.base import MaskSampler, MaskSettingsError, Shape, count_cells, valid_lengths
 
 
 @dataclass(kw_only=True)
@@ -89,7 +89,7 @@ class BlockMaskSampler(MaskSampler):
     @override
     def validate(self, shape: Shape) -> None:
         if not 1 <= self.config.block_size <= min(shape):
-            raise ValueError(
+            raise MaskSettingsError(
                 f"`block_size` must be between 1 and the input's smallest side ({min(shape)}), but is {self.config.block_size}. "
                 f"Change `block_size` or leave out inputs this short."
             )

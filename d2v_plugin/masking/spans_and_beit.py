@@ -18,7 +18,7 @@ from typing_extensions import override
 from d2v_plugin.core.contracts import mark_positions
 from d2v_plugin.core.random import Stream, uniform
 from d2v_plugin.core.validation import report
-from d2v_plugin.masking.base import MaskSampler, MaskSection, Shape, count_cells, valid_lengths
+from d2v_plugin.masking.base import MaskSampler, MaskSection, MaskSettingsError, Shape, count_cells, valid_lengths
 
 MAX_BLOCK_TRIES = 10
 """BEiT gives up on a row after this many blocks in a row that do not fit."""
@@ -80,9 +80,9 @@ class SpanMaskSampler(MaskSampler):
     @override
     def validate(self, shape: Shape) -> None:
         if len(shape) != 1:
-            raise ValueError(f"`span` masks sequences, but `shape` is {shape}. Use `beit_block` for images.")
+            raise MaskSettingsError(f"`span` masks sequences, but `shape` is {shape}. Use `beit_block` for images.")
         if not 1 <= self.config.length <= shape[0]:
-            raise ValueError(
+            raise MaskSettingsError(
                 f"`length` must be between 1 and the input's length ({shape[0]}), but is {self.config.length}. "
                 f"Change `length` or leave out inputs this short."
             )
@@ -190,9 +190,9 @@ class BeitBlockMaskSampler(MaskSampler):
     @override
     def validate(self, shape: Shape) -> None:
         if len(shape) != 2:
-            raise ValueError(f"`beit_block` masks images, but `shape` is {shape}. Use `span` for sequences.")
+            raise MaskSettingsError(f"`beit_block` masks images, but `shape` is {shape}. Use `span` for sequences.")
         if self.config.num_patches >= math.prod(shape):
-            raise ValueError(
+            raise MaskSettingsError(
                 f"`num_patches` must be less than the number of patches ({math.prod(shape)}), but is {self.config.num_patches}."
             )
 

@@ -6,20 +6,22 @@ Both families answer it, so that nobody outside asks which one a model belongs t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, final
 
 import torch
 from fairseq2.nn.utils.grad import scale_grad
-from fairseq2.utils.validation import Validatable
+from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, Objective, StepInfo
+from d2v_plugin.core.validation import report
 from d2v_plugin.layers.layer_drop import draw_layers
+from d2v_plugin.models.ranges import check_ranges
 
 T = TypeVar("T")
 
@@ -41,6 +43,16 @@ class EncoderConfig(Validatable):
     depth: int
     num_heads: int
     original_padding: bool
+
+    @override
+    @final
+    def validate(self) -> ValidationResult:
+        # How settings go together is computed with what they are.
+        return report(*([*check_ranges(self)] or self.check_together()))
+
+    @abstractmethod
+    def check_together(self) -> Iterable[tuple[bool, str]]:
+        """Check settings that must fit each other, for :func:`report`; each by itself has a possible value."""
 
     @property
     def frontends(self) -> dict[Modality, Any]:

@@ -65,6 +65,11 @@ def family_of(config: AnyConfig) -> str:
     return next(name for name, family in FAMILIES.items() if isinstance(config, family.config_kls))
 
 
+def is_family(name: object) -> bool:
+    """Tell whether something that a file says, of whatever type, is the name of a family."""
+    return isinstance(name, str) and name in FAMILIES
+
+
 def is_registered(container: DependencyContainer) -> bool:
     """Tell whether fairseq2 found this package's entry point; in a mere checkout, not installed, there is none."""
     return any(key in FAMILIES for key in container.iter_keys(ModelFamily))

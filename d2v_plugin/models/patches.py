@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.core.validation import report
+
+_MAX_PATCHES: Final = 1 << 14
 
 
 @dataclass(kw_only=True)
@@ -33,10 +37,20 @@ class PatchConfig(Validatable):
     def validate(self) -> ValidationResult:
         return report(
             (
-                self.image_size % self.patch_size != 0,
+                self.patch_size > 0 and self.image_size % self.patch_size != 0,
                 f"`patch_size` must divide `image_size` ({self.image_size}), but is {self.patch_size}.",
             )
         )
+
+
+def check_patches(config: PatchConfig) -> Iterator[tuple[bool, str]]:
+    """Check that an image has a number of patches for which the tables of positions fit into memory."""
+    count = config.side**2
+    yield (
+        count > _MAX_PATCHES,
+        f"`image.image_size` ({config.image_size:,}) and `image.patch_size` ({config.patch_size}) make {count:,} patches of an "
+        f"image; at most {_MAX_PATCHES:,} are possible.",
+    )
 
 
 class PatchEmbedding(nn.ModuleDict):

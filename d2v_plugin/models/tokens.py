@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Protocol
+
 from torch import Tensor, nn
 
 from d2v_plugin.layers.dropout import Dropout
+
+
+class _Ids(Protocol):
+    vocab_size: int
+    pad_idx: int
+
+
+def check_ids(config: _Ids) -> Iterator[tuple[bool, str]]:
+    """Check that ids of tokens are those of embeddings."""
+    for name in ("pad_idx", "mask_idx", "num_special_tokens"):
+        number = getattr(config, name, None)
+        yield (
+            number is not None and number >= config.vocab_size,
+            f"`text.{name}` must be less than `text.vocab_size` ({config.vocab_size:,}), but is {number}.",
+        )
 
 
 class TokenEmbedding(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, TypeVar
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v_plugin.layers.convolution import ConvBlock, convolve, norm_gelu, norm_gelu_convolve
+from d2v_plugin.models.ranges import check_parameters
 
 LengthT = TypeVar("LengthT", int, Tensor)
 
@@ -59,6 +60,18 @@ class WaveformConfig:
     def samples_per_frame(self) -> int:
         """Samples from one frame to the next."""
         return math.prod(stride for _, _, stride in self.conv_layers)
+
+
+def check_waveforms(config: WaveformConfig, dim: int) -> Iterator[tuple[bool, str]]:
+    """Check settings of waveforms that must fit each other, and the width of the model."""
+    yield not config.conv_layers, "`audio.conv_layers` must name at least one convolution, but is empty."
+    channels = [1, *(channels for channels, _, _ in config.conv_layers)]
+    count = sum(before * after * kernel for before, (after, kernel, _) in zip(channels, config.conv_layers, strict=False))
+    yield from check_parameters(count, "the convolutions over the waveform", "`audio.conv_layers`")
+    yield (
+        config.position_depth > 0 and dim % config.position_groups != 0,
+        f"`audio.position_groups` must divide `dim` ({dim}), but is {config.position_groups}.",
+    )
 
 
 def count_frames(num_samples: LengthT, conv_layers: Sequence[tuple[int, int, int]]) -> LengthT:

@@ -16,7 +16,7 @@ from fairseq2.metrics import Mean, MetricBag
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
-from d2v_plugin.data.reader import JoinedReader, name_sample
+from d2v_plugin.data.composed_readers import JoinedReader, name_sample
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.pooling import Pooling, resolve_layers
 from d2v_plugin.probing.base import Probe, metric_name, probe_scores, weight_name

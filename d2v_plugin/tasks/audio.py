@@ -22,7 +22,7 @@ from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples, SampleError
 from d2v_plugin.data.batches import ReadBatch, Targets, batch_by_length, fill_batch, make_batch, pad, read_samples
 from d2v_plugin.data.buffers import Buffers
 from d2v_plugin.data.dataset import AudioManifest
-from d2v_plugin.data.labels import RowLabels
+from d2v_plugin.data.labels import LabelKind, RowLabels
 from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.order import LengthOrder, RowBatch, Rows, share_batch
 from d2v_plugin.data.random import Purpose, draw_uniform
@@ -205,6 +205,11 @@ class AudioPretrainingTask(AudioTask[AudioPretrainingConfig]):
     """
 
     longest_first = False
+
+    @property
+    @override
+    def label_kind(self) -> LabelKind:
+        return "no labels"
 
     @override
     def read_targets(self, split: str) -> Targets:

@@ -10,7 +10,7 @@ from fairseq2.recipe.error import RecipeError
 from torch import Tensor
 from typing_extensions import override
 
-from d2v_plugin.data.labels import LabelSet, RowLabels
+from d2v_plugin.data.labels import LabelKind, LabelSet, RowLabels
 from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.problems import Problems
 from d2v_plugin.tasks.audio import LabelledAudioConfig, LabelledAudioTask
@@ -32,6 +32,11 @@ class AudioClassificationTask(LabelledAudioTask):
     crops = True
 
     config: AudioClassificationConfig
+
+    @property
+    @override
+    def label_kind(self) -> LabelKind:
+        return "tags" if self.config.tags else "classes"
 
     @override
     def _read_labels(self) -> LabelSet:

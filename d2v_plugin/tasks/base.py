@@ -20,7 +20,7 @@ from d2v_plugin.core.contracts import Spell
 from d2v_plugin.core.registry import ComponentSection
 from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.data.dataset import expect_dataset
-from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.data.labels import LabelKind, LabelSet
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.models.base import EncoderModel
 
@@ -46,6 +46,11 @@ class Task(ABC, Generic[ConfigT, DatasetT]):
     """The file to which samples that cannot be read are appended; None = none."""
 
     _known_labels: LabelSet | None
+
+    @property
+    def label_kind(self) -> LabelKind | None:
+        """What its training batches are labelled with; None = it does not say, and any objective may try."""
+        return None
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config

@@ -21,7 +21,7 @@ from d2v_plugin.data.batches import ReadBatch, batch_rows, fill_batch
 from d2v_plugin.data.buffers import Buffers
 from d2v_plugin.data.dataset import ImageManifest
 from d2v_plugin.data.image import ImageReadingConfig, Normalizer, augment, decode, fit
-from d2v_plugin.data.labels import RowLabels
+from d2v_plugin.data.labels import LabelKind, RowLabels
 from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
 from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.row_reader import RowReader
@@ -70,6 +70,11 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
 
     modality = Modality.IMAGE
     family = ImageManifest
+
+    @property
+    @override
+    def label_kind(self) -> LabelKind:
+        return "no labels"
 
     @override
     def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:

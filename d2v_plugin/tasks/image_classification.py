@@ -15,7 +15,7 @@ from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.batches import ReadBatch
 from d2v_plugin.data.image import ImageReadingConfig, augment
 from d2v_plugin.data.image_mixing import MixingConfig, erase, mix, one_hot
-from d2v_plugin.data.labels import LabelSet, RowLabels
+from d2v_plugin.data.labels import LabelKind, LabelSet, RowLabels
 from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
 from d2v_plugin.data.rand_augment import RandAugmentConfig, rand_augment
 from d2v_plugin.data.reader import TrainReader
@@ -46,6 +46,11 @@ class ImageClassificationTask(ImagePretrainingTask):
     """Reads an ``image_manifest`` with labels."""
 
     config: ImageClassificationConfig
+
+    @property
+    @override
+    def label_kind(self) -> LabelKind:
+        return "classes"
 
     @override
     def _read_labels(self) -> LabelSet:

@@ -18,9 +18,10 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.registry import create
 from d2v_plugin.core.validation import report
+from d2v_plugin.data.composed_readers import JoinedReader, name_sample
 from d2v_plugin.data.dataset import MultimodalManifests
+from d2v_plugin.data.labels import LabelKind
 from d2v_plugin.data.random import Purpose, draw_uniform
-from d2v_plugin.data.reader import JoinedReader, name_sample
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.tasks.base import Task, TaskSection
@@ -47,6 +48,11 @@ class MultimodalPretrainingTask(Task[MultimodalPretrainingConfig, MultimodalMani
     """Alternates between tasks of one modality each; probes see the first."""
 
     family = MultimodalManifests
+
+    @property
+    @override
+    def label_kind(self) -> LabelKind:
+        return "no labels"
 
     def __init__(self, config: MultimodalPretrainingConfig, tasks: Sequence[Task[Any, Any]]) -> None:
         modalities = [task.modality for task in tasks]
@@ -105,11 +111,12 @@ class MultimodalReader(JoinedReader[Batch]):
     def __next__(self) -> list[Batch]:
         (place,) = draw_uniform(self._seed, 0, Purpose.MODALITY, self._update, 1)
         turn = next(i for i, bound in enumerate(self._bounds) if place < bound or i == len(self._bounds) - 1)
+        batches = next(list(self._readers.values())[turn])
         self._update += 1
-        return next(list(self._readers.values())[turn])
+        return batches
 
     def name_sample(self, modality: Modality, sample: int) -> str:
-        """See :func:`d2v_plugin.data.reader.name_sample`."""
+        """See :func:`d2v_plugin.data.composed_readers.name_sample`."""
         return name_sample(self._readers[modality.value], modality, sample)
 
     @override

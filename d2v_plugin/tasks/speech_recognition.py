@@ -16,7 +16,7 @@ from fairseq2.recipe.error import RecipeError
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
-from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.data.labels import LabelKind, LabelSet
 from d2v_plugin.data.problems import Problems
 from d2v_plugin.data.recordings import read_lengths
 from d2v_plugin.data.text import SENTENCEPIECE_FILE
@@ -53,6 +53,11 @@ class SpeechRecognitionTask(LabelledAudioTask):
     crops = False
 
     config: SpeechRecognitionConfig
+
+    @property
+    @override
+    def label_kind(self) -> LabelKind:
+        return "symbols"
 
     @override
     def _read_labels(self) -> LabelSet:

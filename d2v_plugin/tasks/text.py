@@ -20,7 +20,7 @@ from d2v_plugin.core.validation import report
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
 from d2v_plugin.data.batches import ReadBatch, batch_rows, make_batch, read_samples
 from d2v_plugin.data.dataset import TextManifest
-from d2v_plugin.data.labels import RowLabels
+from d2v_plugin.data.labels import LabelKind, RowLabels
 from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
 from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.row_reader import RowReader
@@ -66,6 +66,11 @@ class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
 
     modality = Modality.TEXT
     family = TextManifest
+
+    @property
+    @override
+    def label_kind(self) -> LabelKind:
+        return "no labels"
 
     @override
     def read_spelling(self) -> Spell | None:

@@ -17,7 +17,7 @@ from d2v_plugin.core.log import log
 from d2v_plugin.core.validation import report
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
 from d2v_plugin.data.batches import ReadBatch, batch_rows, make_batch
-from d2v_plugin.data.labels import LabelSet, RowLabels
+from d2v_plugin.data.labels import LabelKind, LabelSet, RowLabels
 from d2v_plugin.data.order import LengthOrder, Order, RowBatch, WindowOrder, share_batch
 from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.sentences import Sentences
@@ -68,6 +68,11 @@ class TextClassificationTask(Task[TextClassificationConfig, Sentences]):
 
     modality = Modality.TEXT
     family = Sentences
+
+    @property
+    @override
+    def label_kind(self) -> LabelKind:
+        return "numbers" if self.dataset.layout.numbers else "classes"
 
     @override
     def _read_labels(self) -> LabelSet | None:

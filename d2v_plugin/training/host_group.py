@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final, Literal, TypeVar, cast
+from typing import Final, Literal, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -85,8 +85,7 @@ class HostGroup:
             is_late = True
         if is_late:
             # Whoever still answers meets here.
-            self._meet("step", _GRACE)
-            raise GangError(_explain("step", self._timeouts.step, "another rank"))
+            self._raise_late("step", self._meet(_GRACE) or "another rank")
 
         return bool(tensor.item())
 
@@ -97,19 +96,27 @@ class HostGroup:
         """
         if self._group is None:
             return [value]
-        self._meet(phase, getattr(self._timeouts, phase))
+        if (late := self._meet(getattr(self._timeouts, phase))) is not None:
+            self._raise_late(phase, late)
         values: list[object] = [None] * self.size
         with _translated():
             dist.all_gather_object(values, value, group=self._group)
 
         return cast("list[T]", values)
 
-    def _meet(self, phase: Phase, timeout: timedelta) -> None:
+    def find_missing(self) -> str | None:
+        """Tell which ranks do not come, after a communication of theirs has timed out; None = all came, or nobody can tell.
+
+        :raises GangError: a rank is gone; the first one may have named another meanwhile.
+        """
+        return None if self._group is None else self._meet(_GRACE)
+
+    def _meet(self, timeout: timedelta) -> str | None:
         """Wait for all ranks.
 
-        :raises GangError: a rank is gone, or does not come in time; names it.
+        :returns: those that do not come in time; None = all came.
+        :raises GangError: a rank is gone.
         """
-        late = None
         try:
             with _translated():
                 dist.monitored_barrier(self._group, timeout if self.rank == 0 else timeout + _GRACE, wait_all_ranks=True)
@@ -119,14 +126,14 @@ class HostGroup:
                 late = late or re.search(r"send/recv from rank (0)", str(ex))
             if late is None:
                 raise
-        # Outside, so that the line of a lost rank is this one and not what it came from.
-        if late is not None:
-            raise GangError(_explain(phase, getattr(self._timeouts, phase), f"rank {late[1].strip(' ,')}"))
+            return f"rank {late[1].strip(' ,')}"
 
+        return None
 
-def _explain(phase: Phase, timeout: timedelta, who: str) -> str:
-    minutes = timeout.total_seconds() / 60
-    return f"{who} did not answer for {minutes:g} minutes {_DOING[phase]} (`gang.{phase}_timeout`)"
+    def _raise_late(self, phase: Phase, who: str) -> NoReturn:
+        """Not where the error of the communication is handled: the line of a lost rank is this one, not what it came from."""
+        minutes = getattr(self._timeouts, phase).total_seconds() / 60
+        raise GangError(f"{who} did not answer for {minutes:g} minutes {_DOING[phase]} (`gang.{phase}_timeout`)")
 
 
 @contextmanager

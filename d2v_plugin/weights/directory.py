@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from d2v_plugin.core.errors import CheckpointError, causes
 from d2v_plugin.core.storage import FileRecord, Record, describe_file, put_in_place, write_record
-from d2v_plugin.models.families import FAMILIES, AnyConfig, family_of
+from d2v_plugin.models.families import FAMILIES, AnyConfig, family_of, is_family
 from d2v_plugin.weights.provenance import Provenance, structure_provenance, unstructure_provenance
 from d2v_plugin.weights.state import State
 from d2v_plugin.weights.torch_file import POINTER, is_pointer
@@ -122,7 +122,7 @@ def read_config(folder: Path) -> AnyConfig:
     """
     path = folder / CONFIG_FILE
     content = _read_json(path)
-    if content.get("format") != FORMAT or content.get("family") not in FAMILIES:
+    if content.get("format") != FORMAT or not is_family(content.get("family")):
         raise CheckpointError(f"{path} does not describe a data2vec model of this package.")
     if content.get("format_version") != FORMAT_VERSION:
         version = content.get("format_version")

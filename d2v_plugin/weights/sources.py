@@ -13,13 +13,13 @@ from fairseq2.device import CPU
 from fairseq2.gang import create_fake_gangs
 from fairseq2.model_checkpoint import CorruptModelCheckpointError, ModelCheckpointLoader, ModelCheckpointLoadOptions
 from fairseq2.models import ModelFamily
-from fairseq2.utils.yaml import YamlError, YamlLoader
 from typing_extensions import override
 
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.plain_yaml import PlainYamlError, read_yaml
 from d2v_plugin.core.storage import check_directory, has_record
 from d2v_plugin.models.base import CRITERION_PREFIX, drop_criterion
-from d2v_plugin.models.families import FAMILIES, AnyConfig
+from d2v_plugin.models.families import AnyConfig, is_family
 from d2v_plugin.weights.averaging import average, find_last
 from d2v_plugin.weights.directory import (
     CONFIG_FILE,
@@ -212,12 +212,13 @@ def _find_in_directory(path: Path) -> Source:
 
 def _read_run_config(path: Path) -> AnyConfig:
     try:
-        documents = library().resolve(YamlLoader).load(path)
-    except (OSError, YamlError) as ex:
+        content: Any = read_yaml(path)
+    except PlainYamlError as ex:
+        raise CheckpointError(f"{path} {ex}.") from ex
+    except OSError as ex:
         raise CheckpointError(f"{path} cannot be read: {ex}") from ex
-    content: Any = documents[0] if documents else None
     family: Any = content.get("model_family") if isinstance(content, dict) else None
-    if family not in FAMILIES:
+    if not is_family(family):
         raise CheckpointError(f"{path} describes a model of the family `{family}`, not {_FAMILIES}.")
 
     return structure_config(family, content.get("model_config"), path)
@@ -229,7 +230,7 @@ def _find_by_name(name: str) -> Source:
         raise CheckpointError(f"`{name}` is neither a directory nor a registered model.")
     field = card.maybe_get_field("model_family")
     family = None if field is None else field.as_(str)
-    if family not in FAMILIES:
+    if not is_family(family):
         raise CheckpointError(f"`{name}` is not a model of the family {_FAMILIES}.")
 
     path = _find_files(card)

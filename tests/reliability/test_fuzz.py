@@ -15,27 +15,41 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
+import torch
+from fairseq2.gang import create_fake_gangs
 from fairseq2.runtime.dependency import DependencyContainer
 from PIL import Image
 from ruamel.yaml import YAML
+from saving import make_manager
 
 import d2v_plugin
 from d2v_plugin.cli.user_errors import explain
+from d2v_plugin.data.audio import AudioReadingConfig, Recording, read_recording
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig, TextManifest
 from d2v_plugin.data.files import Location
 from d2v_plugin.data.image import decode
+from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.data.sentences import Sentences, SentencesConfig
+from d2v_plugin.data.tables import TableLayout
 from d2v_plugin.models.data2vec2.archs import image_tiny
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.tasks.audio import AudioPretrainingConfig, AudioPretrainingTask
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
+from d2v_plugin.tasks.speech_recognition import SpeechRecognitionConfig, SpeechRecognitionTask
 from d2v_plugin.tasks.text import TextPretrainingConfig, TextPretrainingTask
+from d2v_plugin.tasks.text_classification import TextClassificationConfig, TextClassificationTask
 from d2v_plugin.weights.directory import ModelDirectory, write_directory
+from d2v_plugin.weights.provenance import SECTIONS, Provenance
+from d2v_plugin.weights.sources import find_provenance
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
+GANGS = create_fake_gangs(torch.device("cpu"))
 
 # What stands where something else is expected.
 VALUES: list[Any] = [None, True, -1, 0, 10**30, -0.5, 1e308, "", "x", "\u2028", "é" * 300, "../..", "/dev/null", [], [[]], {}]
@@ -223,11 +237,83 @@ def test_pictures(kind: str, tmp_path: Path) -> None:
         check(partial(decode, Location(str(path))), SampleError, OSError, RuntimeError)
 
 
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG"])
+def test_recordings(kind: str, tmp_path: Path) -> None:
+    random, path = Random(kind), tmp_path / "recording"
+    soundfile.write(path, np.random.default_rng(0).standard_normal(4000) * 0.1, 16_000, format=kind)
+    good = path.read_bytes()
+    for _ in range(60):
+        path.write_bytes(mutate_bytes(good, random, scraps=False))
+        check(
+            partial(read_recording, Recording(Location(str(path)), 4000), AudioReadingConfig()),
+            SampleError,
+            OSError,
+            RuntimeError,
+        )
+
+
+def test_tables(tmp_path: Path) -> None:
+    """Sentences with labels, and transcripts of recordings."""
+    random, layout = Random(3), TableLayout(texts=["first", "second"], label="book")
+    for name, ignored in (("book_pairs", ()), ("words", ("*.zip", "*.tar"))):
+        shutil.copytree(MANIFESTS / name, tmp_path / name, ignore=shutil.ignore_patterns("*.py", "*.md", "__pycache__", *ignored))
+    for path in (tmp_path / "words").glob("*.tsv"):
+        rows = [line.split("\t")[2] for line in path.read_text().splitlines() if line.startswith("words.zip")]
+        path.with_suffix(".ltr").write_text("".join(f"{' '.join(row)} |\n" for row in rows))
+    config = SentencesConfig(path=tmp_path / "book_pairs", vocabulary=MANIFESTS / "books", layout=layout)
+
+    def read_sentences() -> None:
+        task = TextClassificationTask(TextClassificationConfig(batch_size=8)).open(Sentences.open(config), report=None)
+        next(task.create_labelled_reader(GANGS, "valid"))
+
+    def read_transcripts() -> None:
+        dataset = AudioManifest.open(ManifestConfig(path=tmp_path / "words", check_files=False))
+        task = SpeechRecognitionTask(SpeechRecognitionConfig()).open(dataset, report=None)
+        task.create_labelled_reader(GANGS, "valid")
+
+    for name, suffix, read in (("book_pairs", "tsv", read_sentences), ("words", "ltr", read_transcripts)):
+        files = sorted((tmp_path / name).glob(f"*.{suffix}"))
+        assert files and check(read)
+        for _ in range(25):
+            path = random.choice(files)
+            before = path.read_bytes()
+            path.write_bytes(mutate_bytes(before, random))
+            check(read, SampleError)
+            path.write_bytes(before)
+
+
+def test_runs(command: Any, tiny_recipe: Path, tmp_path: Path) -> None:
+    """A run's folder, as `load` reads it and as it is resumed; what is damaged is passed over for the checkpoint before."""
+    random, out = Random(4), tmp_path / "out"
+    settings = ["regime.num_steps=2", "regime.publish_metrics_every_n_steps=1", "regime.checkpoint_every_n_steps=1"]
+    assert command("recipe", "train", "--no-rich", "--config-file", tiny_recipe, out, "--config", *settings).status == 0
+    checkpoints = out / "checkpoints"
+    good = tmp_path / "good"
+    shutil.copytree(checkpoints, good)
+    files = sorted(path.relative_to(good) for path in good.rglob("*") if path.is_file())
+    assert len(files) > 8
+    for number in range(60):
+        path = checkpoints / random.choice(files)
+        data = path.read_bytes()
+        if path.suffix == ".json" and number % 2:
+            path.write_text(json.dumps(mutate_data(json.loads(data), random)))
+        else:
+            path.write_bytes(mutate_bytes(data, random))
+        check(partial(d2v_plugin.load, out))
+        check(partial(make_manager, checkpoints))
+        shutil.rmtree(checkpoints)
+        shutil.copytree(good, checkpoints)
+    assert check(partial(d2v_plugin.load, out))
+
+
 def test_checkpoints(tmp_path: Path) -> None:
     random, folder = Random(2), tmp_path / "model"
     config: Data2VecConfig = image_tiny()
     config.dim, config.depth, config.num_heads = 16, 1, 2
-    write_directory(folder, ModelDirectory(config=config, student=create_model(config).state_dict()))
+    student = create_model(config).state_dict()
+    sections = {name: {"name": "x", "config": {"a": 1}} for name in SECTIONS}
+    provenance = Provenance(sections, LabelSet(["a", "b"]))
+    write_directory(folder, ModelDirectory(config=config, student=student, head={"x": torch.zeros(2)}, provenance=provenance))
     files = {path: path.read_bytes() for path in folder.iterdir()}
     for number in range(90):
         path = random.choice(list(files))
@@ -236,5 +322,6 @@ def test_checkpoints(tmp_path: Path) -> None:
         else:
             path.write_bytes(mutate_bytes(files[path], random))
         check(partial(d2v_plugin.load, folder))
+        check(partial(find_provenance, folder))
         path.write_bytes(files[path])
-    assert check(partial(d2v_plugin.load, folder))
+    assert check(partial(d2v_plugin.load, folder)) and check(partial(find_provenance, folder))

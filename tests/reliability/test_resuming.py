@@ -14,6 +14,7 @@ from states import differences, load_states, read_metrics
 
 from d2v_plugin.training.checkpoints import state_files
 from d2v_plugin.training.checkpoints.state_files import write_state
+from d2v_plugin.training.unit import CriterionUnit
 
 DIGITS = Path(__file__).parents[2] / "manifests" / "digits"
 SETTINGS = ["regime.num_steps=6", "regime.checkpoint_every_n_steps=2", "lr_scheduler.config.num_warmup_steps=2"]
@@ -90,16 +91,22 @@ def test_files_that_cannot_grow_do_not_end_a_run(command: Any, recipe: Path, tmp
     assert steps_of(out) == ["step_2", "step_4", "step_6"]
 
 
-def test_a_last_save_that_fails_is_an_error(command: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_last_save_that_finds_no_room_is_told_at_the_end(
+    command: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a summary, which would look as if there were a result."""
     fill_disk(monkeypatch, 4, 6)
     outcome = command(*words(recipe, tmp_path / "out"))
 
-    assert outcome.status == 2 and "Traceback" not in outcome.err and "Finished" not in outcome.out
-    last = outcome.err.splitlines()[-1]
-    assert "of step 6" in last and "Make room and repeat the command; it goes on from step 2." in last
+    assert outcome.status == 0 and "Traceback" not in outcome.err and "Finished" not in outcome.out, outcome.err
+    last = outcome.out.splitlines()[-1]
+    assert last.startswith("Not finished: 6 updates are done, but not kept") and "No space left on device" in last
+    assert "Make room and repeat the command; it goes on from step 2." in last
+    assert not (tmp_path / "out" / "summary.json").exists()
     monkeypatch.undo()
     outcome = command(*words(recipe, tmp_path / "out"))
     assert outcome.status == 0 and "Resuming from step 2." in outcome.err and len(steps_of(tmp_path / "out")) == 3
+    assert (tmp_path / "out" / "summary.json").exists()
 
 
 def test_the_best_the_last_and_the_youngest_are_kept(command: Any, recipe: Path, tmp_path: Path) -> None:
@@ -168,6 +175,30 @@ def test_changed_data_is_noticed_and_can_be_accepted(command: Any, recipe: Path,
     assert "--accept-changed-data" in refused.err.splitlines()[-1]
     outcome = command(*run("regime.num_steps=4", flags=("--accept-changed-data",)))
     assert outcome.status == 0 and "Resuming from step 4." in outcome.err
+
+
+def test_data_that_change_during_a_run_are_noticed_at_the_next_checkpoint(
+    command: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on with what it read."""
+    (tmp_path / "data").mkdir()
+    root, rows = (DIGITS / "train.tsv").read_text().split("\n", 1)
+    manifest = tmp_path / "data" / "train.tsv"
+    manifest.write_text(f"{DIGITS / root}\n{rows}")
+    compute = CriterionUnit.process_batch
+
+    def process_batch(unit: CriterionUnit, *arguments: Any) -> Any:
+        if unit.step_nr == 3:
+            manifest.open("r+").truncate(0)
+        return compute(unit, *arguments)
+
+    monkeypatch.setattr(CriterionUnit, "process_batch", process_batch)
+
+    outcome = command(*words(recipe, tmp_path / "out", f"dataset.config_overrides.path={tmp_path / 'data'}"))
+
+    assert outcome.status == 0 and "Finished after 6 updates." in outcome.out, outcome.err
+    (line,) = [line for line in outcome.err.splitlines() if "was changed while this run uses it" in line]
+    assert str(manifest) in line and "it will not resume" in line
 
 
 def test_a_run_can_branch_off_another_one(command: Any, recipe: Path, tmp_path: Path) -> None:

@@ -48,15 +48,24 @@ def test_the_file_is_valid_and_asks_for_a_signal_before_the_end() -> None:
 
 def test_a_stopped_run_is_queued_again_and_a_finished_one_is_not(submit: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    save = f"mkdir -p {out}/checkpoints/step_"
 
-    assert submit(RECIPE, str(out)) == 0
+    assert submit(RECIPE, str(out), behaviour=f"{save}1") == 0
     assert (tmp_path / "scontrol").read_text() == "requeue 12345\n"
 
-    assert submit(RECIPE, str(out), behaviour=f"mkdir -p {out}; touch {out}/summary.json") == 0
+    assert submit(RECIPE, str(out), behaviour=f"touch {out}/summary.json") == 0
     assert (tmp_path / "scontrol").read_text() == "requeue 12345\n"
     # The same directory with more updates to do: what an earlier run left does not count.
-    assert submit(RECIPE, str(out)) == 0
+    assert submit(RECIPE, str(out), behaviour=f"{save}2") == 0
     assert (tmp_path / "scontrol").read_text() == "requeue 12345\n" * 2
+
+
+def test_a_run_that_could_save_nothing_is_not_queued_again(submit: Any, tmp_path: Path) -> None:
+    """On a full disk it would come back for ever."""
+    (tmp_path / "out" / "checkpoints" / "step_1").mkdir(parents=True)
+
+    assert submit(RECIPE, str(tmp_path / "out")) == 1
+    assert not (tmp_path / "scontrol").exists()
 
 
 def test_a_failed_run_is_not_queued_again(submit: Any, tmp_path: Path) -> None:
@@ -66,7 +75,8 @@ def test_a_failed_run_is_not_queued_again(submit: Any, tmp_path: Path) -> None:
 
 
 def test_each_task_knows_its_rank_and_runs_a_command_that_is_understood(submit: Any, command: Any, tmp_path: Path) -> None:
-    assert submit(RECIPE, str(tmp_path / "out"), "regime.num_steps=400000", "common.seed=3") == 0
+    save = f"mkdir -p {tmp_path}/out/checkpoints/step_1"
+    assert submit(RECIPE, str(tmp_path / "out"), "regime.num_steps=400000", "common.seed=3", behaviour=save) == 0
 
     for rank in "01":
         variables = (tmp_path / f"env_{rank}").read_text().splitlines()

@@ -3,6 +3,8 @@ had happened."""
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -13,7 +15,9 @@ import pytest
 from processes import Ranks, wait_for
 from states import differences, load_states, read_metrics
 
-from d2v_plugin.training.checkpoints import manager
+from d2v_plugin.data.bad_samples import SampleError
+from d2v_plugin.tasks import image
+from d2v_plugin.training.checkpoints import manager, state_files
 from d2v_plugin.training.checkpoints.saving import Saving
 from d2v_plugin.training.stopping import ECHO_SECONDS
 from d2v_plugin.training.unit import CriterionUnit
@@ -198,3 +202,52 @@ def test_an_update_that_is_saved_anyway_is_saved_once(
 
     assert "Stopped after update 4" in outcome.out and saved == [4]
     assert [line["Step"] for line in read_metrics(tmp_path / "out")] == [4]
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_stop_ends_a_search_for_samples_that_can_be_read(
+    step: int, command: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From an update on, all is unreadable; the signal comes when the run has nothing to compute with any more."""
+    computed, failed, decode = [0], [0], image.decode
+    compute = CriterionUnit.process_batch
+
+    def process_batch(unit: CriterionUnit, *arguments: Any) -> Any:
+        computed[0] = unit.step_nr
+        return compute(unit, *arguments)
+
+    def decode_or_fail(location: Any) -> Any:
+        if computed[0] < step:
+            return decode(location)
+        failed[0] += 1
+        if failed[0] == 250:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.001)
+        raise SampleError("gone")
+
+    monkeypatch.setattr(CriterionUnit, "process_batch", process_batch)
+    monkeypatch.setattr(image, "decode", decode_or_fail)
+    settings = [*SHORT, "regime.num_steps=30", "task.config.bad_samples.max_fraction=1.0"]
+
+    outcome = command("recipe", "train", "--no-rich", "--config-file", recipe, tmp_path / "out", "--config", *settings)
+
+    assert outcome.status == 0 and "Traceback" not in outcome.err, outcome.err[-3000:]
+    saved = "nothing to save" if step == 0 else f"saved as {tmp_path}/out/checkpoints/step_{computed[0]}"
+    assert f"Stopped after update {computed[0]} (SIGTERM at rank 0): {saved}." in outcome.out
+    # All rows there are would have been tried otherwise.
+    assert failed[0] < 900
+
+
+def test_a_stop_that_cannot_save_is_an_error(
+    command: Any, stop_after: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(state: Any, path: Path) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(state_files, "write_state", write)
+    stop_after(3)
+
+    outcome = command("recipe", "train", "--no-rich", "--config-file", recipe, tmp_path / "out", "--config", *SHORT)
+
+    assert outcome.status == 2 and "Traceback" not in outcome.err and "Stopped after" not in outcome.out
+    assert "of step 3, could not be written" in outcome.err.splitlines()[-1] and "Make room" in outcome.err.splitlines()[-1]

@@ -12,8 +12,8 @@ from fairseq2.gang import create_fake_gangs
 from d2v_plugin.cli.main import main
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput
+from d2v_plugin.data.composed_readers import name_sample
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig
-from d2v_plugin.data.reader import name_sample
 from d2v_plugin.data.sentences import Sentences, SentencesConfig
 from d2v_plugin.data.tables import TableLayout
 from d2v_plugin.data.transcripts import Characters, Lines

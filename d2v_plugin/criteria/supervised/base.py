@@ -15,7 +15,7 @@ from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import StepInfo
 from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.criteria.base import Criterion, ModelT
-from d2v_plugin.data.labels import LabelSet
+from d2v_plugin.data.labels import LabelKind, LabelSet
 from d2v_plugin.models.base import Features
 from d2v_plugin.scoring.answers import Answer, Value
 from d2v_plugin.scoring.predictions import Prediction
@@ -38,6 +38,9 @@ class SupervisedCriterion(Criterion[ModelT], Generic[ModelT]):
 
     score_names: Sequence[str] = ()
     """Names of the scores; each has a ``MetricDescriptor`` in :mod:`d2v_plugin.training`. The first is the main one."""
+
+    label_kinds: Sequence[LabelKind] = ()
+    """What it learns from; empty = it does not say, and any task may try."""
 
     framewise: ClassVar[bool] = False
     """Whether the head's output at a frame depends on the features of that frame alone; long recordings are then computed in

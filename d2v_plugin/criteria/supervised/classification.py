@@ -87,6 +87,8 @@ class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
     tokens are pooled, what the loss is, and how logits become predictions.
     """
 
+    label_kinds = ("classes", "numbers")
+
     def __init__(self, config: ClassificationConfig) -> None:
         super().__init__(config)
         self.config = config

@@ -44,6 +44,8 @@ class CtcCriterion(FrameCriterion):
     Losses are summed over utterances and counted by them (the original's ``sentence_avg``).
     """
 
+    label_kinds = ("symbols",)
+
     score_names = ("wer", "cer")
 
     def __init__(self, config: CtcConfig) -> None:

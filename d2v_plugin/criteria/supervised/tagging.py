@@ -57,6 +57,8 @@ class AudioTaggingCriterion(FrameCriterion):
     """A linear layer gives the probability of each tag at each frame; pooled, they are compared with the tags by binary
     cross-entropy, summed over tags and recordings and counted by recordings. The original counts tags, which scales gradients."""
 
+    label_kinds = ("tags",)
+
     score_names = ("mean_average_precision",)
 
     def __init__(self, config: AudioTaggingConfig) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fairseq2.utils.validation import ValidationResult
 from typing_extensions import Self, override
 
 from d2v_plugin.core.batch import Modality
-from d2v_plugin.core.validation import report
 from d2v_plugin.models.base import EncoderConfig
-from d2v_plugin.models.patches import PatchConfig
-from d2v_plugin.models.waveforms import WaveformConfig
+from d2v_plugin.models.patches import PatchConfig, check_patches
+from d2v_plugin.models.ranges import check_parameters
+from d2v_plugin.models.tokens import check_ids
+from d2v_plugin.models.waveforms import WaveformConfig, check_waveforms
 
 
 @dataclass(kw_only=True)
@@ -125,20 +126,25 @@ class Data2Vec1ModelConfig(EncoderConfig):
         return next(iter(self.frontends))
 
     @override
-    def validate(self) -> ValidationResult:
+    def check_together(self) -> Iterator[tuple[bool, str]]:
         given = [name for name in ("audio", "text", "image") if getattr(self, name) is not None]
 
-        return report(
-            (not given, "One of `audio`, `text` and `image` must be configured, but all are None."),
-            (len(given) > 1, f"Exactly one of `audio`, `text` and `image` must be given, but {' and '.join(given)} are."),
-            (self.dim % self.num_heads != 0, f"`num_heads` must divide `dim` ({self.dim}), but is {self.num_heads}."),
-            (self.norm_first and self.audio is None, "`norm_first` must be false, because it is for audio alone."),
-            (self.head_layers < 0, f"`head_layers` must be at least 0, but is {self.head_layers}."),
-            (
-                self.head_layers > 1 and self.text is None,
-                f"`head_layers` must be 0 or 1 for audio and images, but is {self.head_layers}.",
-            ),
+        yield not given, "One of `audio`, `text` and `image` must be configured, but all are None."
+        yield len(given) > 1, f"Exactly one of `audio`, `text` and `image` must be given, but {' and '.join(given)} are."
+        yield self.dim % self.num_heads != 0, f"`num_heads` must divide `dim` ({self.dim}), but is {self.num_heads}."
+        yield self.norm_first and self.audio is None, "`norm_first` must be false, because it is for audio alone."
+        yield (
+            self.head_layers > 1 and self.text is None,
+            f"`head_layers` must be 0 or 1 for audio and images, but is {self.head_layers}.",
         )
+        width = 4 * self.dim + 2 * self.ffn_dim
+        yield from check_parameters(self.depth * self.dim * width, "the blocks", "`depth`, `dim` and `ffn_dim`")
+        if self.image is not None:
+            yield from check_patches(self.image)
+        if self.audio is not None:
+            yield from check_waveforms(self.audio, self.dim)
+        if self.text is not None:
+            yield from check_ids(self.text)
 
     @override
     def count_layers(self) -> int:

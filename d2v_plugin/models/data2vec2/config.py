@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fairseq2.utils.validation import ValidationResult
 from typing_extensions import Self, override
 
-from d2v_plugin.core.validation import report
 from d2v_plugin.models.base import EncoderConfig
-from d2v_plugin.models.patches import PatchConfig
-from d2v_plugin.models.waveforms import WaveformConfig
+from d2v_plugin.models.patches import PatchConfig, check_patches
+from d2v_plugin.models.ranges import check_parameters
+from d2v_plugin.models.tokens import check_ids
+from d2v_plugin.models.waveforms import WaveformConfig, check_waveforms
 
 
 @dataclass(kw_only=True)
@@ -206,17 +207,40 @@ class Data2VecConfig(EncoderConfig):
     """Reproduce the original's handling of padding, which lets padded positions change valid ones (README, differences)."""
 
     @override
-    def validate(self) -> ValidationResult:
-        biased = {f.alibi.num_heads for f in self.frontends.values() if f.alibi is not None} - {None}
+    def check_together(self) -> Iterator[tuple[bool, str]]:
+        yield not self.frontends, "One of `audio`, `image` and `text` must be configured, but all are None."
+        yield self.dim % self.num_heads != 0, f"`num_heads` must divide `dim` ({self.dim}), but is {self.num_heads}."
+        width = 4 * self.dim + 2 * self.mlp_ratio * self.dim
+        yield from check_parameters(self.depth * self.dim * width, "the blocks", "`depth`, `dim` and `mlp_ratio`")
+        for modality, frontend in self.frontends.items():
+            yield from self._check_frontend(modality.value, frontend)
+        if self.shared_decoder is not None:
+            yield from self._check_decoder("shared_decoder", self.shared_decoder)
 
-        return report(
-            (
-                any(not 1 <= number <= self.num_heads for number in biased),
-                f"`alibi.num_heads` must be between 1 and `num_heads` ({self.num_heads}), but is {', '.join(map(str, biased))}.",
-            ),
-            (not self.frontends, "One of `audio`, `image` and `text` must be configured, but all are None."),
-            (self.dim % self.num_heads != 0, f"`num_heads` must divide `dim` ({self.dim}), but is {self.num_heads}."),
-        )
+    def _check_frontend(self, name: str, frontend: FrontendConfig) -> Iterator[tuple[bool, str]]:
+        if frontend.alibi is not None and frontend.alibi.num_heads is not None:
+            biased = frontend.alibi.num_heads
+            yield (
+                biased > self.num_heads,
+                f"`{name}.alibi.num_heads` must be between 1 and `num_heads` ({self.num_heads}), but is {biased}.",
+            )
+        if frontend.decoder is not None:
+            yield from self._check_decoder(f"{name}.decoder", frontend.decoder)
+        if isinstance(frontend, ImageFrontendConfig):
+            yield from check_patches(frontend)
+        if isinstance(frontend, AudioFrontendConfig):
+            yield from check_waveforms(frontend, self.dim)
+        if isinstance(frontend, TextFrontendConfig):
+            yield from check_ids(frontend)
+
+    def _check_decoder(self, name: str, decoder: DecoderConfig) -> Iterator[tuple[bool, str]]:
+        count = decoder.num_layers * max(self.dim, decoder.dim) * decoder.dim * decoder.kernel_size**2 / decoder.num_groups
+        yield from check_parameters(count, "the decoder", f"The settings of `{name}`")
+        for place, width in ((f"{name}.dim", decoder.dim), ("dim", self.dim)):
+            yield (
+                decoder.num_layers > 0 and width % decoder.num_groups != 0,
+                f"`{name}.num_groups` must divide `{place}` ({width}), but is {decoder.num_groups}.",
+            )
 
     @override
     def count_layers(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -21,7 +22,6 @@ from fairseq2.typing import Stateful
 from fairseq2.utils.threading import ThreadPool
 from typing_extensions import override
 
-from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.fairseq2_private import count_unpublished, restore_unpublished, set_rates
 from d2v_plugin.core.log import log
 from d2v_plugin.core.storage import remove, write_atomically
@@ -175,13 +175,10 @@ class VerifiedCheckpointManager(CheckpointManager):
                 "it is due.", saving.step_nr, self._failed.reason, self._describe_last()
             )  # fmt: skip
 
-    def raise_if_failed(self, step_nr: int) -> None:
-        """:raises CheckpointError: the checkpoint of this update, the run's last, could not be written."""
-        if self._failed is not None and self._failed.step_nr == step_nr:
-            raise CheckpointError(
-                f"The last checkpoint, of step {step_nr}, could not be written: {self._failed.reason} {self._failed.advice} and "
-                f"repeat the command; it goes on from step {self._describe_last()}."
-            )
+    def find_failure(self, step_nr: int) -> Failure | None:
+        """Why the checkpoint of this update, the run's last, could not be written; None = it was."""
+        failed = self._failed
+        return None if failed is None or failed.step_nr != step_nr else replace(failed, last=self._describe_last())
 
     @property
     @override

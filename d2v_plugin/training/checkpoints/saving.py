@@ -40,6 +40,18 @@ class Failure:
     advice: str = "Make room"
     """What to do before the command is repeated."""
 
+    is_fatal: bool = False
+    """Whether there is nothing to be saved, wherever there were room for it."""
+
+    last: str = "none"
+    """The last update that is saved."""
+
+    def __str__(self) -> str:
+        return (
+            f"The last checkpoint, of step {self.step_nr}, could not be written: {self.reason} {self.advice} and repeat the "
+            f"command; it goes on from step {self.last}."
+        )
+
 
 def find_failure(step_nr: int, parts: Sequence[Written]) -> Failure | None:
     """Tell, the same on all ranks, whether one of them could not write its part.
@@ -56,6 +68,7 @@ def find_failure(step_nr: int, parts: Sequence[Written]) -> Failure | None:
         step_nr,
         f"`{names[0]}`{more} of the run is not finite, and nothing could go on from there.",
         "Lower `optimizer.config.lr`, lengthen the warm-up or set `trainer.max_grad_norm`",
+        is_fatal=True,
     )
 
 

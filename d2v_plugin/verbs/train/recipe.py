@@ -25,7 +25,7 @@ from d2v_plugin.core.registry import create
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.base import Criterion, criterion_of
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
-from d2v_plugin.data.reader import name_sample
+from d2v_plugin.data.composed_readers import name_sample
 from d2v_plugin.evaluation.checkpoint import attach_criterion
 from d2v_plugin.evaluation.unit import EvaluationUnit
 from d2v_plugin.models.base import EncoderModel
@@ -125,7 +125,9 @@ class TrainRecipe(ExtensibleRecipe):
         criterion = create(context.resolver, Criterion, section)
         labels = None
         if isinstance(criterion, SupervisedCriterion):
-            labels = self._open_task(context).labels
+            task = self._open_task(context)
+            check_label_kind(task, criterion, config)
+            labels = task.labels
             if not newly_initialized:
                 check_labels(find_checkpoints(context), labels)
         attach_criterion(model, criterion, labels, called=f"criterion `{section.name}`")
@@ -195,6 +197,16 @@ def fit_arguments(args: Namespace, recipe_steps: object) -> tuple[Namespace, lis
         raise RecipeError(str(ex)) from None
 
     return Namespace(**vars(args) | {"config_overrides": [*overrides, fitted.as_overrides()]}), fitted.notes
+
+
+def check_label_kind(task: Task[Any, Any], criterion: SupervisedCriterion[Any], config: TrainConfig) -> None:
+    """:raises RecipeError: the criterion learns from other labels than the task reads."""
+    kind, kinds = task.label_kind, criterion.label_kinds
+    if kind is not None and kinds and kind not in kinds:
+        raise RecipeError(
+            f"`task.name: {config.task.name}` reads {kind}, but `criterion.name: {config.criterion.name}` learns from "
+            f"{' or '.join(kinds)}; change one of them."
+        )
 
 
 def get_checkpoints(context: RecipeContext) -> VerifiedCheckpointManager:

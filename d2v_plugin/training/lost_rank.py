@@ -21,7 +21,7 @@ def explain_lost_rank(ex: BaseException, rank: int, output_dir: Path | None) -> 
     :param rank: the one that tells.
     :param output_dir: of the run.
     """
-    leaf = next((error for error in reversed([*causes(ex, contexts=True)]) if _is_communication(error)), None)
+    leaf = _find_communication(ex)
     if leaf is None:
         return None
     logs = "its log" if output_dir is None else str(RunFolder(output_dir).logs / "rank_*.log")
@@ -32,6 +32,17 @@ def explain_lost_rank(ex: BaseException, rank: int, output_dir: Path | None) -> 
         f"set): {reason:.200}. Its own error stands above or in {logs}; if there is none, it was killed from outside, as when "
         "memory runs out. The same command continues from the last checkpoint."
     )
+
+
+def is_timeout(ex: BaseException) -> bool:
+    """Whether a communication waited too long for another rank."""
+    leaf = _find_communication(ex)
+    return leaf is not None and re.search(r"timed? ?out", str(leaf), re.IGNORECASE) is not None
+
+
+def _find_communication(ex: BaseException) -> BaseException | None:
+    """The failed communication that an error comes from."""
+    return next((error for error in reversed([*causes(ex, contexts=True)]) if _is_communication(error)), None)
 
 
 def _is_communication(ex: BaseException) -> bool:
