@@ -11,6 +11,7 @@ from typing_extensions import Self, override
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.validation import report
 from d2v_plugin.models.base import EncoderConfig
+from d2v_plugin.models.initialization import check_prediction_init_scale
 from d2v_plugin.models.patches import PatchConfig
 from d2v_plugin.models.waveforms import WaveformConfig
 
@@ -107,6 +108,10 @@ class Data2Vec1ModelConfig(EncoderConfig):
     """Linear layers of the prediction head; 0 = none, the encoder's output is the prediction. More than one: GELU in between
     and twice the width."""
 
+    prediction_init_scale: float = 1.0
+    """Factor of the start of the last layer that predicts; 1 = as the original. With 0 a student begins at the mean of the
+    normalised targets, and has no reason to quiet its noise by making local features constant (recipes/study/starting.md)."""
+
     original_padding: bool = False
     """Audio and text: reproduce the original's handling of padding. It sets padded positions to zero once, for audio before the
     first position convolution, so that the *amount* of padding changes the last valid frames, and includes padding in the
@@ -130,6 +135,7 @@ class Data2Vec1ModelConfig(EncoderConfig):
                 self.head_layers > 1 and self.text is None,
                 f"`head_layers` must be 0 or 1 for audio and images, but is {self.head_layers}.",
             ),
+            check_prediction_init_scale(self.prediction_init_scale),
         )
 
     @override

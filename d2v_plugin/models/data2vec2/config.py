@@ -11,6 +11,7 @@ from typing_extensions import Self, override
 
 from d2v_plugin.core.validation import report
 from d2v_plugin.models.base import EncoderConfig
+from d2v_plugin.models.initialization import check_prediction_init_scale
 from d2v_plugin.models.patches import PatchConfig
 from d2v_plugin.models.waveforms import WaveformConfig
 
@@ -202,6 +203,10 @@ class Data2VecConfig(EncoderConfig):
     mae_init: bool = False
     """Initialise linear layers with Xavier's uniform distribution, as MAE does, instead of N(0, 0.02)."""
 
+    prediction_init_scale: float = 1.0
+    """Factor of the start of the last layer that predicts; 1 = as the original. With 0 a student begins at the mean of the
+    normalised targets, and has no reason to quiet its noise by making local features constant (recipes/study/starting.md)."""
+
     original_padding: bool = False
     """Reproduce the original's handling of padding, which lets padded positions change valid ones (README, differences)."""
 
@@ -216,6 +221,7 @@ class Data2VecConfig(EncoderConfig):
             ),
             (not self.frontends, "One of `audio`, `image` and `text` must be configured, but all are None."),
             (self.dim % self.num_heads != 0, f"`num_heads` must divide `dim` ({self.dim}), but is {self.num_heads}."),
+            check_prediction_init_scale(self.prediction_init_scale),
         )
 
     @override
