@@ -1,4 +1,4 @@
-"""BERT's initialisation, from which both families start."""
+"""BERT's initialisation, from which both families start, and that of the layer that predicts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 
 normal: Final = partial(nn.init.normal_, std=0.02)
@@ -24,3 +25,14 @@ def initialize_as_bert(module: nn.Module, linear: Callable[[Tensor], Tensor] = n
         normal(module.weight)
         if module.padding_idx is not None and not module.weight.is_meta:
             nn.init.zeros_(module.weight[module.padding_idx])
+
+
+def scale_prediction(head: nn.Module | None, scale: float) -> None:
+    """Multiply the weights and the bias of a head's last linear layer.
+
+    :param head: None = the model has none.
+    """
+    linears = [] if head is None else [module for module in head.modules() if isinstance(module, nn.Linear)]
+    with torch.no_grad():
+        for parameter in linears[-1].parameters() if linears else ():
+            parameter.mul_(scale)

@@ -28,6 +28,7 @@ _FREE_SETTINGS: Final = {
     "mae_init",
     "original_padding",
     "post_mlp_dropout",
+    "prediction_init_scale",
     "prenet_drop_path",
     "prenet_dropout",
     "prenet_layer_drop",

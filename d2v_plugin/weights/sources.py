@@ -19,7 +19,7 @@ from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.plain_yaml import PlainYamlError, read_yaml
 from d2v_plugin.core.storage import check_directory, has_record
 from d2v_plugin.models.base import CRITERION_PREFIX, drop_criterion
-from d2v_plugin.models.families import AnyConfig, is_family
+from d2v_plugin.models.families import FAMILIES, AnyConfig, is_family
 from d2v_plugin.weights.averaging import average, find_last
 from d2v_plugin.weights.directory import (
     CONFIG_FILE,

@@ -7,13 +7,14 @@ import math
 from torch import nn
 
 from d2v_plugin.core.validation import ensure_valid
+from d2v_plugin.models.base import find_part
 from d2v_plugin.models.data2vec1.audio import Data2VecAudioModel
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model
 from d2v_plugin.models.data2vec1.blocks import BeitBlock
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig
 from d2v_plugin.models.data2vec1.text import Data2VecTextModel
 from d2v_plugin.models.data2vec1.vision import Data2VecVisionModel, cut_normal_
-from d2v_plugin.models.initialization import initialize_as_bert
+from d2v_plugin.models.initialization import initialize_as_bert, scale_prediction
 
 
 def create_model(config: Data2Vec1ModelConfig) -> Data2Vec1Model:
@@ -31,6 +32,8 @@ def create_model(config: Data2Vec1ModelConfig) -> Data2Vec1Model:
         assert config.image is not None
         model = Data2VecVisionModel(config, config.image)
     initialize(model)
+    head = find_part(model, model.head_name)
+    scale_prediction(head if isinstance(head, nn.Module) else None, config.prediction_init_scale)
 
     return model
 

@@ -203,6 +203,10 @@ class Data2VecConfig(EncoderConfig):
     mae_init: bool = False
     """Initialise linear layers with Xavier's uniform distribution, as MAE does, instead of N(0, 0.02)."""
 
+    prediction_init_scale: float = 1.0
+    """Factor of the start of the last layer that predicts; 1 = as the original. With 0 a student begins at the mean of the
+    normalised targets, and has no reason to quiet its noise by making local features constant (recipes/study/starting.md)."""
+
     original_padding: bool = False
     """Reproduce the original's handling of padding, which lets padded positions change valid ones (README, differences)."""
 

@@ -9,7 +9,7 @@ from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.frontends.audio import AudioFrontend
 from d2v_plugin.models.data2vec2.frontends.image import ImageFrontend
 from d2v_plugin.models.data2vec2.model import Data2VecModel
-from d2v_plugin.models.initialization import initialize_as_bert, normal
+from d2v_plugin.models.initialization import initialize_as_bert, normal, scale_prediction
 from d2v_plugin.models.patches import PatchEmbedding
 
 
@@ -21,6 +21,8 @@ def create_model(config: Data2VecConfig) -> Data2VecModel:
     ensure_valid(config)
     model = Data2VecModel(config)
     initialize(model, mae_init=config.mae_init)
+    for decoder in (model.shared_decoder, *(frontend.decoder for frontend in model.modality_encoders.values())):
+        scale_prediction(decoder, config.prediction_init_scale)
 
     return model
 
