@@ -71,7 +71,7 @@ def test_importing_the_package_does_not_import_fairseq2() -> None:
 def test_the_package_hands_out_what_users_need() -> None:
     from d2v_plugin import load, read_text
     from d2v_plugin.data import single
-    from d2v_plugin.weights import loading
+    from d2v_plugin.verbs import loading
 
     assert load is loading.load and read_text is single.read_text
     assert all(callable(getattr(d2v_plugin, name)) for name in d2v_plugin.__all__)
