@@ -27,12 +27,12 @@ def initialize_as_bert(module: nn.Module, linear: Callable[[Tensor], Tensor] = n
             nn.init.zeros_(module.weight[module.padding_idx])
 
 
-def scale_prediction(head: nn.Module | None, scale: float) -> None:
+def scale_prediction(head: object, scale: float) -> None:
     """Multiply the weights and the bias of a head's last linear layer.
 
-    :param head: None = the model has none.
+    :param head: a module; anything else = the model has none.
     """
-    linears = [] if head is None else [module for module in head.modules() if isinstance(module, nn.Linear)]
+    linears = [part for part in head.modules() if isinstance(part, nn.Linear)] if isinstance(head, nn.Module) else []
     with torch.no_grad():
         for parameter in linears[-1].parameters() if linears else ():
             parameter.mul_(scale)

@@ -32,8 +32,7 @@ def create_model(config: Data2Vec1ModelConfig) -> Data2Vec1Model:
         assert config.image is not None
         model = Data2VecVisionModel(config, config.image)
     initialize(model)
-    head = find_part(model, model.head_name)
-    scale_prediction(head if isinstance(head, nn.Module) else None, config.prediction_init_scale)
+    scale_prediction(find_part(model, model.head_name), config.prediction_init_scale)
 
     return model
 
