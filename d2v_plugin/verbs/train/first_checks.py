@@ -150,7 +150,7 @@ def _find_splits(config: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
 
 
 def _has_labels(path: Path, modality: str) -> bool:
-    """Whether any row has a label, in the manifest or in fairseq's letter labels beside it; those without are told when all are read."""
+    """Whether any row has a label, also in letter labels beside the manifest; rows without are told when all are read."""
     if modality == "audio" and path.with_suffix(".ltr").exists():
         return True
     columns, rows = _open_table(path, modality)
