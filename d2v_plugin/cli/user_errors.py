@@ -7,6 +7,7 @@ there; :func:`explain` finds those, or returns None for errors that are not the 
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 from argparse import Namespace
@@ -27,6 +28,7 @@ from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.config import StandardConfigMerger
 from fairseq2.utils.structured import StructureError
 from fairseq2.utils.validation import ValidationError, ValidationResult
+from safetensors import SafetensorError
 from torch.optim import Optimizer
 
 from d2v_plugin.cli.words import join_mistakes
@@ -51,7 +53,8 @@ SELF_EXPLAINING = (
 
 # A path that is not what it should be; an error of the network or a full disk happens to a correct configuration, too.
 _PATH_ERRORS = (ENOENT, ENOTDIR, EISDIR, EEXIST, EACCES, EPERM, EROFS, ENAMETOOLONG, ELOOP)
-
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OS_ERROR = re.compile(r"\(os error (\d{1,3})\)")
 
 _EXTRA_KEYS = re.compile(r"fields of `<class '([^']+)'>`, but it contains extra key\(s\) (.+)\.$")
 
@@ -126,7 +129,7 @@ def _explain(ex: BaseException, resolver: DependencyResolver, args: Namespace) -
             return " ".join(str(cause) for cause in causes(ex))
         case _ if isinstance(ex, SELF_EXPLAINING):
             return str(ex)
-    return None
+    return next(filter(None, map(_explain_full_disk, causes(ex, contexts=True))), None)
 
 
 def family_archs(resolver: DependencyResolver, family_name: str) -> list[str]:
@@ -141,10 +144,23 @@ def _names(resolver: DependencyResolver, kls: type[object]) -> list[str]:
 
 
 def _explain_os_error(ex: OSError) -> str | None:
-    if ex.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{ex.filename or 'the output directory'}: {ex.strerror}. Make room and repeat the command."
+    if ex.filename is not None and ex.errno in _PATH_ERRORS:
+        return f"{ex.filename!s:.300}: {ex.strerror}."
 
-    return f"{ex.filename!s:.300}: {ex.strerror}." if ex.filename is not None and ex.errno in _PATH_ERRORS else None
+    return _explain_full_disk(ex)
+
+
+def _explain_full_disk(ex: BaseException) -> str | None:
+    """Tell if there was no room for what was written; safetensors and PyTorch do not say it by an OSError."""
+    place, reason, found = "the output directory", "", _OS_ERROR.search(str(ex))
+    if isinstance(ex, OSError) and ex.errno in _FULL:
+        place, reason = ex.filename or place, ex.strerror
+    elif isinstance(ex, SafetensorError) and found is not None and int(found[1]) in _FULL:
+        reason = os.strerror(int(found[1]))
+    elif isinstance(ex, RuntimeError) and "PytorchStreamWriter failed writing" in str(ex):
+        reason = "what was written there is not whole"
+
+    return f"{place}: {reason}. Make room and repeat the command." if reason else None
 
 
 def list_mistakes(result: ValidationResult) -> list[str]:

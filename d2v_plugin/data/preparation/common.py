@@ -23,6 +23,7 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 TRAIN = "train"
+VALID = "valid"
 _REPORT = "report.json"
 _NUM_LISTED = 20
 
