@@ -23,6 +23,7 @@ from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.data.dataset import ManifestDataset
+from d2v_plugin.data.sentences import Sentences
 from d2v_plugin.evaluation.run_scores import Scores, compare_checkpoints, format_scores
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.pictures.projector import name_samples, write_projector
@@ -55,7 +56,7 @@ class Summary:
     """Where the results are."""
 
     inputs: str | None = None
-    """In fine-tuning on manifests: the one that was scored, which can be predicted as well as any other."""
+    """In fine-tuning: the manifest or table that was scored, which can be predicted as well as any other."""
 
 
 @final
@@ -100,7 +101,7 @@ class Summarizer(Observer):
     def _find_inputs(self) -> str | None:
         dataset, (split, *_) = self._context.get_dataset(), self._context.get_config_as(TrainConfig).validation.splits
 
-        return str(dataset.split(split).path) if isinstance(dataset, ManifestDataset) else None
+        return str(dataset.split(split).path) if isinstance(dataset, ManifestDataset | Sentences) else None
 
     def _write_projector(self) -> None:
         num_samples, split = self._context.get_config_as(TrainConfig).pictures.num_embedded, self._probing.section.valid_split
