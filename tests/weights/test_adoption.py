@@ -251,9 +251,7 @@ def test_what_must_agree_is_refused_with_the_way_out(config: Any, lines: list[st
 
 
 def test_a_folder_that_is_to_be_used_is_to_be_converted_first(wav2vec2: tuple[Path, Any]) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"is converted by `fairseq2 recipe convert huggingface .*wav2vec2 OUT`"
-    ):
+    with pytest.raises(CheckpointError, match=r"is converted by `fairseq2 recipe convert huggingface .*wav2vec2 OUT`"):
         load(wav2vec2[0])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -27,7 +27,7 @@ from d2v_plugin.data.sentences import Sentences
 from d2v_plugin.evaluation.run_scores import Scores, compare_checkpoints, format_scores
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.pictures.projector import name_samples, write_projector
-from d2v_plugin.probing.section import Probing
+from d2v_plugin.probing.section import Probing, ProbingSection
 from d2v_plugin.probing.table import format_accuracies
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.training.observers import Observer
@@ -58,6 +58,9 @@ class Summary:
     inputs: str | None = None
     """In fine-tuning: the manifest or table that was scored, which can be predicted as well as any other."""
 
+    probing: Mapping[str, str] = field(default_factory=dict)
+    """Settings of the probes that differ from the defaults of ``recipe evaluate``, which does not know those of the run."""
+
 
 @final
 class Summarizer(Observer):
@@ -81,7 +84,8 @@ class Summarizer(Observer):
             scores = read_scores(self._context, criterion)
             paths |= {"predictions": str(folder)} if (folder := RunFolder(output_dir).predictions).is_dir() else {}
 
-        summary = Summary(step_nr, accuracies, scores, paths, self._find_inputs() if scores else None)
+        inputs = self._find_inputs() if scores else None
+        summary = Summary(step_nr, accuracies, scores, paths, inputs, list_settings(self._probing.section))
         try:
             write_atomically(RunFolder(output_dir).summary, json.dumps(asdict(summary), indent=2) + "\n")
         except OSError as ex:
@@ -123,6 +127,17 @@ class Summarizer(Observer):
         load_weights(model, find_checkpoints(self._context))
 
         return model
+
+
+def list_settings(section: ProbingSection) -> dict[str, str]:
+    """What probes see of samples, and of which, where it is not the default."""
+    usual = ProbingSection()
+
+    return {
+        key: getattr(section, key)
+        for key in ("train_split", "valid_split", "pooling")
+        if getattr(section, key) != getattr(usual, key)
+    }
 
 
 def read_scores(context: RecipeContext, criterion: SupervisedCriterion[Any]) -> dict[str, Scores]:
@@ -202,6 +217,7 @@ def next_commands(summary: Summary) -> Iterator[str]:
     elif summary.accuracies:
         if (output_dir / PLAN_FILE).is_file():
             yield shlex.join(["fairseq2", "recipe", "finetune", f"{output_dir}_tuned", "--config", f"init.path={run}"])
-        yield command("evaluate", "probes", "probing.probes=[{name: linear}]", "probing.layers=all")
+        probing = [f"probing.{key}={value}" for key, value in summary.probing.items()]
+        yield command("evaluate", "probes", "probing.probes=[{name: linear}]", "probing.layers=all", *probing)
     yield command("extract", "features")
     yield command("inspect", "pictures")

@@ -52,6 +52,9 @@ def test_a_folder_is_learned_from_fine_tuned_and_scored(name: str, command: Any,
     if name == "sounds":
         assert config["task"]["config"]["audio"]["resample"] is True
 
+    probed = command(*find_next(outcome.out, "evaluate"))
+    assert probed.status == 0 and "linear" in probed.out, probed.err
+
     tuned = command(*find_next(outcome.out, "finetune"), *TUNED)
     assert tuned.status == 0, tuned.err
     assert "Finished after 2 updates." in tuned.out
