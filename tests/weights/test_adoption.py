@@ -294,5 +294,5 @@ def test_what_a_conversion_leaves_out_is_in_the_table_of_a_run(fairseq_checkpoin
 def test_a_step_without_a_description_is_our_own_readers_business(tmp_path: Path) -> None:
     (tmp_path / "step_3").mkdir()
 
-    with pytest.raises(CheckpointError, match=r"model\.yaml cannot be read"):
+    with pytest.raises(CheckpointError, match=r"model\.yaml does not exist"):
         load_weights(create_model(Data2VecConfig(**OURS, audio=audio())), tmp_path / "step_3")
