@@ -48,7 +48,7 @@ def draw_history(history: Sequence[Sequence[float]], steps: Sequence[int], name:
     for axes in (over_updates, over_layers):
         count_on(axes, x=True)
         axes.grid(alpha=0.3)
-        axes.set_ylim(*((None, 1.0) if name == "token_similarity" else (0.0, None)))
+        axes.set_ylim(min(0.0, values.min()), 1.0 if name == "token_similarity" else 1.1 * max(values.max(), 1e-3))
 
     return figure
 
