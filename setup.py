@@ -83,6 +83,7 @@ setup(
     install_requires=[
         "fairseq2==0.8.1",  # brings torch 2.9.1, numpy, rich, tensorboard, transformers
         "torchvision==0.24.1",
+        "matplotlib>=3.8,<4",  # pictures of runs, which are drawn by default; without it all else works
         "safetensors>=0.6,<1",
         "scipy>=1.11,<2",
         "sentencepiece>=0.2,<0.3",
@@ -94,12 +95,10 @@ setup(
     extras_require={
         "export": EXPORT,
         "decoding": ["flashlight-text>=0.0.7,<0.1"],  # beam search with a language model; its wheel brings KenLM along
-        "plots": ["matplotlib>=3.8,<4"],  # tools/experiments/ablate.py
         "test": [
             "build>=1.2",
             "flashlight-text>=0.0.7,<0.1",
             "jiwer>=3,<5",
-            "matplotlib>=3.8,<4",
             "mypy>=1.15",
             "pytest>=8",
             "pytest-xdist>=3.6",

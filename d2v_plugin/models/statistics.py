@@ -1,4 +1,4 @@
-"""Representations in numbers: deviation, effective rank, variation within samples."""
+"""Representations in numbers: deviation, effective rank, variation within samples, similarity of tokens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -65,3 +66,10 @@ def mean_valid(x: Tensor, padding_mask: Tensor | None) -> Tensor:
 def channel_deviations(x: Tensor) -> Tensor:
     """Standard deviation of each channel over all tokens: (..., D) -> (D) fp32, near 0 when representations collapse."""
     return (x.float().flatten(0, -2).var(dim=0) + 1e-6).sqrt()
+
+
+def token_similarities(x: Tensor) -> Tensor:
+    """Cosine similarity of the tokens of each sample: (..., S, D) -> (..., S, S)."""
+    directions: Tensor = F.normalize(x.detach().float(), dim=-1)
+
+    return directions @ directions.transpose(-1, -2)

@@ -16,9 +16,7 @@ from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import Spell, StepInfo
 from d2v_plugin.criteria.base import Criterion
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.models.statistics import channel_deviations, describe
-from d2v_plugin.pictures.features import draw_features, draw_scales, draw_similarities, similarities
-from d2v_plugin.pictures.inputs import draw_masks
+from d2v_plugin.models.statistics import channel_deviations, describe, token_similarities
 
 
 @dataclass
@@ -26,16 +24,26 @@ class Figures:
     """Pictures and numbers of one moment."""
 
     pictures: dict[str, Image.Image] = field(default_factory=dict)
-    """By name."""
+    """By name; none without matplotlib."""
 
     numbers: dict[str, list[float]] = field(default_factory=dict)
     """By name, one for each layer."""
 
 
+def can_draw() -> bool:
+    """Whether matplotlib is installed, and can be imported."""
+    try:
+        import d2v_plugin.pictures.canvas  # noqa: F401
+    except ImportError:
+        return False
+
+    return True
+
+
 def draw_figures(
     model: EncoderModel, criterion: Criterion[Any] | None, batch: Batch, step: StepInfo, spell: Spell | None = None
 ) -> Figures:
-    """Draw all pictures of a few samples.
+    """Measure a few samples, and draw them if that is possible (:func:`can_draw`).
 
     :param criterion: None = a model for use, which has neither masks nor teacher.
     :param spell: for text: turns token ids into pieces of words.
@@ -44,22 +52,33 @@ def draw_figures(
         features = model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality)
         teacher = [] if criterion is None else criterion.teacher_layers(model, batch)
         masks = None if criterion is None else criterion.masks_of(model, batch, step)
-    student, teacher = _blank_padding(features.layers, features.padding_mask), _blank_padding(teacher, features.padding_mask)
+    student, padding_mask = features.layers, features.padding_mask
 
     figures = Figures()
-    if masks is not None:
-        figures.pictures["masks"] = draw_masks(batch, masks, spell)
-    figures.pictures["features"] = draw_features(batch, student, teacher)
-    figures.pictures["similarities"] = draw_similarities(batch, student)
-    for name, parameter in model.named_parameters():
-        if name.endswith("alibi_scale") and not name.startswith("criterion."):
-            figures.pictures["alibi_scales"] = draw_scales(parameter)
-
     for who, layers in (("student", student), ("teacher", teacher)):
         if layers:
-            figures.numbers[f"{who}_deviation"] = [float(channel_deviations(x).mean()) for x in layers]
-            figures.numbers[f"{who}_effective_rank"] = [describe(x, features.padding_mask).rank for x in layers]
-    figures.numbers["token_similarity"] = [float(similarities(x).mean()) for x in student]
+            deviations = [channel_deviations(x if padding_mask is None else x[~padding_mask]) for x in layers]
+            figures.numbers[f"{who}_deviation"] = [float(x.mean()) for x in deviations]
+            figures.numbers[f"{who}_effective_rank"] = [describe(x, padding_mask).rank for x in layers]
+    samples = [_without_padding(student, padding_mask, sample) for sample in range(batch.num_examples)]
+    similarities = torch.tensor([[float(token_similarities(x).mean()) for x in layers] for layers in samples])
+    figures.numbers["token_similarity"] = similarities.mean(dim=0).tolist()
+    if not can_draw():
+        return figures
+
+    # matplotlib is loaded by what draws, and by nothing else.
+    from d2v_plugin.pictures.canvas import render
+    from d2v_plugin.pictures.curves import draw_scales
+    from d2v_plugin.pictures.features import draw_features, draw_similarities
+    from d2v_plugin.pictures.masks import draw_masks
+
+    if masks is not None:
+        figures.pictures["masks"] = render(draw_masks(batch, masks, spell))
+    figures.pictures["features"] = render(draw_features(batch, student, teacher, padding_mask))
+    figures.pictures["similarities"] = render(draw_similarities(int(batch.ids[0]), samples[0]))
+    for name, parameter in model.named_parameters():
+        if name.endswith("alibi_scale") and not name.startswith("criterion."):
+            figures.pictures["alibi_scales"] = render(draw_scales(parameter))
 
     return figures
 
@@ -74,9 +93,9 @@ def first_samples(batch: Batch, num_samples: int) -> Batch:
     return first
 
 
-def _blank_padding(layers: list[Tensor], padding_mask: Tensor | None) -> list[Tensor]:
-    """Put zeros where padding was: those features mean nothing."""
-    return layers if padding_mask is None else [x.masked_fill(padding_mask.unsqueeze(-1), 0.0) for x in layers]
+def _without_padding(layers: list[Tensor], padding_mask: Tensor | None, sample: int) -> list[Tensor]:
+    """The tokens of a sample: L times (N, S, D) -> L times (S', D)."""
+    return [x[sample] if padding_mask is None else x[sample][~padding_mask[sample]] for x in layers]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from fairseq2.device import Device
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -15,7 +16,9 @@ from d2v_plugin.data.dataset import ManifestDataset
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.pooling import pool_tokens
-from d2v_plugin.pictures.inputs import show_image
+from d2v_plugin.pictures.inputs import to_rgb
+
+THUMBNAIL = 96
 
 
 @torch.no_grad()
@@ -35,7 +38,7 @@ def write_projector(
         pooled = pool_tokens(features.x, features.padding_mask, "mean")
         vectors |= dict(zip(batch.ids.tolist(), pooled.float().cpu(), strict=True))
         if batch.modality is Modality.IMAGE:
-            looks |= {row: show_image(x).float() / 255 for row, x in zip(batch.ids.tolist(), batch.inputs, strict=True)}
+            looks |= {row: _make_thumbnail(x) for row, x in zip(batch.ids.tolist(), batch.inputs, strict=True)}
     found = sorted(vectors)
     with SummaryWriter(log_dir) as writer:
         writer.add_embedding(
@@ -44,6 +47,11 @@ def write_projector(
             label_img=torch.stack([looks[row] for row in found]) if looks else None,
             tag="mean_features",
         )
+
+
+def _make_thumbnail(x: Tensor) -> Tensor:
+    # (C, H, W) -> (3, 96, 96)
+    return F.interpolate(torch.from_numpy(to_rgb(x)).permute(2, 0, 1)[None], size=(THUMBNAIL, THUMBNAIL))[0]
 
 
 def name_samples(dataset: object, split: str, num_rows: int) -> list[str] | None:

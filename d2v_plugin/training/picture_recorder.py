@@ -11,6 +11,7 @@ from typing import final
 
 import numpy as np
 from fairseq2.utils.validation import Validatable, ValidationResult
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
@@ -21,8 +22,7 @@ from d2v_plugin.core.log import log
 from d2v_plugin.core.validation import report
 from d2v_plugin.criteria.base import criterion_of
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.pictures.features import draw_history
-from d2v_plugin.pictures.figures import Figures, draw_figures, first_samples
+from d2v_plugin.pictures.figures import Figures, can_draw, draw_figures, first_samples
 from d2v_plugin.training.observers import Observer
 from d2v_plugin.weights.run_folder import RunFolder
 
@@ -140,7 +140,10 @@ class PictureRecorder(Observer):
         self._steps.append(step_nr)
         for name, numbers in figures.numbers.items():
             self._history.setdefault(name, []).append(numbers)
-            figures.pictures[name] = draw_history(self._history[name], self._steps, name.replace("_", " "))
+        if can_draw():
+            figures.pictures |= self._draw_curves()
+        elif len(self._steps) == 1:
+            log.warning("There are no pictures, because matplotlib is not installed: pip install matplotlib. Numbers are kept.")
 
         self._folder.mkdir(parents=True, exist_ok=True)
         self._layers.add(json.dumps({"step": step_nr, **figures.numbers}) + "\n")
@@ -152,3 +155,10 @@ class PictureRecorder(Observer):
             for layer, number in enumerate(numbers):
                 self._writer.add_scalar(f"representation/{name}/{layer}", number, step_nr)
         self._writer.flush()
+
+    def _draw_curves(self) -> dict[str, Image.Image]:
+        """Draw what was measured so far, by name."""
+        from d2v_plugin.pictures.canvas import render  # loads matplotlib, which may be missing
+        from d2v_plugin.pictures.curves import draw_history
+
+        return {name: render(draw_history(history, self._steps, name)) for name, history in self._history.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -132,8 +131,7 @@ def test_the_plot_is_a_picture_of_all_rows(rows: Path, fake_training: list[Any])
 def test_without_matplotlib_there_is_a_table_and_a_hint(
     rows: Path, fake_training: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(ablate, "find_spec", lambda name: None)
 
     assert ablate.main([str(rows), "--seeds", "1", "--output", str(rows.parent / "out")]) == 0
 

@@ -90,6 +90,21 @@ def test_the_latest_pictures_and_all_numbers_are_kept(make_recorder: MakeRecorde
     assert list(tmp_path.joinpath("tb", "pictures").glob("events*"))
 
 
+def test_without_matplotlib_there_is_one_warning_and_all_numbers(
+    make_recorder: MakeRecorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(picture_recorder, "can_draw", lambda: False)
+    monkeypatch.setattr(picture_recorder.log, "warning", lambda text, *args: warnings.append(text))
+    recorder, _, _ = make_recorder()
+    recorder.draw(10)
+    recorder.draw(20)
+
+    assert len(warnings) == 1 and "pip install matplotlib" in warnings[0]
+    assert len((tmp_path / "pictures" / "layers.jsonl").read_text().splitlines()) == 2
+    assert not (tmp_path / "pictures" / "student_deviation.png").exists()
+
+
 def test_a_failed_picture_ends_the_pictures_and_not_the_run(make_recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder, _, drawn = make_recorder()
 

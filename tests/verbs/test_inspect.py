@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from d2v_plugin.verbs.inspect import recipe
+
 
 @pytest.fixture
 def trained(command: Callable[..., Any], tiny_recipe: Path, tmp_path: Path) -> Path:
@@ -29,6 +31,18 @@ def test_a_run_can_be_looked_at(command: Callable[..., Any], trained: Path, tmp_
     metadata = list(tmp_path.joinpath("look", "tb").rglob("metadata.tsv"))
     assert len(metadata[0].read_text().splitlines()) == 20
     assert list(tmp_path.joinpath("look", "tb").rglob("sprite.png"))
+
+
+def test_without_matplotlib_there_is_a_warning_and_a_projector(
+    command: Callable[..., Any], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "can_draw", lambda: False)
+    settings = (f"checkpoint.path={trained}", "num_samples=2", "num_embedded=4")
+    outcome = command("recipe", "inspect", tmp_path / "look", "--config", *settings)
+
+    assert outcome.status == 0, outcome.err
+    assert "pip install matplotlib" in outcome.err + outcome.out
+    assert not (tmp_path / "look" / "pictures").exists() and list(tmp_path.joinpath("look", "tb").rglob("metadata.tsv"))
 
 
 def test_samples_that_cannot_be_read_are_reported(command: Callable[..., Any], trained: Path, tmp_path: Path) -> None:

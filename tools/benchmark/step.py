@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.benchmark.update import ROOT, Setting
+from tools.experiments.runner import describe_machine
 
 SWEEPS: dict[str, tuple[Any, ...]] = {
     "views": (1, 2, 4, 8, 16),
@@ -31,8 +32,6 @@ SWEEPS: dict[str, tuple[Any, ...]] = {
     "seconds": (2.5, 5.0, 10.0, 20.0),
     "tokens": (64, 128, 256, 512),
 }
-
-LABELS = {"views": "views of each sample", "batch": "samples", "seconds": "seconds of audio", "tokens": "tokens"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +70,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
     if arguments.plot is not None:
-        draw(rows, arguments.sweep or "views", arguments.plot)
+        from tools.experiments.plots import draw_sweep
+
+        draw_sweep(rows, arguments.sweep or "views", arguments.plot, machine=describe_machine())
 
 
 def list_settings(arguments: argparse.Namespace) -> list[Setting]:
@@ -147,26 +148,3 @@ def format_parts(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {row['arch']} | {row['precision']} | {shares} |")
 
     return "\n".join(lines)
-
-
-def draw(rows: Sequence[dict[str, Any]], parameter: str, path: Path) -> None:
-    """Seconds and memory over the swept parameter; per view too, where that is it."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    values = [row[parameter] for row in rows]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    left.plot(values, [row["seconds_per_update"] for row in rows], "o-", label="update")
-    if parameter == "views":
-        left.plot(values, [row["seconds_per_update"] / row["views"] for row in rows], "s--", label="update / view")
-        left.legend()
-    right.plot(values, [row["peak_memory_gib"] for row in rows], "o-")
-    for axes, title in ((left, "seconds per update"), (right, "peak memory, GiB")):
-        axes.set(xlabel=LABELS[parameter], ylabel=title)
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-    figure.suptitle(f"{rows[0]['arch']}, {rows[0]['precision']}, {rows[0]['device']}")
-    figure.savefig(path)
-    pyplot.close(figure)

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -64,6 +65,11 @@ class Row(Entry):
         line = self.path.read_text(encoding="utf-8").split("\n", 1)[0]
 
         return line.lstrip("# ") if line.startswith("#") else self.path.stem
+
+    @property
+    def modality(self) -> str:
+        """What it learns from, by the name of its task: rows of one modality share axes of the plot."""
+        return str(self.recipe.get("task", {}).get("name", "")).split("_")[0]
 
     @cached_property
     @override
@@ -160,7 +166,12 @@ def report(rows: Sequence[Row], output: Path, command: str) -> str:
     """
     table = format_table(rows)
     runner.write_tables(output, command, table, [describe(row) for row in rows])
-    draw_plot(rows, output / "plot.png")
+    if find_spec("matplotlib") is None:
+        print("There is no plot, because matplotlib is not installed: pip install matplotlib.", file=sys.stderr)
+    else:
+        from tools.experiments.plots import draw_table
+
+        draw_table(output / "table.json")
 
     return table
 
@@ -214,45 +225,13 @@ def describe(row: Row) -> dict[str, Any]:
         "group": row.group,
         "name": row.name,
         "title": row.title,
+        "modality": row.modality,
         "mean": {probe: average for probe, (average, _) in summaries.items()},
         "std": {probe: None if math.isnan(deviation) else deviation for probe, (_, deviation) in summaries.items()},
         "accuracies": row.accuracies,
         "seconds": row.seconds,
         "failures": row.failures,
     }
-
-
-def draw_plot(rows: Sequence[Row], path: Path) -> None:
-    """One panel for each group, one line for each row: mean and deviation of every probe, and the single runs."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("There is no plot, because matplotlib is not installed: pip install matplotlib.", file=sys.stderr)
-        return
-
-    groups, probes = group_rows(rows), list_probes(rows)
-    sizes = [len(members) for members in groups.values()]
-    figure = Figure(figsize=(8, 1.2 + 0.45 * sum(sizes) + 0.5 * len(sizes)), layout="constrained")
-    panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=sizes)[:, 0]
-    for panel, (group, members) in zip(panels, groups.items(), strict=True):
-        for i, probe in enumerate(probes):
-            offset = 0.3 * (i / max(1, len(probes) - 1) - 0.5)
-            heights = [y + offset for y in range(len(members))]
-            summaries = [row.summarize(probe) for row in members]
-            averages = [100 * average for average, _ in summaries]
-            deviations = [0.0 if math.isnan(deviation) else 100 * deviation for _, deviation in summaries]
-            panel.errorbar(averages, heights, xerr=deviations, fmt="o", color=f"C{i}", capsize=3, label=name_probe(probe))
-            for y, row in zip(heights, members, strict=True):
-                single = [100 * value for value in row.values(probe)]
-                panel.plot(single, [y] * len(single), ".", color=f"C{i}", alpha=0.4)
-        panel.set_title(group.replace("_", " "), loc="left", fontsize="medium", fontweight="bold")
-        panel.set_yticks(range(len(members)), [row.title for row in members])
-        panel.set_ylim(len(members) - 0.5, -0.5)
-        panel.grid(axis="x", alpha=0.3)
-    panels[-1].set_xlabel("accuracy, % (mean ± deviation over seeds; dots: runs)")
-    if probes:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=len(probes))
-    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-
+from tools.experiments.plots import draw_report
 from tools.experiments.runner import format_row
 
 OURS = "data2vec 2.0"
@@ -46,9 +44,9 @@ def write_report(output: Path, *, command: str, machine: str, seconds: float) ->
         lines += ["", f"## {name.capitalize()}: {part['title']}", "", *format_methods(part), "", *format_ratios(part, ratios)]
         lines += ["", f"![{name}]({name}.png)", "", *format_searches(part)]
         lines += ["", "Repeat a row (seeds are `common.seed`):", "", *format_commands(part)]
-        draw_curves(part, output / f"{name}.png")
     output.joinpath("report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     output.joinpath("report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    draw_report(output / "report.json")
 
 
 def format_methods(part: Mapping[str, Any]) -> list[str]:
@@ -184,22 +182,3 @@ def format_interval(scores: Sequence[float]) -> str:
     half = STUDENT_T.get(len(scores) - 1, 1.96) * stdev(scores) / len(scores) ** 0.5
 
     return f"{100 * mean(scores):.1f} ± {100 * half:.1f}"
-
-
-def draw_curves(part: Mapping[str, Any], path: Path) -> None:
-    """Quality against time and against FLOPs: the mean of the seeds, and thinly the single runs."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    units = (("seconds_per_update", "seconds of one core"), ("gflops_per_update", "GFLOP"))
-    for panel, (unit, label) in zip(panels, units, strict=True):
-        for i, method in enumerate(part["methods"]):
-            curves = np.array(as_curves(method, method[unit]))
-            x, y = curves[0, :, 0], 100 * curves[:, :, 1]
-            panel.plot(x, y.mean(axis=0), "o-", color=f"C{i}", markersize=3, label=method["method"])
-            panel.plot(x, y.T, color=f"C{i}", linewidth=0.8, alpha=0.4)
-        panel.set_xlabel(label)
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("linear probe, %")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(part["methods"]))
-    figure.suptitle(part["title"], fontsize="medium")
-    figure.savefig(path, dpi=110)

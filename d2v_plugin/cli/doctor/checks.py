@@ -145,12 +145,10 @@ def check_flashlight() -> str:
 
 def check_matplotlib() -> str:
     import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots()
-    axes.plot([0, 1])
+    figure = Figure()
+    figure.subplots().plot([0, 1])
     figure.savefig(io.BytesIO())
 
     return f"{matplotlib.__version__}, draws"

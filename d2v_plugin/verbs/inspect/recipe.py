@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import Spell, StepInfo
+from d2v_plugin.core.log import log
 from d2v_plugin.core.registry import create, registered_names
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.base import Criterion, criterion_of
@@ -24,9 +25,8 @@ from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.evaluation.checkpoint import load_trained
 from d2v_plugin.masking.base import MaskSampler, MaskSection
 from d2v_plugin.models.base import EncoderModel, Features
-from d2v_plugin.pictures.figures import draw_figures, first_samples
+from d2v_plugin.pictures.figures import can_draw, draw_figures, first_samples
 from d2v_plugin.pictures.projector import name_samples, write_projector
-from d2v_plugin.pictures.samplers import draw_samplers
 from d2v_plugin.verbs.common import CheckpointRecipe, RecipeTask, open_task
 from d2v_plugin.verbs.inspect.config import InspectConfig
 from d2v_plugin.weights.loading import load
@@ -85,12 +85,14 @@ class InspectTask(RecipeTask):
         batch.to(self.device)
         step = StepInfo(number=config.step, seed=config.common.seed)
         pictures = draw_figures(self.model, criterion_of(self.model), batch, step, self.spell).pictures
-        pictures |= {"samplers": self._draw_samplers(batch)}
-
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, picture in pictures.items():
-            picture.save(folder / f"{name}.png")
-        print_unwrapped(f"\npictures:   {folder}: {', '.join(sorted(pictures))}")
+        if can_draw():
+            pictures |= {"samplers": self._draw_samplers(batch)}
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, picture in pictures.items():
+                picture.save(folder / f"{name}.png")
+            print_unwrapped(f"\npictures:   {folder}: {', '.join(sorted(pictures))}")
+        else:
+            log.warning("There are no pictures, because matplotlib is not installed: pip install matplotlib.")
         if config.num_embedded > 0:
             num_embedded = config.num_embedded
             write_projector(log_dir, self.model, self.rows, num_embedded, names=self.names, device=self.device)
@@ -108,7 +110,10 @@ class InspectTask(RecipeTask):
                 continue  # not for inputs of this shape
             drawable[name] = sampler
 
-        return draw_samplers(drawable, shape)
+        from d2v_plugin.pictures.canvas import render  # loads matplotlib, which may be missing
+        from d2v_plugin.pictures.samplers import draw_samplers
+
+        return render(draw_samplers(drawable, shape))
 
     def _extract(self, batch: Batch) -> Features:
         return self.model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality)

@@ -1,0 +1,47 @@
+"""Panels: an input in axes with units: pixels, seconds and kilohertz."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+from torch import Tensor
+
+from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.pictures.canvas import Extent, count_on, cover
+from d2v_plugin.pictures.inputs import RANGE_DB, SAMPLE_RATE, find_length, to_grid, to_rgb, to_spectrogram
+
+LEVEL = "Level (dB)"
+
+
+def show_image(axes: Axes, x: Tensor, mask: Tensor | None = None) -> None:
+    """Show an image over its pixels.
+
+    :param x: (C, H, W)
+    :param mask: (S) over its patches.
+    """
+    extent: Extent = (0, x.size(2), x.size(1), 0)
+    axes.imshow(to_rgb(x), extent=extent, interpolation="nearest")
+    if mask is not None:
+        cover(axes, to_grid(mask, Modality.IMAGE), extent)
+    axes.set_xticks([0, x.size(2)])
+    axes.set_yticks([0, x.size(1)])
+
+
+def show_sound(axes: Axes, batch: Batch, sample: int, mask: Tensor | None = None) -> AxesImage:
+    """Show the spectrogram of a sample over its seconds; padding stays white.
+
+    :param mask: (S) over the frames of the batch.
+    """
+    total, length = batch.inputs.size(1), find_length(batch, sample)
+    seconds, end = total / SAMPLE_RATE, length / SAMPLE_RATE
+    levels = to_spectrogram(batch.inputs[sample, :length])
+    shown = axes.imshow(
+        levels, extent=(0, end, 0, SAMPLE_RATE / 2000), origin="lower", aspect="auto", vmin=-RANGE_DB, vmax=0, cmap="Greys"
+    )
+    if mask is not None:
+        kept = max(1, round(mask.numel() * length / total))
+        cover(axes, to_grid(mask[:kept], Modality.AUDIO), (0, end, 0, SAMPLE_RATE / 2000))
+    axes.set_xlim(0, seconds)
+    count_on(axes, y=True)
+
+    return shown
