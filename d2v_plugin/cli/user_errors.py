@@ -154,7 +154,7 @@ def _explain_full_disk(ex: BaseException) -> str | None:
     """Tell if there was no room for what was written; safetensors and PyTorch do not say it by an OSError."""
     place, reason, found = "the output directory", "", _OS_ERROR.search(str(ex))
     if isinstance(ex, OSError) and ex.errno in _FULL:
-        place, reason = ex.filename or place, ex.strerror
+        place, reason = ex.filename or place, ex.strerror or str(ex)
     elif isinstance(ex, SafetensorError) and found is not None and int(found[1]) in _FULL:
         reason = os.strerror(int(found[1]))
     elif isinstance(ex, RuntimeError) and "PytorchStreamWriter failed writing" in str(ex):

@@ -1,4 +1,4 @@
-"""Files that cannot be written, each kind alone: what a run writes beside its checkpoints costs a warning, what a command is for a line."""
+"""Files that cannot be written, each kind alone: a warning beside a run, a line with status 2 where a command is for them."""
 
 from __future__ import annotations
 
