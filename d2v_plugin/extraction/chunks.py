@@ -72,7 +72,7 @@ def estimate_shard(model: EncoderModel, lengths: Rows, shard_size: int, num_arra
     frames = lengths // whole.frontends[Modality.AUDIO].samples_per_frame
     largest = max((int(frames[start : start + shard_size].sum()) for start in range(0, len(frames), shard_size)), default=0)
 
-    return 2 * largest * num_arrays * whole.dim * dtype.itemsize
+    return 2 * largest * num_arrays * int(whole.dim) * dtype.itemsize
 
 
 def find_free_memory(device: torch.device) -> int | None:

@@ -84,7 +84,7 @@ def compute_moments(x: Tensor) -> Tensor:
 
 def pool_moments(moments: Tensor, pooling: Pooling) -> Tensor:
     """Pool the tokens of a sample as :func:`pool_tokens` does: (3, D) -> (D,) float32, or (2·D,) with ``statistics``."""
-    count, total, squares = moments
+    count, total, squares = moments.unbind(0)
     mean = total / count
     if pooling == "statistics":
         mean = torch.cat([mean, (squares / count - mean.square()).clamp(min=0.0).sqrt()])
