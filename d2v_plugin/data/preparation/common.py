@@ -23,7 +23,6 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 TRAIN = "train"
-VALID = "valid"
 _REPORT = "report.json"
 _NUM_LISTED = 20
 
