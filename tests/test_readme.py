@@ -148,24 +148,6 @@ def test_list_lists(command: Any) -> None:
     assert "image_pretraining" in command("recipe", "list").out
 
 
-def test_manifest_commands_work_on_a_folder_of_pictures(command: Any, tmp_path: Path) -> None:
-    from torchvision.io import write_png
-
-    (tmp_path / "pictures").mkdir()
-    for i in range(200):
-        write_png(torch.full((3, 8, 8), i, dtype=torch.uint8), str(tmp_path / "pictures" / f"{i}.png"))
-    lines = [line for line in COMMANDS if line.startswith("fairseq2 recipe manifest")]
-    assert len(lines) == 2
-
-    for line in lines:
-        line = line.replace("PICTURES", str(tmp_path / "pictures")).replace("out/", f"{tmp_path}/out/")
-        outcome = command(*shlex.split(line)[1:])
-        assert outcome.status == 0, outcome.err
-
-    assert (tmp_path / "out" / "pictures" / "train.tsv").is_file() and (tmp_path / "out" / "pictures" / "valid.tsv").is_file()
-    assert "train.tsv" in outcome.out
-
-
 def test_manifest_commands_of_the_page_about_data_are_understood() -> None:
     lines = [line for line in read_commands("manifests/README.md") if line.startswith("fairseq2")]
     assert len(lines) >= 14

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from d2v_plugin.cli.help import HELP
 from d2v_plugin.cli.running import parse, run
 from d2v_plugin.cli.words import PROGRAM, check_words, fail, fail_if_mistaken, fail_unknown, take_values
-from d2v_plugin.verbs.train.first_checks import find_mistakes
 
 if TYPE_CHECKING:
     from d2v_plugin.verbs.extensions import Extension
@@ -24,6 +23,8 @@ def train(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     switched = {switches[word]: True for word in words if word in switches}
     words = [word for word in words if word not in switches]
     if "-h" not in words and "--help" not in words:
+        from d2v_plugin.verbs.train.first_checks import find_mistakes
+
         check_words(words)
         fail_if_mistaken(find_mistakes(words))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -118,7 +119,7 @@ class TextClassificationTask(Task[TextClassificationConfig, Sentences]):
     @override
     def locate(self, split: str, row: int) -> str:
         table = self.dataset.split(split)
-        return f"{table.path.absolute()}:{table.name_of(row)}"
+        return f"{os.path.abspath(table.path)}:{table.name_of(row)}"
 
     def _open_sentences(self, split: str) -> tuple[TokenIds, ReadBatch, BadSamples]:
         """Encode a split; returns the lengths of its rows, too."""

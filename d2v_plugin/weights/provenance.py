@@ -90,6 +90,9 @@ def structure_provenance(content: object, path: Path) -> Provenance:
     """
     if not isinstance(content, dict) or any(name not in content for name in (*SECTIONS, "labels")):
         raise CheckpointError(f"{path} does not say {', '.join((*SECTIONS, 'labels'))}.")
+    for name in ("task", "criterion"):
+        if not isinstance(content[name], dict) or not isinstance(content[name].get("name"), str):
+            raise CheckpointError(f"{path}: `{name}` must have a `name`.")
     labels = content["labels"]
     if labels is not None and not (isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)):
         raise CheckpointError(f"{path}: `labels` must be a list of names, or null.")

@@ -178,7 +178,7 @@ def find_provenance(path: str | Path) -> Provenance | None:
     path, _ = split_average(path)
     if isinstance(path, str) and not Path(path).exists() and Path(path).name == path:
         card = library().resolve(AssetStore).maybe_retrieve_card(path)
-        path = path if card is None else _find_files(card)
+        path = path if card is None or not is_family(_family_of(card)) else _find_files(card)
     if is_model_directory(Path(path)):
         return read_provenance_section(Path(path))
     checkpoints = find_checkpoints(path)
@@ -228,8 +228,7 @@ def _find_by_name(name: str) -> Source:
     card = library().resolve(AssetStore).maybe_retrieve_card(name)
     if card is None:
         raise CheckpointError(f"`{name}` is neither a directory nor a registered model.")
-    field = card.maybe_get_field("model_family")
-    family = None if field is None else field.as_(str)
+    family = _family_of(card)
     if not is_family(family):
         raise CheckpointError(f"`{name}` is not a model of the family {_FAMILIES}.")
 
@@ -240,6 +239,11 @@ def _find_by_name(name: str) -> Source:
     assert isinstance(config, AnyConfig)
 
     return NativeSource(path, config)
+
+
+def _family_of(card: AssetCard) -> str | None:
+    field = card.maybe_get_field("model_family")
+    return None if field is None else field.as_(str)
 
 
 def _find_files(card: AssetCard) -> Path:

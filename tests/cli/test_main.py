@@ -103,8 +103,10 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
         "dataset.family=audio_manifest",
         ("`dataset.family` opens AudioManifest", "`task.name` reads ImageManifest"),
     ),
-    # what only others know to be wrong
-    "settings of the model": ("model.config_overrides.dropout=2", ("cannot be set up with these settings", "rank_0.log")),
+    "settings of the model": (
+        "model.config_overrides.dropout=2",
+        ("`model.config_overrides`: `dropout` must be between 0 and 1, but is 2",),
+    ),
     # files
     "manifest folder": ("dataset.config_overrides.path={tmp}/nowhere", ("{tmp}/nowhere", "`dataset.config_overrides.path`")),
     "checkpoint": ("model.path={tmp}/nowhere.pt", ("`model.path`", "{tmp}/nowhere.pt")),

@@ -168,5 +168,5 @@ def test_a_file_that_is_no_language_model_is_refused(tmp_path: Path) -> None:
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flashlight.lib.text", None)
-    with pytest.raises(RecipeError, match=r"d2v-plugin\[decoding\]"):
+    with pytest.raises(RecipeError, match=r"pip install flashlight-text"):
         BeamSearchDecoder(BeamSearchConfig(), LABELS)

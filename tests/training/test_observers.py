@@ -180,5 +180,5 @@ def test_a_run_has_the_written_order(command: Any, tiny_recipe: Path, tmp_path: 
     outcome = command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out", "--config", *settings)
 
     assert outcome.status == 0, outcome.err
-    watchers = ["SkipObserver", "SpikeObserver", "TrainingScreen", "CollapseObserver"]
+    watchers = ["SkipObserver", "SpikeObserver", "TrainingScreen", "CollapseObserver", "MemoryObserver"]
     assert names == ["EmaObserver", "HoldObserver", "Incidents", *watchers, "PictureRecorder", "Summarizer"]

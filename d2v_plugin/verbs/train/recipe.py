@@ -11,7 +11,7 @@ from typing import Any, final
 import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported before it
 from fairseq2.datasets import DataReader
 from fairseq2.evaluator import EvalUnit
-from fairseq2.logging import log
+from fairseq2.logging import log as file_log
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.error import ModelTypeNotValidError, RecipeError
 from fairseq2.runtime.dependency import DependencyContainer
@@ -21,6 +21,7 @@ from torch import nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.log import log
 from d2v_plugin.core.registry import create
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.base import Criterion, criterion_of
@@ -165,7 +166,7 @@ class TrainRecipe(ExtensibleRecipe):
                 describe_start(context, model, find_checkpoints(context)),
                 format_layers(model, context.get_optimizer()),
             )
-            log.info("Start:\n{}\n\n{}", start, layers)
+            file_log.info("Start:\n{}\n\n{}", start, layers)
             print_unwrapped(f"\n{start}\n")
 
         def create_trainer(reader: DataReader[Batch]) -> Trainer:

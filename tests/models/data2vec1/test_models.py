@@ -14,6 +14,7 @@ from torch import Tensor
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.models.data2vec1.archs import ARCHS
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model, attention_mask
+from d2v_plugin.models.data2vec1.config import TextConfig
 from d2v_plugin.models.data2vec1.factory import create_model as create_data2vec1
 from d2v_plugin.weights.convert.fairseq_data2vec1 import convert_config, convert_state_dict
 
@@ -191,9 +192,9 @@ def test_another_modality_is_refused() -> None:
     ("changes", "message"),
     [
         ({"num_heads": 5}, "`num_heads` must divide `dim`"),
-        ({"head_layers": -1}, "`head_layers` must be at least 0"),
+        ({"head_layers": -1}, "`head_layers` must be between 0 and 1,000"),
         ({"head_layers": 2}, "`head_layers` must be 0 or 1"),
-        ({"text": "something"}, "Exactly one of `audio`, `text` and `image` must be given"),
+        ({"text": TextConfig(vocab_size=100)}, "Exactly one of `audio`, `text` and `image` must be given"),
     ],
 )
 def test_configurations_that_make_no_model_are_refused(changes: dict[str, Any], message: str) -> None:
