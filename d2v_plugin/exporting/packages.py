@@ -14,5 +14,5 @@ def need(format: str, *names: str) -> None:
     if missing := [name for name in names if find_spec(name) is None]:
         raise CheckpointError(
             f"The format `{format}` needs {' and '.join(missing)}: `pip install {' '.join(missing)}`, or all that exporting can "
-            "use: `pip install 'd2v-plugin[export]'`."
+            "use: `pip install '.[export]'` in a checkout."
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.data.order import Rows
 from d2v_plugin.layers.attention import LONG
 from d2v_plugin.models.base import EncoderModel, Features
 
@@ -18,19 +19,6 @@ SAMPLE_RATE: Final = 16_000
 
 OVERLAP: Final = 1 / 8
 """Share of a chunk, at each of its ends, that is computed for the sake of the rest and then dropped."""
-
-
-def extract_in_chunks(model: EncoderModel, waveform: Tensor, chunk_seconds: float) -> Features:
-    """Compute the features of a recording chunk by chunk, see :func:`iterate_chunks`, and join them.
-
-    :param waveform: (1, T)
-    """
-    parts = list(iterate_chunks(model, waveform, chunk_seconds))
-    if len(parts) == 1:
-        return parts[0]
-    joined = [torch.cat(layers, dim=1) for layers in zip(*(part.layers for part in parts), strict=True)]
-
-    return Features(torch.cat([part.x for part in parts], dim=1), None, joined, None)
 
 
 def iterate_chunks(model: EncoderModel, waveform: Tensor, chunk_seconds: float) -> Iterator[Features]:
@@ -73,6 +61,18 @@ def estimate_memory(model: EncoderModel, num_samples: int) -> int:
     attention = 3 * (weights if weights <= LONG else LONG // 8)
 
     return int(4 * (convolutions + blocks + attention))
+
+
+def estimate_shard(model: EncoderModel, lengths: Rows, shard_size: int, num_arrays: int, dtype: torch.dtype) -> int:
+    """Bytes, roughly, that all frames of the largest shard take, which lie in memory twice while they are written.
+
+    :param lengths: (R,) of the recordings, in samples.
+    """
+    whole: Any = model.config
+    frames = lengths // whole.frontends[Modality.AUDIO].samples_per_frame
+    largest = max((int(frames[start : start + shard_size].sum()) for start in range(0, len(frames), shard_size)), default=0)
+
+    return 2 * largest * num_arrays * whole.dim * dtype.itemsize
 
 
 def find_free_memory(device: torch.device) -> int | None:

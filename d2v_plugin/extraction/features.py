@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 
 from d2v_plugin.core.batch import Batch, Modality
-from d2v_plugin.extraction.chunks import SAMPLE_RATE, extract_in_chunks
+from d2v_plugin.extraction.chunks import SAMPLE_RATE, iterate_chunks
 from d2v_plugin.extraction.shards import IDS, LENGTHS
 from d2v_plugin.models.base import EncoderModel, Features
-from d2v_plugin.models.pooling import Layers, Pooling, pool_features, resolve_layers, split_samples
+from d2v_plugin.models.pooling import (
+    Layers,
+    Pooling,
+    compute_moments,
+    pool_features,
+    pool_moments,
+    resolve_layers,
+    split_samples,
+)
 
 
 def name_arrays(layers: Layers, top_k: int | None, num_layers: int) -> dict[str, list[int]]:
@@ -47,7 +55,7 @@ class Extractor:
     """Whether to compute in bfloat16."""
 
     chunk_seconds: float | None = None
-    """Recordings longer than this are computed in chunks; see :func:`extract_in_chunks`. None = all are computed whole."""
+    """Recordings longer than this are computed in chunks; see :func:`iterate_chunks`. None = all are computed whole."""
 
     def compute(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
         """The arrays of a shard, on the CPU.
@@ -80,17 +88,25 @@ class Extractor:
         """For each array N × (D,), or N × (S_n, D) with pooling ``none``."""
         chunk = self.chunk_seconds
         if chunk is not None and batch.modality is Modality.AUDIO and batch.inputs.size(1) > chunk * SAMPLE_RATE:
-            alone = [self._pool(self._extract_long(row, chunk)) for row in split_samples(batch.inputs, batch.padding_mask)]
-            return {name: [sample for found in alone for sample in found[name]] for name in self.arrays}
+            alone = [self._compute_long(row, chunk) for row in split_samples(batch.inputs, batch.padding_mask)]
+            return {name: [found[name] for found in alone] for name in self.arrays}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
             features = self.model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality)
 
         return self._pool(features)
 
-    def _extract_long(self, waveform: Tensor, chunk_seconds: float) -> Features:
-        """:param waveform: (T,)"""
+    def _compute_long(self, waveform: Tensor, chunk_seconds: float) -> dict[str, Tensor]:
+        """The arrays of a recording (T,); of a chunk only what is written of it is kept."""
+        parts: dict[str, list[Tensor]] = {name: [] for name in self.arrays}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            return extract_in_chunks(self.model, waveform.unsqueeze(0), chunk_seconds)
+            for features in iterate_chunks(self.model, waveform.unsqueeze(0), chunk_seconds):
+                for name, layers in self.arrays.items():
+                    frames = _average_layers(features, layers).layers[0][0]
+                    parts[name].append(frames.to(self.dtype).cpu() if self.pooling == "none" else compute_moments(frames))
+        if self.pooling == "none":
+            return {name: torch.cat(found) for name, found in parts.items()}
+
+        return {name: pool_moments(torch.stack(found).sum(dim=0), self.pooling).to(self.dtype) for name, found in parts.items()}
 
     def _pool(self, features: Features) -> dict[str, Sequence[Tensor]]:
         found: dict[str, Sequence[Tensor]] = {}

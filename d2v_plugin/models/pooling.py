@@ -73,6 +73,25 @@ def pool_tokens(x: Tensor, padding_mask: Tensor | None, pooling: Literal["mean",
     return torch.cat([mean, variance.sqrt()], dim=-1)
 
 
+def compute_moments(x: Tensor) -> Tensor:
+    """What pooling needs of a part of a sample's tokens: (S, D) -> (3, D) float64, on the CPU.
+
+    :returns: the number of tokens, their sum and the sum of their squares. Those of several parts can be added.
+    """
+    x = x.cpu().to(torch.float64)
+    return torch.stack([torch.full_like(x[0], len(x)), x.sum(dim=0), x.square().sum(dim=0)])
+
+
+def pool_moments(moments: Tensor, pooling: Pooling) -> Tensor:
+    """Pool the tokens of a sample as :func:`pool_tokens` does: (3, D) -> (D,) float32, or (2·D,) with ``statistics``."""
+    count, total, squares = moments
+    mean = total / count
+    if pooling == "statistics":
+        mean = torch.cat([mean, (squares / count - mean.square()).clamp(min=0.0).sqrt()])
+
+    return mean.to(torch.float32)
+
+
 def split_samples(x: Tensor, padding_mask: Tensor | None) -> Sequence[Tensor]:
     """The valid tokens of each sample: (N, S, D) -> N × (S_n, D); padding is at the end."""
     if padding_mask is None:

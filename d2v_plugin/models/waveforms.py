@@ -118,8 +118,9 @@ class WaveformEncoder(nn.Module):
         self.conv_layers = nn.ModuleList(layers)
         self.specs = config.conv_layers
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """
+        :param padding_mask: (N, T), True = padding, which a group norm leaves out of its statistics; None = it has everything.
         :raises ValueError: the waveforms are too short for one frame.
         """
         if count_frames(x.size(-1), self.specs) < 1:
@@ -127,24 +128,38 @@ class WaveformEncoder(nn.Module):
 
         first, last = self.conv_layers[0]["0"], self.conv_layers[-1]["2"]  # type: ignore[index]
         x = convolve(x.unsqueeze(-1).to(first.weight.dtype), first)
+        padded = mark_padded_frames(padding_mask, x.size(1), self.specs[:1])
         # In pairs, because the input of the next convolution need not be kept: the largest tensors of the whole model.
         for layer, following in pairwise(self.conv_layers):
             norm, conv = layer["2"], following["0"]  # type: ignore[index]
             if isinstance(norm, ChannelNorm):
                 x = norm_gelu_convolve(x, norm.weight, norm.bias, conv)
             else:
-                x = convolve(_activate(x, norm), conv)
+                x = convolve(_activate(x, norm, padded), conv)
 
-        return _activate(x, last)
+        return _activate(x, last, padded)
 
 
-def _activate(x: Tensor, norm: nn.Module) -> Tensor:
-    """Norm and GELU: (N, S, C) -> (N, S, C)."""
+def _activate(x: Tensor, norm: nn.Module, padded: Tensor | None) -> Tensor:
+    """Norm and GELU: (N, S, C) -> (N, S, C).
+
+    :param padded: (N, S), for a group norm, which follows the first convolution alone.
+    """
     if isinstance(norm, ChannelNorm):
         return norm_gelu(x, norm.weight, norm.bias)
     if isinstance(norm, nn.GroupNorm):
-        x = norm(x.transpose(1, 2)).transpose(1, 2)
+        x = norm(x.transpose(1, 2)).transpose(1, 2) if padded is None else _normalize_valid(x, norm, padded)
     return F.gelu(x)
+
+
+def _normalize_valid(x: Tensor, norm: nn.GroupNorm, padded: Tensor) -> Tensor:
+    """Group norm of each channel, (N, S, C), whose statistics are those of the frames that are no padding."""
+    padded, count = padded.unsqueeze(-1), (~padded).sum(dim=1).clamp(min=1).view(-1, 1, 1)
+    x = x.float().masked_fill(padded, 0.0)
+    centred = (x - x.sum(dim=1, keepdim=True) / count).masked_fill(padded, 0.0)
+    variance = centred.square().sum(dim=1, keepdim=True) / count
+
+    return (centred * (variance + norm.eps).rsqrt() * norm.weight + norm.bias).to(norm.weight.dtype)
 
 
 def _build_norm(kind: str, channels: int, *, first: bool) -> nn.Module:

@@ -33,7 +33,7 @@ def load(
     All models have ``extract_features`` and ``embed``; a fine-tuned one keeps its head and has ``transcribe``, ``classify`` or
     ``tag``, and ``answer`` whatever its head is. What is left out, such as the teacher of pre-training, the log names.
 
-    :param path_or_name: a directory written by ``tools/convert_checkpoint.py``; the output directory of a run, its
+    :param path_or_name: a directory written by ``fairseq2 recipe convert``; the output directory of a run, its
         ``checkpoints`` (both mean the last complete checkpoint) or one of its ``step_N``; or the name of a registered model.
     :param head: False = the encoder alone.
     :param weights: ``teacher`` takes the averaged weights for all modules that the teacher has, the student's for the others.

@@ -201,7 +201,7 @@ def _find_in_directory(path: Path) -> Source:
 
     step = find_step(path)
     if step is None:
-        hint = f"python tools/convert_checkpoint.py huggingface {path} OUT"
+        hint = f"fairseq2 recipe convert huggingface {path} OUT"
         hint = f" A folder of Hugging Face is converted by `{hint}`." if (path / CONFIG_FILE).is_file() else ""
         raise CheckpointError(
             f"{path} is neither a converted checkpoint ({CONFIG_FILE}) nor a run (checkpoints/{MODEL_FILE}).{hint}"

@@ -251,9 +251,7 @@ def test_what_must_agree_is_refused_with_the_way_out(config: Any, lines: list[st
 
 
 def test_a_folder_that_is_to_be_used_is_to_be_converted_first(wav2vec2: tuple[Path, Any]) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"is converted by `python tools/convert_checkpoint\.py huggingface .*wav2vec2 OUT`"
-    ):
+    with pytest.raises(CheckpointError, match=r"is converted by `fairseq2 recipe convert huggingface .*wav2vec2 OUT`"):
         load(wav2vec2[0])
 
 
@@ -296,5 +294,5 @@ def test_what_a_conversion_leaves_out_is_in_the_table_of_a_run(fairseq_checkpoin
 def test_a_step_without_a_description_is_our_own_readers_business(tmp_path: Path) -> None:
     (tmp_path / "step_3").mkdir()
 
-    with pytest.raises(CheckpointError, match=r"model\.yaml cannot be read"):
+    with pytest.raises(CheckpointError, match=r"model\.yaml does not exist"):
         load_weights(create_model(Data2VecConfig(**OURS, audio=audio())), tmp_path / "step_3")

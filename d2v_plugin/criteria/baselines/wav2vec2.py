@@ -147,7 +147,7 @@ class Wav2Vec2Criterion(ComparisonCriterion[Wav2Vec2Config]):
         """
         config, frontend = self.config, model.frontend()
 
-        raw = frontend.encode_local(batch.inputs)
+        raw = frontend.encode_local(batch.inputs, batch.padding_mask)
         local = frontend.project_local(raw, batch.padding_mask)
         views = self.draw_views(model, batch, local, step, mask)
         masked = views.masked

@@ -67,7 +67,7 @@ class Data2Vec1Teacher(Teacher[Data2Vec1Model]):
         :returns: the output of one block after the other, extra tokens included.
         """
         (copied,) = self._copied
-        x = copied.embed_tokens(batch.inputs) if self.scope == "all" else local.x.detach()
+        x = copied.embed_tokens(batch.inputs, batch.padding_mask) if self.scope == "all" else local.x.detach()
         positions = model if self.scope == "layers" and not self.copies_positions else copied
 
         yield from copied.context_encoder.run(positions.context_encoder.prepare(x, local.padding_mask, context))

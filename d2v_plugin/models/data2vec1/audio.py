@@ -7,6 +7,7 @@ first (``original_padding`` restores it); the sequence is not padded to an even 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +49,9 @@ class Data2VecAudioModel(Data2Vec1Model):
         nn.init.uniform_(self.mask_emb)
 
     @override
-    def embed_tokens(self, inputs: Tensor) -> Tensor:
-        x = scale_gradient(self.feature_extractor, inputs, self.local_grad_scale)
+    def embed_tokens(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        encode = partial(self.feature_extractor, padding_mask=None if self.config.original_padding else padding_mask)
+        x = scale_gradient(encode, inputs, self.local_grad_scale)
         return self.post_extract_proj(self.layer_norm(x))  # type: ignore[no-any-return]
 
     @override

@@ -136,12 +136,15 @@ class Data2Vec1Model(EncoderModel):
         self, inputs: Tensor, padding_mask: Tensor | None = None, *, modality: Modality | None = None
     ) -> LocalFeatures:
         modality = self.resolve_modality(modality)
-        x = self.embed_tokens(inputs)
+        x = self.embed_tokens(inputs, padding_mask)
         return LocalFeatures(x, self.downsample_padding(padding_mask, x.size(1) - self.num_extra_tokens), modality)
 
     @abstractmethod
-    def embed_tokens(self, inputs: Tensor) -> Tensor:
-        """Encode every frame or patch by itself: (N, X + S, D). Text has no such step: its ids (N, S) are returned."""
+    def embed_tokens(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Encode every frame or patch by itself: (N, X + S, D). Text has no such step: its ids (N, S) are returned.
+
+        :param padding_mask: as for :meth:`extract_local`.
+        """
 
     def predict(self, x: Tensor) -> Tensor:
         """Predict targets from the encoder's output, both (..., D)."""

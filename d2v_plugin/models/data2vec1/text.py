@@ -39,7 +39,7 @@ class Data2VecTextModel(Data2Vec1Model):
         return self.text.vocab_size - 1 if self.text.mask_idx is None else self.text.mask_idx
 
     @override
-    def embed_tokens(self, inputs: Tensor) -> Tensor:
+    def embed_tokens(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         return inputs
 
     @override

@@ -49,7 +49,7 @@ class Data2VecVisionModel(Data2Vec1Model):
             cut_normal_(parameter)
 
     @override
-    def embed_tokens(self, inputs: Tensor) -> Tensor:
+    def embed_tokens(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         size = self.image.image_size
         if inputs.shape[-2:] != (size, size):
             shape = tuple(inputs.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from fairseq2.gang import Gangs
@@ -22,14 +22,15 @@ from d2v_plugin.core.secrets import hide_in, hide_in_data
 from d2v_plugin.core.storage import hash_file
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.data.row_reader import RowReader
-from d2v_plugin.extraction.chunks import SAMPLE_RATE, estimate_memory, find_free_memory
+from d2v_plugin.extraction.chunks import SAMPLE_RATE, estimate_memory, estimate_shard, find_free_memory
 from d2v_plugin.extraction.features import Extractor, name_arrays
 from d2v_plugin.extraction.shards import INDEX_FILE, STORES, FeatureStore, begin_index, cut_shards, finish_index
-from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.verbs.common import CheckpointRecipe, RecipeTask, hash_weights, open_task
 from d2v_plugin.verbs.extract.config import ExtractConfig
 from d2v_plugin.weights.loading import load
 from d2v_plugin.weights.run_folder import RunFolder
+
+CPU: Final = torch.device("cpu")
 
 
 @final
@@ -56,9 +57,9 @@ class ExtractRecipe(CheckpointRecipe):
         except ValueError as ex:
             raise RecipeError(f"`features`: {ex}") from ex
         dtype: torch.dtype = getattr(torch, section.dtype)
-        if task.modality is Modality.AUDIO:
-            check_memory(model, rows, section.chunk_seconds, context.device)
         extractor = Extractor(model, arrays, section.pooling, dtype, context.device, section.amp, section.chunk_seconds)
+        if task.modality is Modality.AUDIO:
+            check_memory(extractor, rows, section.shard_size)
         settings = {
             "checkpoint": hide_in(str(Path(path).absolute()) if Path(path).exists() else str(path)),
             "weights": config.checkpoint.weights,
@@ -122,21 +123,31 @@ class ExtractTask(RecipeTask):
         self.gangs.close()
 
 
-def check_memory(model: EncoderModel, rows: RowReader, chunk_seconds: float | None, device: torch.device) -> None:
-    """Say in advance if the longest recording of a split takes more than half of the memory that is free.
+def check_memory(extractor: Extractor, rows: RowReader, shard_size: int) -> None:
+    """Say in advance if speech takes more than half of the memory that is free: a shard's frames, the longest recording's pass.
 
     :raises RecipeError: it takes more than there is.
     """
-    longest = int(rows.lengths.max())
-    if chunk_seconds is not None:
-        longest = min(longest, int(chunk_seconds * SAMPLE_RATE))
-    needed, free = estimate_memory(model, longest), find_free_memory(device)
+    longest, device, kept = int(rows.lengths.max(initial=0)), extractor.device, 0
+    if extractor.pooling == "none":
+        kept = estimate_shard(extractor.model, rows.lengths, shard_size, len(extractor.arrays), extractor.dtype)
+        what = f"A shard of {rows.manifest} (`features.shard_size` is {shard_size:,}; {len(extractor.arrays)} arrays)"
+        _compare_memory(what, kept, find_free_memory(CPU), "a lower `features.shard_size`, fewer `layers` or `pooling`")
+    if extractor.chunk_seconds is not None:
+        longest = min(longest, int(extractor.chunk_seconds * SAMPLE_RATE))
+    free = find_free_memory(device)
+    if free is not None and device.type == "cpu":
+        free -= kept
+    what = f"The longest recording of {rows.manifest} ({longest / SAMPLE_RATE / 60:.1f} minutes)"
+    if extractor.chunk_seconds is not None:
+        what = f"A chunk of {longest / SAMPLE_RATE:.0f} seconds of {rows.manifest}"
+    _compare_memory(what, estimate_memory(extractor.model, longest), free, "`features.chunk_seconds`, 60 for example")
+
+
+def _compare_memory(what: str, needed: int, free: int | None, remedy: str) -> None:
     if free is None or needed <= free / 2:
         return
-    message = (
-        f"The longest recording of {rows.manifest} ({longest / SAMPLE_RATE / 60:.1f} minutes) takes about {needed / 1e9:.1f} GB "
-        f"of memory, of which {free / 1e9:.1f} GB are free"
-    )
+    message = f"{what} takes about {needed / 1e9:.1f} GB of memory, of which {max(free, 0) / 1e9:.1f} GB are free"
     if needed > free:
-        raise RecipeError(f"{message}. Set `features.chunk_seconds`, to 60 for example.")
-    log.warning("{}; with `features.chunk_seconds` it takes less.", message)
+        raise RecipeError(f"{message}. Set {remedy}.")
+    log.warning("{}; with {} it takes less.", message, remedy)

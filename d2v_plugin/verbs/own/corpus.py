@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,22 +9,29 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.core.storage import write_atomically
-from d2v_plugin.data.preparation.common import TRAIN, VALID, Report, check_out, parse_size, replace_manifests
+from d2v_plugin.data.preparation.common import TRAIN, Report, check_out, parse_size, replace_manifests
 from d2v_plugin.data.preparation.documents import Document, read_documents
+from d2v_plugin.data.preparation.splitting import Splitter, Unit
 from d2v_plugin.data.preparation.text import train_tokenizer, write_tokens
 from d2v_plugin.data.preparation.token_writer import TokenWriter
 from d2v_plugin.data.text import SENTENCEPIECE_FILE, Tokenizer
 
+VALID: Final = "valid"
 PROBE: Final = "probe"
 PAIRS: Final = "sentences"
 """The folder of tables with the labelled texts, which fine-tuning reads."""
 
 _PASSAGE_LINES: Final = 20
 _PASSAGE_CHARACTERS: Final = 4000
+_SEED: Final = 42
 _HELD_OUT: Final = 300
+_MAX_HELD_OUT: Final = 40.0
+"""Percent: of few passages, as labelled ones may be, more are held out."""
+
 _MAX_PROBED: Final = 1000
 _MIN_OF_A_FILE: Final = 20
 _VOCABULARIES: Final = (300, 32_000)
@@ -40,7 +46,7 @@ class _Counts:
     labels: Counter[str] = field(default_factory=Counter)
     """Of passages that say their label themselves, as JSON lines do."""
 
-    sources: Counter[str] = field(default_factory=Counter)
+    sources: Counter[Path] = field(default_factory=Counter)
     """Passages of each file."""
 
 
@@ -55,12 +61,24 @@ def write_corpus(root: Path, files: Sequence[Path], out: Path, *, tokenizer: Pat
     check_out(out)
     report = Report()
     counts = _count(files, report)
-    label_of = _choose_labels(root, counts, report)
-    num_labelled = sum(label_of(document) is not None for document in _read_passages(files, Report()))
-    percents = {is_labelled: _hold_out(num) for is_labelled, num in ((True, num_labelled), (False, counts.num_passages))}
+    label_of, num_labelled = _choose_labels(root, counts, report)
+    # Where there are labels, what is held out has some: the probes are measured on it.
+    num_usable = num_labelled or counts.num_passages
+    percent = min(_MAX_HELD_OUT, 100 * _HELD_OUT / max(1, num_usable))
+    splitter = Splitter(out, {"valid_percent": percent, "seed": _SEED})
+
+    def key_of(document: Document) -> int | None:
+        if num_labelled and label_of(document) is None:
+            return None
+        unit = splitter.find_unit(document.folder, document.name, report, file=document.file)
+        return None if unit is None else unit.key
+
+    keys = [key for document in _read_passages(files, Report()) if (key := key_of(document)) is not None]
+    splitter.cut(np.array(keys, dtype=np.uint64), report)
 
     def split_of(document: Document) -> str:
-        return _choose_split(document.name, percents[label_of(document) is not None])
+        key = key_of(document)
+        return TRAIN if key is None else splitter.split_of(Unit(TRAIN, key))
 
     def read(split: str, *, labelled: bool) -> Iterator[Document]:
         for document in _read_passages(files, Report()):
@@ -68,10 +86,6 @@ def write_corpus(root: Path, files: Sequence[Path], out: Path, *, tokenizer: Pat
                 yield replace(document, label=label_of(document) if labelled else None)
 
     sizes = Counter(split_of(document) for document in _read_passages(files, Report()))
-    if min(sizes[TRAIN], sizes[VALID]) == 0:
-        raise RecipeError(
-            f"{root} has {counts.num_passages} passages of text, too few to learn from and to hold some out.\n{report}"
-        )
     labelled = {split: Counter(document.label for document in read(split, labelled=True)) for split in (TRAIN, VALID)}
     model = tokenizer.read_bytes() if tokenizer is not None else _learn(lambda: read(TRAIN, labelled=False), counts, root)
 
@@ -93,6 +107,7 @@ def write_corpus(root: Path, files: Sequence[Path], out: Path, *, tokenizer: Pat
         else:
             writers.append(_write_split(out, VALID, read(VALID, labelled=False), sizes[VALID], pieces, report))
         with replace_manifests(out):
+            splitter.save()
             aside.replace(out / SENTENCEPIECE_FILE)
             pieces.vocabulary.save(out, pieces.digest)
             for writer in writers:
@@ -109,18 +124,6 @@ def write_corpus(root: Path, files: Sequence[Path], out: Path, *, tokenizer: Pat
     return report
 
 
-def _hold_out(number: int) -> float:
-    """The percentage of passages to hold out: of few, as labelled ones may be, more."""
-    return min(40.0, 100 * _HELD_OUT / max(1, number))
-
-
-def _choose_split(name: str, percent: float) -> str:
-    """``train`` or ``valid``, from the name alone: what was held out stays so when files are added."""
-    digest = hashlib.blake2b(name.encode("utf-8", errors="surrogateescape"), digest_size=8).digest()
-
-    return VALID if int.from_bytes(digest, "little") < percent / 100 * (1 << 64) else TRAIN
-
-
 def _read_passages(files: Sequence[Path], report: Report) -> Iterator[Document]:
     """Cut documents into passages, so that also a single book has some to hold out."""
     for document in read_documents(files, report):
@@ -128,11 +131,11 @@ def _read_passages(files: Sequence[Path], report: Report) -> Iterator[Document]:
         number = size = 0
         for line in _cut_lines(document.lines):
             if lines and (len(lines) >= _PASSAGE_LINES or size + len(line) > _PASSAGE_CHARACTERS):
-                yield replace(document, name=f"{document.source} {document.name} {number}", lines=lines)
+                yield replace(document, name=f"{document.name}.{number}", lines=lines)
                 number, lines, size = number + 1, [], 0
             lines.append(line)
             size += len(line)
-        yield replace(document, name=f"{document.source} {document.name} {number}", lines=lines)
+        yield replace(document, name=f"{document.name}.{number}", lines=lines)
 
 
 def _cut_lines(lines: Sequence[str]) -> Iterator[str]:
@@ -159,26 +162,26 @@ def _count(files: Sequence[Path], report: Report) -> _Counts:
     return counts
 
 
-def _choose_labels(root: Path, counts: _Counts, report: Report) -> Callable[[Document], str | None]:
-    """What a passage's label is; says in the report where labels come from."""
+def _choose_labels(root: Path, counts: _Counts, report: Report) -> tuple[Callable[[Document], str | None], int]:
+    """What a passage's label is, and how many passages have one; says in the report where labels come from."""
     if len(counts.labels) > 1:
         report.facts["labels"] = f"{len(counts.labels)} labels of JSON lines"
-        return lambda document: document.label
+        return lambda document: document.label, counts.labels.total()
     folders = Counter(_first_folder(root, source) for source in counts.sources)
     if len(folders) > 1 and "" not in folders:
         report.facts["labels"] = f"{len(folders)} folders"
-        return lambda document: _first_folder(root, document.source)
-    large = [source for source, count in counts.sources.items() if count >= _MIN_OF_A_FILE]
+        return lambda document: _first_folder(root, document.source), counts.num_passages
+    large = {source: count for source, count in counts.sources.items() if count >= _MIN_OF_A_FILE}
     if 1 < len(large) <= 20 and not folders.keys() - {""}:
         report.facts["labels"] = f"the {len(large)} files that passages are from"
-        return lambda document: Path(document.source).name if document.source in large else None
+        return lambda document: document.source.name if document.source in large else None, sum(large.values())
     report.facts["labels"] = "none"
 
-    return lambda document: None
+    return lambda document: None, 0
 
 
-def _first_folder(root: Path, source: str) -> str:
-    parts = Path(source).relative_to(root).parts if root.is_dir() else ()
+def _first_folder(root: Path, source: Path) -> str:
+    parts = source.relative_to(root).parts if root.is_dir() else ()
 
     return parts[0] if len(parts) > 1 else ""
 

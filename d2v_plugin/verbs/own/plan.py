@@ -1,7 +1,8 @@
 """A plan: the recipe for a dataset, a machine and a length, and why each number is what it is.
 
 Small runs are what most people begin with, so the settings are those that train reliably there: a teacher that follows slowly
-(the horizon of its average is as long as the run; faster ones lose the rank of their targets), and a long warm-up for speech.
+(the horizon of its average is as long as the run; faster ones lose the rank of their targets), first predictions of zero (others
+push the student towards a collapse in its first updates), and a long warm-up for speech.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def make_plan(data: Data, machine: Machine, *, seconds: float, num_steps: int, m
         model = {
             "family": "data2vec",
             "arch": f"{modality}_{'base' if size == 'base' else 'tiny'}",
-            "config_overrides": overrides,
+            "config_overrides": {**overrides, "prediction_init_scale": 0.0},
         }
     recipe: dict[str, Any] = {
         "task": {"name": f"{modality}_pretraining", "config": task},

@@ -6,6 +6,7 @@ and ranges are checked later, by the classes of the configuration. What cannot b
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -117,6 +118,8 @@ def _check_dataset(config: Mapping[str, Any]) -> Iterator[str]:
         return
     modality, folder = family.removesuffix("_manifest"), Path(path)
     known = sorted(file.stem for file in folder.glob("*.tsv"))
+    if not all(file.is_file() and os.access(file, os.R_OK) for file in folder.glob("*.tsv")):
+        return  # told by the reader of manifests
     if not known:
         yield (
             f"`dataset.config_overrides.path` is {folder}, which holds no manifest (train.tsv, …); `fairseq2 recipe pretrain OUT "
@@ -147,11 +150,13 @@ def _find_splits(config: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
 
 
 def _has_labels(path: Path, modality: str) -> bool:
-    """Whether the first row has a label; those that lack one further down are told when all are read."""
+    """Whether any row has a label, also in letter labels beside the manifest; rows without are told when all are read."""
+    if modality == "audio" and path.with_suffix(".ltr").exists():
+        return True
     columns, rows = _open_table(path, modality)
-    first = next(rows, [])
     # Tags and transcripts are labels, too.
-    return any(name in ("label", "tags") and index < len(first) and first[index] for index, name in enumerate(columns))
+    indices = [index for index, name in enumerate(columns) if name in ("label", "tags")]
+    return any(index < len(row) and row[index] for row in rows for index in indices)
 
 
 def _check_rates(config: Mapping[str, Any], folder: Path, known: Sequence[str]) -> Iterator[str]:
@@ -173,10 +178,10 @@ def _open_table(path: Path, modality: str) -> tuple[Sequence[str], Iterator[list
     """The columns of a manifest, and its rows."""
 
     def read() -> Iterator[list[str]]:
-        with path.open(encoding="utf-8", errors="surrogateescape") as lines:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
             next(lines, "")  # the roots
             for line in lines:
-                yield line.rstrip("\n").split("\t")
+                yield line.rstrip("\r\n").split("\t")
 
     rows = read()
     columns: Sequence[str] = _COLUMNS[modality]

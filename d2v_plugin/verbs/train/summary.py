@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -23,10 +23,11 @@ from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.data.dataset import ManifestDataset
+from d2v_plugin.data.sentences import Sentences
 from d2v_plugin.evaluation.run_scores import Scores, compare_checkpoints, format_scores
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.pictures.projector import name_samples, write_projector
-from d2v_plugin.probing.section import Probing
+from d2v_plugin.probing.section import Probing, ProbingSection
 from d2v_plugin.probing.table import format_accuracies
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.training.observers import Observer
@@ -55,7 +56,10 @@ class Summary:
     """Where the results are."""
 
     inputs: str | None = None
-    """In fine-tuning on manifests: the one that was scored, which can be predicted as well as any other."""
+    """In fine-tuning: the manifest or table that was scored, which can be predicted as well as any other."""
+
+    probing: Mapping[str, str] = field(default_factory=dict)
+    """Settings of the probes that differ from the defaults of ``recipe evaluate``, which does not know those of the run."""
 
 
 @final
@@ -80,7 +84,8 @@ class Summarizer(Observer):
             scores = read_scores(self._context, criterion)
             paths |= {"predictions": str(folder)} if (folder := RunFolder(output_dir).predictions).is_dir() else {}
 
-        summary = Summary(step_nr, accuracies, scores, paths, self._find_inputs() if scores else None)
+        inputs = self._find_inputs() if scores else None
+        summary = Summary(step_nr, accuracies, scores, paths, inputs, list_settings(self._probing.section))
         try:
             write_atomically(RunFolder(output_dir).summary, json.dumps(asdict(summary), indent=2) + "\n")
         except OSError as ex:
@@ -100,7 +105,7 @@ class Summarizer(Observer):
     def _find_inputs(self) -> str | None:
         dataset, (split, *_) = self._context.get_dataset(), self._context.get_config_as(TrainConfig).validation.splits
 
-        return str(dataset.split(split).path) if isinstance(dataset, ManifestDataset) else None
+        return str(dataset.split(split).path) if isinstance(dataset, ManifestDataset | Sentences) else None
 
     def _write_projector(self) -> None:
         num_samples, split = self._context.get_config_as(TrainConfig).pictures.num_embedded, self._probing.section.valid_split
@@ -122,6 +127,17 @@ class Summarizer(Observer):
         load_weights(model, find_checkpoints(self._context))
 
         return model
+
+
+def list_settings(section: ProbingSection) -> dict[str, str]:
+    """What probes see of samples, and of which, where it is not the default."""
+    usual = ProbingSection()
+
+    return {
+        key: getattr(section, key)
+        for key in ("train_split", "valid_split", "pooling")
+        if getattr(section, key) != getattr(usual, key)
+    }
 
 
 def read_scores(context: RecipeContext, criterion: SupervisedCriterion[Any]) -> dict[str, Scores]:
@@ -201,6 +217,7 @@ def next_commands(summary: Summary) -> Iterator[str]:
     elif summary.accuracies:
         if (output_dir / PLAN_FILE).is_file():
             yield shlex.join(["fairseq2", "recipe", "finetune", f"{output_dir}_tuned", "--config", f"init.path={run}"])
-        yield command("evaluate", "probes", "probing.probes=[{name: linear}]", "probing.layers=all")
+        probing = [f"probing.{key}={value}" for key, value in summary.probing.items()]
+        yield command("evaluate", "probes", "probing.probes=[{name: linear}]", "probing.layers=all", *probing)
     yield command("extract", "features")
     yield command("inspect", "pictures")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ TUNED = ["regime.num_steps=2", "pictures.enabled=false", "common.torch.num_threa
 
 def read(path: Path) -> Any:
     return YAML(typ="safe").load(path)
+
+
+def find_next(screen: str, verb: str) -> list[str]:
+    """The command of a summary's last lines, as it stands there."""
+    (line,) = (line for line in screen.splitlines() if line.startswith(f"  fairseq2 recipe {verb} "))
+
+    return shlex.split(line)[1:]
 
 
 @pytest.mark.parametrize("name", ["photos", "sounds", "texts"])
@@ -44,12 +52,16 @@ def test_a_folder_is_learned_from_fine_tuned_and_scored(name: str, command: Any,
     if name == "sounds":
         assert config["task"]["config"]["audio"]["resample"] is True
 
-    (line,) = (line for line in outcome.out.splitlines() if line.startswith("Fine-tune it with: "))
-    words = line.removeprefix("Fine-tune it with: fairseq2 ").split()
-    tuned = command(*words, *TUNED)
+    probed = command(*find_next(outcome.out, "evaluate"))
+    assert probed.status == 0 and "linear" in probed.out, probed.err
+
+    tuned = command(*find_next(outcome.out, "finetune"), *TUNED)
     assert tuned.status == 0, tuned.err
-    assert "Finished after 2 updates." in tuned.out and "Score it with: " in tuned.out
+    assert "Finished after 2 updates." in tuned.out
     assert list((Path(f"{out}_tuned") / "predictions").glob("valid*"))
+    for verb in ("evaluate", "predict"):
+        following = command(*find_next(tuned.out, verb))
+        assert following.status == 0, following.err
 
 
 def test_the_same_command_again_follows_its_plan_and_another_one_is_told(command: Any, tmp_path: Path, photos: Path) -> None:

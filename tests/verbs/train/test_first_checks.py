@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,23 @@ def test_fine_tuning_needs_labels(sounds: Path) -> None:
     mistakes = check(sounds, "criterion.name=ctc", "task.config.audio.resample=true", "validation.splits=[valid, dev]")
 
     assert ["`task.config.split`" in mistakes[0], "`dev` is not a known split" in mistakes[1]] == [True, True]
+
+
+def test_any_row_with_a_label_or_letters_beside_the_manifest_are_labels(sounds: Path) -> None:
+    settings = ["criterion.name=ctc", "task.config.split=valid", "validation.splits=[valid]", "task.config.audio.resample=true"]
+    (sounds / "valid.tsv").write_bytes(b".\r\n#columns\tpath\tsize\tlabel\r\na.wav\t100\t\r\nb.wav\t100\ttwo\r\n")
+    assert check(sounds, *settings) == []
+    (sounds / "valid.tsv").write_text(".\na.wav\t100\n")
+    assert "has no labels" in check(sounds, *settings)[0]
+    (sounds / "valid.ltr").write_bytes(b"\xef\xbb\xbft w o |\n")
+    assert check(sounds, *settings) == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_manifests_that_are_no_files_are_left_to_their_reader(sounds: Path, kind: str) -> None:
+    (sounds / "train.tsv").unlink()
+    os.mkfifo(sounds / "train.tsv") if kind == "pipe" else (sounds / "train.tsv").mkdir()
+    assert check(sounds, "criterion.name=ctc") == []
 
 
 def test_folders_that_are_no_datasets_are_told(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ class Frontend(nn.Module):
         """
         grad_scale = self.section["local_grad_scale"]
         with torch.set_grad_enabled(torch.is_grad_enabled() and grad_scale > 0.0):
-            x = self.local_encoder(inputs)
+            x = self.encode_local(inputs, mask)
         if x.requires_grad and grad_scale != 1.0:
             x.register_hook(lambda grad: grad * grad_scale)
         if self.project_features is not None:
@@ -237,6 +237,10 @@ class Frontend(nn.Module):
         biases = self.build_biases(x, mask)
 
         return self.context_encoder(x, biases[: self.prenet_depth]), biases[self.prenet_depth :], mask
+
+    def encode_local(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
+        """Every token by itself, (N, S, C)."""
+        return self.local_encoder(inputs)
 
     def mask_tokens(self, mask: Tensor | None, length: int) -> Tensor | None:
         """The mask at the resolution of the tokens, (N, S)."""
@@ -308,14 +312,32 @@ class WaveformEncoder(nn.Module):
             self.conv_layers.append(nn.ModuleDict({"0": conv, "2": norm}))
             in_channels = channels
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """:param mask: (N, T), False = padding, which a group norm leaves out of its statistics."""
         x = x.to(self.conv_layers[0]["0"].weight.dtype).unsqueeze(-1)
         for layer in self.conv_layers:
             x, norm = convolve(x, layer["0"]), layer["2"]
-            x = norm(x.transpose(1, 2)).transpose(1, 2) if isinstance(norm, nn.GroupNorm) else norm(x)
+            if not isinstance(norm, nn.GroupNorm):
+                x = norm(x)
+            elif mask is None:
+                x = norm(x.transpose(1, 2)).transpose(1, 2)
+            else:
+                (kernel,), (stride,) = layer["0"].kernel_size, layer["0"].stride
+                lengths = (mask.long().sum(dim=1) - kernel) // stride + 1
+                x = normalize_valid(x, norm, torch.arange(x.size(1), device=x.device) < lengths.unsqueeze(1))
             x = F.gelu(x)
 
         return x
+
+
+def normalize_valid(x: Tensor, norm: nn.GroupNorm, mask: Tensor) -> Tensor:
+    """Group norm of each channel, (N, S, C), whose statistics are those of the frames where ``mask`` (N, S) is True."""
+    padded, count = ~mask.unsqueeze(-1), mask.sum(dim=1).clamp(min=1).view(-1, 1, 1)
+    x = x.float().masked_fill(padded, 0.0)
+    centred = (x - x.sum(dim=1, keepdim=True) / count).masked_fill(padded, 0.0)
+    variance = centred.square().sum(dim=1, keepdim=True) / count
+
+    return (centred * (variance + norm.eps).rsqrt() * norm.weight + norm.bias).to(norm.weight.dtype)
 
 
 class PositionConvolution(nn.Sequential):
@@ -376,6 +398,9 @@ class AudioFrontend(Frontend):
         if self.count_frames(inputs.size(1)) < 1:
             raise ValueError(f"`input_values` must be long enough for one frame, but has {inputs.size(1)} samples.")
         return super().forward(inputs, mask)
+
+    def encode_local(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
+        return self.local_encoder(inputs, None if self.original_padding else mask)
 
     def mask_tokens(self, mask: Tensor | None, length: int) -> Tensor | None:
         if mask is None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.contracts import Views
 from d2v_plugin.layers.convolution import convolve_blocks
-from d2v_plugin.models.base import LocalFeatures
+from d2v_plugin.models.base import LocalFeatures, scale_gradient
 from d2v_plugin.models.data2vec2.config import AudioFrontendConfig, Data2VecConfig
 from d2v_plugin.models.data2vec2.frontends.base import Frontend, select_tokens
 from d2v_plugin.models.waveforms import WaveformEncoder, build_position_blocks, count_frames, mark_padded_frames
@@ -26,6 +28,11 @@ class AudioFrontend(Frontend):
         self.local_encoder = WaveformEncoder(audio)
         self.project_features = nn.Sequential(nn.Identity(), nn.LayerNorm(num_channels), nn.Linear(num_channels, config.dim))
         self.relative_positional_encoder = ConvPositions(config.dim, audio)
+
+    @override
+    def encode_local(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        encode = partial(self.local_encoder, padding_mask=None if self.original_padding else padding_mask)
+        return scale_gradient(encode, inputs, self.local_grad_scale)
 
     @override
     def output_length(self, input_length: int) -> int:

@@ -99,9 +99,9 @@ class Frontend(nn.Module):
         :param inputs: waveforms (N, T), images (N, C, H, W) or token ids (N, S).
         :param padding_mask: True = padding, at the resolution of the input.
         """
-        return self.project_local(self.encode_local(inputs), padding_mask)
+        return self.project_local(self.encode_local(inputs, padding_mask), padding_mask)
 
-    def encode_local(self, inputs: Tensor) -> Tensor:
+    def encode_local(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The first half of :meth:`extract_local`: raw input -> (N, S, C)."""
         assert self.local_encoder is not None
         return scale_gradient(self.local_encoder, inputs, self.local_grad_scale)

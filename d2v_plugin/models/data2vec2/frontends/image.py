@@ -36,11 +36,11 @@ class ImageFrontend(Frontend):
             self.fixed_positional_encoder.positions.requires_grad_(False)
 
     @override
-    def encode_local(self, inputs: Tensor) -> Tensor:
+    def encode_local(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         if inputs.shape[-2] % self.side or inputs.shape[-1] % self.side:
             shape = tuple(inputs.shape)
             raise ValueError(f"`inputs` must divide into {self.side} x {self.side} patches, but has the shape {shape}.")
-        return super().encode_local(inputs)
+        return super().encode_local(inputs, padding_mask)
 
     @override
     def _downsample_padding(self, padding_mask: Tensor | None, length: int) -> Tensor | None:
