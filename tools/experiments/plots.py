@@ -49,7 +49,7 @@ def draw_table(path: Path) -> Path:
     figure = Figure(figsize=(12 if len(columns) > 1 else 8, 1.6 + 0.3 * max(heights)), layout="constrained")
     figure.suptitle(f"Accuracy of frozen features: mean, and lowest to highest run\n{table['machine']}", fontsize=12)
     for part, (modality, groups), height in zip(
-        np.atleast_1d(figure.subfigures(1, len(columns))), columns.items(), heights, strict=True
+        figure.subfigures(1, len(columns), squeeze=False)[0], columns.items(), heights, strict=True
     ):
         part.suptitle(MODALITIES.get(modality, modality.capitalize()), fontsize=12, fontweight="bold")
         # Rows are as high in each column: the shorter ones end with an empty panel.
