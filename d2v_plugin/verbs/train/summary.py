@@ -214,7 +214,8 @@ def next_commands(summary: Summary) -> Iterator[str]:
         chosen = ["checkpoint.best=true"] if best else []
         yield command("evaluate", "scores", *chosen)
         yield command("predict", "predictions", *chosen, f"inputs={summary.inputs or 'FILES'}")
-    elif summary.accuracies:
+        return  # tables of texts have no rows without labels, which features and pictures are made of
+    if summary.accuracies:
         if (output_dir / PLAN_FILE).is_file():
             yield shlex.join(["fairseq2", "recipe", "finetune", f"{output_dir}_tuned", "--config", f"init.path={run}"])
         probing = [f"probing.{key}={value}" for key, value in summary.probing.items()]
