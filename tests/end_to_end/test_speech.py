@@ -68,7 +68,7 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def transcriber(pretrained_audio: Path, manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Fine-tuned with CTC."""
     output = tmp_path_factory.mktemp("speech") / "ctc"
-    settings = [f"init.path={pretrained_audio}", f"dataset.config_overrides.path={manifests}", "optimizer.config.lr=3.0e-3"]
+    settings = [f"init.path={pretrained_audio}", f"dataset.config_overrides.path={manifests}", "optimizer.config.lr=2.0e-3"]
     command = ["recipe", "train", "--config-file", str(RECIPE), str(output), "--config"]
     main([*command, *FAST, *steps(300), *settings, "task.config.max_num_elements=64000"])
 

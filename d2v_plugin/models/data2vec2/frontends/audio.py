@@ -31,6 +31,7 @@ class AudioFrontend(Frontend):
 
     @override
     def encode_local(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        assert self.local_encoder is not None
         encode = partial(self.local_encoder, padding_mask=None if self.original_padding else padding_mask)
         return scale_gradient(encode, inputs, self.local_grad_scale)
 
