@@ -117,7 +117,7 @@ class Data2Vec1ModelConfig(EncoderConfig):
 
     prediction_init_scale: float = 1.0
     """Factor of the start of the last layer that predicts; 1 = as the original. With 0 a student begins at the mean of the
-    normalised targets, and has no reason to quiet its noise by making local features constant (recipes/own_data.md)."""
+    normalised targets, and has no reason to quiet its noise by making local features constant (recipes/study/starting.md)."""
 
     original_padding: bool = False
     """Audio and text: reproduce the original's handling of padding. It sets padded positions to zero once, for audio before the

@@ -128,7 +128,8 @@ def _plan_audio(data: Data, machine: Machine, size: Size) -> Parts:
         "max_sample_size": longest,
         "audio": {"resample": data.resample},
     }
-    overrides = {} if size == "base" else {"audio": {"local_grad_scale": 0.1}}
+    # Loudness stays, which short runs begin with; recipes/study/starting.md.
+    overrides = {"audio": {"conv_norm": "group_norm"} | ({} if size == "base" else {"local_grad_scale": 0.1})}
     criterion = {
         "num_views": 8 if size == "base" else 4,
         "masking": {"name": "block", "config": {"ratio": 0.5, "block_size": 5, "adjust": 0.05}},
