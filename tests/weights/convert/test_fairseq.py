@@ -549,7 +549,7 @@ def test_files_of_something_else_are_refused(content: object, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["missing.pt", "."])
 def test_paths_that_are_no_files_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="No such file|is no file, but a folder"):
+    with pytest.raises(CheckpointError, match=r"No such file|is no file, but a folder"):
         convert_fairseq(tmp_path / name)
 
 
