@@ -153,7 +153,7 @@ def make(args: argparse.Namespace) -> object:
         return train_pieces(args.manifests, args.vocabulary_size)
     sources, splitting = _read_splitting(args)
     common = {"workers": args.workers, "check_duplicates": args.check_duplicates, **splitting}
-    shard_size = parse_size(args.shard_size) if args.shard_size else None
+    shard_size = None if args.shard_size is None else parse_size(args.shard_size)
     if args.kind == "text":
         return prepare_text(
             sources,

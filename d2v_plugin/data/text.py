@@ -105,6 +105,8 @@ def open_pieces(path: Path) -> tuple[SentencePieceProcessor, str]:
     """
     content = read_content(path)
     try:
+        if not content:  # which SentencePiece takes for no model given, and says so wherever it is used
+            raise RuntimeError
         return SentencePieceProcessor(model_proto=content), hash_tokenizer(content)
     except RuntimeError:
         raise RecipeError(f"{path} is no SentencePiece model, or damaged ({len(content):,} bytes).") from None

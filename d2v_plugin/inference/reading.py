@@ -179,6 +179,8 @@ def _open_input(path: Path, reader: Reader) -> Iterator[Samples]:
         raise RecipeError(f"{path} does not exist.")
     elif path.suffix.lower() == MANIFEST_SUFFIX:
         yield reader.open_manifest(path)
+    elif not path.is_file():
+        yield Unreadable(path, "It is a pipe, socket or device, which is not read.")
     else:
         yield Unreadable(path, f"The model reads {reader.name}, but this is a file `{path.suffix}`.")
 

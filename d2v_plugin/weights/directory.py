@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from d2v_plugin.core.errors import CheckpointError, causes
 from d2v_plugin.core.storage import FileRecord, Record, describe_file, put_in_place, write_record
+from d2v_plugin.data.files import check_regular
 from d2v_plugin.models.families import FAMILIES, AnyConfig, family_of, is_family
 from d2v_plugin.weights.provenance import Provenance, structure_provenance, unstructure_provenance
 from d2v_plugin.weights.state import State
@@ -165,9 +166,10 @@ def read_weights(path: Path) -> State:
     :raises CheckpointError: the file cannot be read, or is damaged.
     """
     try:
+        check_regular(path)
         return load_file(path)
     except OSError as ex:
-        raise CheckpointError(f"{path}: {ex.strerror or ex}.") from ex
+        raise CheckpointError(f"{path}: {(ex.strerror or str(ex)).rstrip('.')}.") from ex
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as ex:
         reason = POINTER if is_pointer(path) else f"not a safetensors file, or a damaged one: {ex}."
         raise CheckpointError(f"{path}: {reason}") from ex

@@ -13,6 +13,7 @@ import torch
 from fairseq2.model_checkpoint import CorruptModelCheckpointError
 
 from d2v_plugin.core.errors import CheckpointError, root_cause
+from d2v_plugin.data.files import check_regular
 
 INERT_CLASSES: Final = (
     "argparse.Namespace",  # `args` of old checkpoints
@@ -55,11 +56,12 @@ def read_torch_file(path: Path) -> object:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Raise what the bytes of a file provoke as a :class:`CheckpointError` that names the file."""
+    """Raise what the bytes of a file provoke as a :class:`CheckpointError` that names the file; what is no file is not opened."""
     try:
+        check_regular(path)
         yield
     except OSError as ex:
-        raise CheckpointError(f"{path}: {ex.strerror or ex}.") from ex
+        raise CheckpointError(f"{path}: {(ex.strerror or str(ex)).rstrip('.')}.") from ex
     except CheckpointError:
         raise
     except Exception as ex:

@@ -311,6 +311,7 @@ def test_checkpoints(tmp_path: Path) -> None:
     config: Data2VecConfig = image_tiny()
     config.dim, config.depth, config.num_heads = 16, 1, 2
     student = create_model(config).state_dict()
+    # Of no criterion that is registered: the head is read, but nothing is made of it.
     sections = {name: {"name": "x", "config": {"a": 1}} for name in SECTIONS}
     provenance = Provenance(sections, LabelSet(["a", "b"]))
     write_directory(folder, ModelDirectory(config=config, student=student, head={"x": torch.zeros(2)}, provenance=provenance))
@@ -321,7 +322,7 @@ def test_checkpoints(tmp_path: Path) -> None:
             path.write_text(json.dumps(mutate_data(json.loads(files[path]), random)))
         else:
             path.write_bytes(mutate_bytes(files[path], random))
-        check(partial(d2v_plugin.load, folder))
+        check(partial(d2v_plugin.load, folder, head=False))
         check(partial(find_provenance, folder))
         path.write_bytes(files[path])
-    assert check(partial(d2v_plugin.load, folder)) and check(partial(find_provenance, folder))
+    assert check(partial(d2v_plugin.load, folder, head=False)) and check(partial(find_provenance, folder))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,6 +70,13 @@ def test_the_options_reach_the_conversion(
     teacher = d2v_plugin.load(tmp_path / "out", weights="teacher")
     assert model.config.original_padding
     assert model.blocks[0].attn.qkv.weight.equal(teacher.blocks[0].attn.qkv.weight)
+
+
+def test_what_is_no_file_is_not_opened(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name, kind in (("pipe", "pipe"), (".", "folder"), ("/dev/zero", "device")):
+        assert script.main(["fairseq", str(tmp_path / name), str(tmp_path / "out")]) == 2
+        assert f"is no file, but a {kind}." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["fairseq"], ["tensorflow", "a", "b"], ["fairseq", "missing.pt", "out"]])

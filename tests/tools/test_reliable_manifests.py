@@ -286,6 +286,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "segments of nothing": (["audio", "a", "o", "--segment-seconds", "0"], "`--segment-seconds` must be"),
     "no tokenizer": (["text", "t.txt", "o", "--tokenizer", "nothing.model"], "nothing.model cannot be read: No such file"),
     "a tokenizer that is none": (["text", "t.txt", "o", "--tokenizer", "file"], "file is no SentencePiece model"),
+    "a tokenizer that is empty": (["text", "t.txt", "o", "--tokenizer", "empty"], "empty is no SentencePiece model"),
     "a tokenizer that is a folder": (["text", "t.txt", "o", "--tokenizer", "a"], "a is no file, but a folder"),
     "labels that are a pipe": (["audio", "a", "o", "--labels", "pipe"], "pipe is no file, but a pipe"),
     "labels in Latin-1": (["audio", "a", "o", "--labels", "latin.tsv"], "latin.tsv:2: byte 4 is no UTF-8"),
@@ -294,6 +295,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a pipe of text": (["text", "pipe", "o"], "pipe is neither a file nor a folder"),
     "a manifest that is a pipe": (["inspect", "pipe"], "pipe is no manifest"),
     "pieces without transcripts": (["pieces", "m"], "has no transcripts to learn from"),
+    "shards of no size": (["audio", "a", "o", "--shard-size", ""], "`` is no size"),
+    "shards of a size beyond all": (["audio", "a", "o", "--shard-size", "9" * 5000], f"`{'9' * 30}` is no size"),
+    "no group": (["audio", "a", "o", "--split-by", ""], "`--split-by` must be"),
     "a file as source": (["audio", "file", "o"], "file is no folder"),
 }
 
@@ -308,6 +312,7 @@ def test_mistakes_end_with_a_line_that_tells_the_way_out(
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "train.tsv").write_text("../a\n0.wav\t800\n")
     (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").touch()
     write_text(tmp_path / "t.txt", "alpha")
     (tmp_path / "latin.tsv").write_bytes("0.wav\tcafe\n1.wav\tcafé\n".encode("latin-1"))
     (tmp_path / "twice.tsv").write_text("0.wav\ta\n0.wav\ta\n0.wav\tb\n")

@@ -21,6 +21,10 @@ from d2v_plugin.weights.directory import write_directory
 from d2v_plugin.weights.export import export_encoder
 
 ROOT = Path(__file__).parents[2]
+PICTURES = [
+    *("task.name=image_pretraining", "task.config={}", "dataset.family=image_manifest"),
+    f"dataset.config_overrides={{path: {ROOT}/manifests/digits}}",
+]
 
 
 def extract(command: Any, run: Path, out: Path, *settings: str) -> Any:
@@ -199,6 +203,7 @@ def test_bad_samples_are_left_out_and_named(command: Any, short_run: Any, tmp_pa
         (["features.pooling=cls"], "`features.pooling` must not be cls for speech"),
         (["features.format=numpy", "features.dtype=bfloat16"], "`dtype` must not be bfloat16 if `format` is numpy"),
         (["checkpoint.path=nowhere/at_all"], "nowhere/at_all does not exist"),
+        (PICTURES, "reads image, which the model does not take"),
     ],
 )
 def test_mistakes_are_told_in_one_line(command: Any, short_run: Any, tmp_path: Path, settings: list[str], message: str) -> None:

@@ -173,6 +173,7 @@ def test_bad_files_are_named_and_the_others_go_on(command: Any, with_head: Any, 
         ("{folder}/picture.png", "The model reads recordings, but this is a file `.png`"),
         ("{folder}/empty", "{folder}/empty: The folder holds no recordings"),
         ("{root}/manifests/words", "To read a manifest, name it: probe.tsv, train.tsv, valid.tsv"),
+        ("{folder}/pipe.wav", "pipe.wav: It is a pipe, socket or device, which is not read."),
         ("[]", "`inputs` must name a file, a folder or a manifest"),
         ("{root}/manifests/digits/valid.tsv", "None of 597 input(s) can be read: {root}/manifests/digits/digits.zip:"),
     ],
@@ -181,6 +182,7 @@ def test_mistakes_are_told_in_one_line(command: Any, with_head: Any, tmp_path: P
     (tmp_path / "damaged.wav").write_text("no sound")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.wav")
     places = {"folder": tmp_path, "root": ROOT}
 
     outcome = predict(command, with_head("transcripts"), tmp_path / "out", inputs.format(**places))

@@ -205,6 +205,6 @@ def parse_size(text: str) -> int:
     """
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     number = text[:-1] if text[-1:].upper() in units else text
-    if not number.isdecimal() or int(number) == 0:
-        raise RecipeError(f"`{text}` is no size; write for example 500M or 1G.")
+    if not number.isdecimal() or len(number) > 18 or int(number) == 0:
+        raise RecipeError(f"`{text:.30}` is no size; write for example 500M or 1G.")
     return int(number) * units.get(text[-1].upper(), 1)

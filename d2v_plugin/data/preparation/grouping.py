@@ -35,7 +35,7 @@ class Grouping:
         """
         self.text = text
         self.kind, _, value = (text or "").partition(":")
-        if self.kind not in ("", *_WITHOUT_VALUE, *_WITH_VALUE) or bool(value) != (self.kind in _WITH_VALUE):
+        if text == "" or self.kind not in ("", *_WITHOUT_VALUE, *_WITH_VALUE) or bool(value) != (self.kind in _WITH_VALUE):
             raise RecipeError(f"`--split-by` must be {KINDS}, but is `{text}`.")
         self.field = value if self.kind == "field" else None
         try:

@@ -172,7 +172,9 @@ def _split_head(weights: dict[str, Any], fine_tuned: FineTuned | None) -> tuple[
 
 def _check_tensors(path: Path, state: Mapping[Any, Any]) -> None:
     for key, tensor in state.items():
-        if not isinstance(key, str) or not isinstance(tensor, Tensor):
+        if not isinstance(key, str):
+            raise CheckpointError(f"{path}: `{key}` in the weights is no name, but `{type(key).__name__}`.")
+        if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path}: `{key}` in the weights is not a tensor, but `{type(tensor).__name__}`.")
         # A view, or a tensor without data, may pretend to any size.
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.nbytes > tensor.untyped_storage().nbytes():

@@ -89,6 +89,8 @@ def _read_config(src_dir: Path) -> tuple[PretrainedConfig, str | None]:
     """The configuration, and the class that it was saved by."""
     from transformers import AutoConfig
 
+    if not src_dir.is_dir():  # which transformers would take for a name on its hub
+        raise CheckpointError(f"{src_dir} {'is no folder' if src_dir.exists() else 'does not exist'}.")
     with _explained(src_dir):
         source = AutoConfig.from_pretrained(src_dir, local_files_only=True)
     if source.model_type not in SETTINGS:

@@ -549,7 +549,7 @@ def test_files_of_something_else_are_refused(content: object, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["missing.pt", "."])
 def test_paths_that_are_no_files_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"No such file|Is a directory"):
+    with pytest.raises(CheckpointError, match=r"No such file|is no file, but a folder"):
         convert_fairseq(tmp_path / name)
 
 
@@ -577,3 +577,9 @@ def test_weights_without_data_are_refused(value: object, fairseq_checkpoint: Fai
 def test_descriptions_of_convolutions_are_data(spec: Any) -> None:
     with pytest.raises(ValueError, match="feature_encoder_spec"):
         parse_conv_layers(spec)
+
+
+def test_weights_without_names_are_refused(fairseq_checkpoint: FairseqCheckpoint) -> None:
+    path = fairseq_checkpoint("text", lambda content: content["model"].update({1: torch.zeros(1)}))
+    with pytest.raises(CheckpointError, match="`1` in the weights is no name, but `int`"):
+        convert_fairseq(path)

@@ -191,6 +191,11 @@ def test_what_only_hugging_face_has_is_refused(source: Any, message: str, tmp_pa
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a folder of Hugging Face"):
         convert_hugging_face(tmp_path)
+    with pytest.raises(CheckpointError, match="nowhere does not exist"):
+        convert_hugging_face(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="file is no folder"):
+        convert_hugging_face(tmp_path / "file")
 
 
 def test_a_group_norm_cannot_be_exported() -> None:
