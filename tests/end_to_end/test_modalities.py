@@ -63,6 +63,7 @@ def test_one_model_learns_from_three_modalities_and_resumes(command: Any, tmp_pa
         "regime.publish_metrics_every_n_steps=1",
         "probing.probes=[]",
         "lr_scheduler={name: passthrough, config: null}",
+        "criterion.config.ema.anneal_steps=4",  # longer than a run it would be fitted to it
     ]
     train(command, "multimodal", tmp_path / "whole", *fast, "regime.num_steps=8", "regime.checkpoint_every_n_steps=8")
     for num_steps in (4, 8):
