@@ -88,6 +88,16 @@ class ShardStore(ABC, Generic[ContentT]):
             return False
         return True
 
+    def find_missing(self, shards: Sequence[ShardRange], what: str) -> list[ShardRange]:
+        """List those that are to be written, and log how many there are; reads the others.
+
+        :param what: the log calls them.
+        """
+        missing = [shard for shard in shards if not self.is_whole(shard)]
+        log.info("{:,} {}, {:,} of them there already.", len(shards), what, len(shards) - len(missing))
+
+        return missing
+
     @abstractmethod
     def path_of(self, shard: ShardRange) -> Path:
         """The place of a shard."""

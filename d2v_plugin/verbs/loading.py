@@ -9,12 +9,12 @@ from pathlib import Path
 import fairseq2.recipe  # noqa: F401  # first: other parts of fairseq2 cannot be imported before it
 import torch
 from fairseq2.recipe.component import ComponentManager
-from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+from fairseq2.runtime.dependency import DependencyResolver
 
-from d2v_plugin.core.fairseq2_private import StandardComponentManager, current_resolver, register_library
+from d2v_plugin.core.fairseq2_private import current_resolver
 from d2v_plugin.inference.loading import open_model
 from d2v_plugin.inference.model import TrainedModel
-from d2v_plugin.verbs.extensions import load_extension, register_all
+from d2v_plugin.verbs.extensions import load_extension, open_library
 from d2v_plugin.weights.sources import Weights
 
 
@@ -61,15 +61,9 @@ def _find_resolver(extensions: tuple[str, ...]) -> DependencyResolver:
     resolver = current_resolver()
     if resolver is not None and not extensions and resolver.maybe_resolve(ComponentManager) is not None:
         return resolver
-    return _create_resolver(extensions)
+    return _open_library(extensions)
 
 
 @cache
-def _create_resolver(extensions: tuple[str, ...]) -> DependencyContainer:
-    container = DependencyContainer()
-    register_library(container, no_progress=True)
-    # What a recipe's container has beside the library.
-    container.register_type(ComponentManager, StandardComponentManager, singleton=True)
-    register_all(container, [load_extension(Path(path)) for path in extensions])
-
-    return container
+def _open_library(extensions: tuple[str, ...]) -> DependencyResolver:
+    return open_library([load_extension(Path(path)) for path in extensions])

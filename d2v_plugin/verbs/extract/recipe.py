@@ -105,9 +105,7 @@ class ExtractTask(RecipeTask):
 
         store: FeatureStore = STORES[self.settings["format"]](RunFolder(self.output_dir).features)
         shards = cut_shards(len(self.rows), self.settings["shard_size"])
-        own = shards[rank::size]
-        todo = [shard for shard in own if not store.is_whole(shard)]
-        log.info("{:,} shards, {:,} of them there already.", len(own), len(own) - len(todo))
+        todo = store.find_missing(shards[rank::size], "shards")
         for shard in todo:
             if self.stop_requested:
                 raise TaskStopException()

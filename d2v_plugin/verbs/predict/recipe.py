@@ -129,9 +129,7 @@ class PredictTask(RecipeTask):
 
         store = LineStore(RunFolder(self.output_dir).parts)
         shards = cut_shards(len(self.samples), self.settings["part_size"])
-        own = shards[rank::size]
-        todo = [shard for shard in own if not store.is_whole(shard)]
-        log.info("{:,} parts, {:,} of them there already.", len(own), len(own) - len(todo))
+        todo = store.find_missing(shards[rank::size], "parts")
         total = sum(shard.stop - shard.start for shard in todo)
         with self.progress, self.progress.create_task("predict", total=total) as bar:
             for shard in todo:

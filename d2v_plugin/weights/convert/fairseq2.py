@@ -19,7 +19,7 @@ from fairseq2.utils.yaml import YamlError, YamlLoader
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.data2vec1.config import AudioConfig, Data2Vec1ModelConfig
 from d2v_plugin.weights.convert import speech
-from d2v_plugin.weights.convert.transfer import Foreign
+from d2v_plugin.weights.convert.transfer import Foreign, check_fixed
 from d2v_plugin.weights.download import download
 from d2v_plugin.weights.library import library
 from d2v_plugin.weights.run_folder import MODEL_FILE, find_checkpoints, list_steps, named_step, step_folder
@@ -85,9 +85,7 @@ def _find_by_name(name: str) -> tuple[Path, str, Wav2Vec2EncoderConfig]:
 
 def _import_config(path: Path, config: Wav2Vec2EncoderConfig) -> Data2Vec1ModelConfig:
     is_post_norm = config.norm_order == TransformerNormOrder.POST
-    speech.check_fixed(
-        path, config, use_fbank=False, use_conformer=False, pos_encoder_type="conv", layer_norm_features=is_post_norm
-    )
+    check_fixed(path, config, use_fbank=False, use_conformer=False, pos_encoder_type="conv", layer_norm_features=is_post_norm)
 
     return Data2Vec1ModelConfig(
         audio=AudioConfig(

@@ -11,8 +11,8 @@ from torch import Tensor
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.data2vec1.config import AudioConfig, Data2Vec1ModelConfig
 from d2v_plugin.weights.convert.fairseq_config import parse_conv_layers
-from d2v_plugin.weights.convert.speech import FAIRSEQ, adopt_speech, check_fixed
-from d2v_plugin.weights.convert.transfer import Foreign
+from d2v_plugin.weights.convert.speech import FAIRSEQ, adopt_speech
+from d2v_plugin.weights.convert.transfer import Foreign, check_fixed
 
 _ORIGINS: Final = {"wav2vec2": "fairseq's wav2vec 2.0", "hubert": "fairseq's HuBERT"}
 _CONV_LAYERS: Final = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2"

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, ImageConfig
-from d2v_plugin.weights.convert.speech import check_fixed
-from d2v_plugin.weights.convert.transfer import Foreign, Names, Transfer, complete, rename, split_fused
+from d2v_plugin.weights.convert.transfer import Foreign, Names, Transfer, check_fixed, complete, rename, split_fused
 from d2v_plugin.weights.state import Mismatch, State
 
 _KEYS: Final = "biases of keys change nothing: the softmax drops them"

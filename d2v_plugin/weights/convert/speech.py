@@ -14,9 +14,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.data2vec1.config import AudioConfig, Data2Vec1ModelConfig
-from d2v_plugin.weights.convert.transfer import Foreign, Names, Transfer, complete, fuse_weight_norm, rename
+from d2v_plugin.weights.convert.transfer import Foreign, Names, Transfer, check_fixed, complete, fuse_weight_norm, rename
 from d2v_plugin.weights.state import Mismatch
 
 _OBJECTIVE: Final = "belongs to the original's objective"
@@ -152,14 +151,3 @@ def adopt_hugging_face(path: Path, source: Any, weights: Mapping[str, Tensor]) -
         weights = {f"{key}@group" if key.startswith(norm) else key: tensor for key, tensor in weights.items()}
 
     return adopt_speech(path, f"Hugging Face's {source.model_type}", config, weights, HUGGING_FACE)
-
-
-def check_fixed(path: Path, settings: object, **required: object) -> None:
-    """Make sure that settings have the only value that a model here can have; those that are not there have it.
-
-    :raises CheckpointError: one has another.
-    """
-    for name, value in required.items():
-        found = settings.get(name, value) if isinstance(settings, Mapping) else getattr(settings, name, value)
-        if found != value:
-            raise CheckpointError(f"{path}: `{name}` must be {value!r}, but is {found!r}; no model of this package has that.")

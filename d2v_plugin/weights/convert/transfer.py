@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.families import AnyConfig
 from d2v_plugin.weights.state import Mismatch, State, build_skeleton, compare
 
@@ -220,3 +221,14 @@ def split_fused(weights: Mapping[str, Tensor], fused: str, parts: Sequence[str])
 
 Reader = Callable[[Path, Mapping[str, Any], dict[str, Tensor]], Foreign]
 """Makes a model of ours of a path, for messages, settings and weights."""
+
+
+def check_fixed(path: Path, settings: object, **required: object) -> None:
+    """Make sure that settings have the only value that a model here can have; those that are not there have it.
+
+    :raises CheckpointError: one has another.
+    """
+    for name, value in required.items():
+        found = settings.get(name, value) if isinstance(settings, Mapping) else getattr(settings, name, value)
+        if found != value:
+            raise CheckpointError(f"{path}: `{name}` must be {value!r}, but is {found!r}; no model of this package has that.")
