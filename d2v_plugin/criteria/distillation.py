@@ -114,7 +114,8 @@ class DistillationCriterion(MaskingCriterion[ModelT]):
     def name_metrics(self, **terms: bool) -> None:
         """Announce the metrics of :meth:`sum_up`, given which terms the loss can have."""
         names = [name for name, is_used in terms.items() if is_used]
-        self.metric_names = (*names, "target_deviation", "prediction_deviation", "masked_fraction", "ema_decay")
+        shared = ("target_deviation", "prediction_deviation", "explained_variance", "masked_fraction", "ema_decay")
+        self.metric_names = (*names, *shared)
 
     def sum_up(
         self, step: StepInfo, terms: Mapping[str, Tensor], predictions: Tensor, targets: Tensor, share: float, seen: Observation
@@ -130,8 +131,10 @@ class DistillationCriterion(MaskingCriterion[ModelT]):
         # Modalities may differ in their terms, but the trainer wants the same metrics from every batch.
         metrics = {name: loss.new_zeros(()) for name in self.metric_names}
         metrics |= {name: term.detach() / num_targets for name, term in terms.items()}
-        metrics["target_deviation"] = channel_deviations(targets).mean()
-        metrics["prediction_deviation"] = channel_deviations(predictions.detach()).mean()
+        deviations, predictions = channel_deviations(targets), predictions.detach().float()
+        metrics["target_deviation"] = deviations.mean()
+        metrics["prediction_deviation"] = channel_deviations(predictions).mean()
+        metrics["explained_variance"] = 1.0 - F.mse_loss(predictions, targets.float()) / deviations.square().mean()
         metrics["masked_fraction"] = torch.tensor(share)
         metrics["ema_decay"] = torch.tensor(decay_at(self.config.ema, step.number))
 
