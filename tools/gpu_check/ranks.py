@@ -1,0 +1,98 @@
+"""Two processes on one GPU, as far as they go: NCCL may refuse it, gloo computes reductions through the host."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tools.gpu_check.driver import ROOT, Options
+from tools.gpu_check.exactness import QUIET, find_difference, name_device, read_losses, train
+from tools.gpu_check.steps import Findings
+
+UPDATES = 3
+RECIPE = ROOT / "recipes" / "demo" / "digits.yaml"
+# With so large an epsilon an update is smooth in the gradient; see tests/distributed/test_ddp.py.
+CHANGES = ("trainer.mixed_precision.mode=off", "optimizer.config.eps=1.0")
+
+
+def check_ranks(options: Options, findings: Findings) -> None:
+    """Losses of two processes beside those of one, or the end of what they said."""
+    cases = [("gloo", "ddp")] if options.tiny else [("nccl", "ddp"), ("gloo", "ddp"), ("gloo", "fsdp")]
+    runs = options.out / "runs"
+    pairs = {case: start_pair(*case, runs / "_".join(case), options) for case in cases}  # side by side
+    one = train(RECIPE, runs / "one", UPDATES, options.device, *CHANGES)
+    for (backend, parallelism), processes in pairs.items():
+        statuses = [wait_or_kill(process) for process in processes]
+        out = runs / f"{backend}_{parallelism}"
+        if any(statuses):
+            log = out.with_suffix(".log").read_text(errors="replace").splitlines()
+            findings[f"{parallelism} over {backend}"] = {"statuses": statuses, "log": log[-8:]}
+        else:
+            findings[f"{parallelism} over {backend}"] = {"difference from one process": find_difference(one, read_losses(out))}
+
+
+def start_pair(backend: str, parallelism: str, out: Path, options: Options) -> list[subprocess.Popen[bytes]]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    common = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    length = [f"regime.num_steps={UPDATES}", f"regime.checkpoint_every_n_steps={UPDATES}"]
+    changes = [*QUIET, *CHANGES, *length, f"trainer.data_parallelism={parallelism}"]
+    words = ["recipe", "train", "--config-file", str(RECIPE), str(out), "--config", *changes]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.with_suffix(".log").open("w") as log:
+        return [
+            subprocess.Popen(
+                [sys.executable, "-m", "tools.gpu_check.ranks", backend, *words],
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    **common,
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "FAIRSEQ2_DEVICE": name_device(options.device),
+                },
+            )
+            for rank in range(2)
+        ]
+
+
+def wait_or_kill(process: subprocess.Popen[bytes], seconds: float = 40) -> int:
+    """The exit status; a process that hangs is killed."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def take_gloo() -> None:
+    """Make fairseq2, which takes NCCL for GPUs, take gloo."""
+    initialize = torch.distributed.init_process_group
+
+    def initialize_gloo(backend: str, *, pg_options: object, **options: Any) -> None:
+        options.pop("device_id", None)
+        initialize("gloo", **options)
+
+    torch.distributed.init_process_group = initialize_gloo
+
+
+if __name__ == "__main__":
+    from d2v_plugin.cli.main import main
+
+    if sys.argv[1] == "gloo":
+        take_gloo()
+    main(sys.argv[2:])
