@@ -80,16 +80,16 @@ def test_layouts_trade_memory_for_communication() -> None:
 
     assert states == pytest.approx([6e9, 6e9 / 64, 6e9 / 8])
     times = [transfer_time(LARGE.model, cluster) for cluster in (ddp, fsdp, hsdp)]
-    assert times[2] < times[0] < times[1]
+    assert times[0] < times[2] < times[1]
     assert transfer_time(LARGE.model, Cluster(CARD["H100"], 1)) == 0.0
-    # Gathered twice and scattered once, by seven of eight, and an eighth of the gradients reduced by eight machines.
+    # Gathered twice and scattered once by eight GPUs; gradients reduced by eight machines, of which each GPU sends an eighth.
     assert times[2] == pytest.approx(7 / 8 * 4.8e9 / 450e9 + 2 * 7 / 8 * 1.2e9 / 8 / 50e9)
 
 
 def test_updates_are_divided_until_they_fit() -> None:
     one = estimate(LARGE, Cluster(CARD["H100"], 1), 0.4)
     assert one is not None
-    assert one.passes == 16 and one.activations == 64 * 2**30
+    assert one.passes == 32 and one.activations == 32 * 2**30  # 64 do not fit beside the model
     assert one.hours == pytest.approx(1024 * 1.7e12 / (0.4 * 989e12) * 100_000 / 3600)
 
     assert estimate(LARGE, Cluster(CARD["H100"], 2048), 0.4) is None, "half a sample"

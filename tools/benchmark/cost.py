@@ -4,10 +4,10 @@
     python -m tools.benchmark cost --recipes recipes/image/pretrain_huge14.yaml --gpus 16 32 64 --card H100 --parallelism hsdp
     python -m tools.benchmark cost --measured rows.json   # utilisation as `step --device cuda --json rows.json` measured it
 
-A model, not a measurement. FLOPs, parameters and kept activations are counted from the recipe's own model. Assumed are: the share
-the data sheet's rate (`--mfu`), the same for every batch; reductions and gatherings in fp32 that hide behind the backward pass,
-two thirds of the time; links as fast as their data sheets; recordings of 15.6 s; micro-batches as large as 85 % of the memory
-allows; activations in bf16. Cores that read are those of recipes/speed (Zen 4).
+A model, not a measurement. FLOPs, parameters and kept activations are counted from the recipe's own model. Assumed are: the
+share of the data sheet's rate (`--mfu`), the same for every batch; reductions and gatherings in fp32 that hide behind the
+backward pass, two thirds of the time; links as fast as their data sheets; recordings of 15.6 s; activations in bf16, in
+micro-batches as large as 85 % of the memory allows. Cores that read are those of recipes/speed (Zen 4).
 """
 
 from __future__ import annotations
@@ -161,24 +161,22 @@ def estimate(run: Run, cluster: Cluster, mfu: float) -> Cost | None:
 def transfer_time(model: Model, cluster: Cluster) -> float:
     """Seconds in which GPUs exchange gradients, and shards of the model, for one forward and backward pass.
 
-    A ring of n GPUs sends (n - 1) / n of what is gathered or scattered, and twice as much to reduce it for all.
+    To gather or scatter something, each of n GPUs of a machine sends (n - 1) / n of it, and so does each of m machines, through
+    the network of all of its GPUs. To reduce it for all is a scattering and a gathering.
     """
-
-    def share(n: int) -> float:
-        return (n - 1) / n
-
     local, machines = min(cluster.gpus, cluster.per_machine), -(-cluster.gpus // cluster.per_machine)
-    slowest = cluster.card.link if machines == 1 else cluster.network
+    within = (local - 1) / local / cluster.card.link
+    between = (machines - 1) / machines / (local * cluster.network)
     gradients = 4 * model.trained
     # Weights for the forward and again for the backward pass, the teacher's for its only one.
     sharded = 4 * (2 * model.trained + model.teacher) + gradients
     match cluster.parallelism:
         case "ddp":
-            return 2 * share(cluster.gpus) * gradients / slowest
+            return 2 * gradients * (within + between)
         case "fsdp":
-            return share(cluster.gpus) * sharded / slowest
+            return sharded * (within + between)
         case "hsdp":
-            return share(local) * sharded / cluster.card.link + 2 * share(machines) * gradients / local / cluster.network
+            return sharded * within + 2 * gradients * between
 
 
 HEADER = """\

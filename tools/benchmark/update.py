@@ -311,11 +311,11 @@ def measure_memory(update: Update, batch: Batch) -> dict[str, float]:
     with patch.object(criterion_module, "gaussian", draw), kept.watch():
         update.run(batch)
     update.stop = run
-    moments = [value for state in update.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    states = (value for state in update.optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
     sizes = {
         "weights": sum(p.nbytes for p in model.parameters() if id(p) not in teacher),
         "gradients": gradients,
-        "moments": sum(tensor.nbytes for tensor in moments),
+        "moments": sum(value.nbytes for value in states if value.dim() > 0),  # not the counters of updates
         "teacher": sum(p.nbytes for p in update.criterion.teacher.parameters()),
         "activations": kept.num_bytes,
         "noise": drawn,

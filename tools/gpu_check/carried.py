@@ -1,11 +1,13 @@
 """What a host without network lacks to run a checkout: collected where there is one, unpacked there. Needs nothing but Python.
 
-For a host with Python 3.12 and a PyTorch newer than the one that fairseq2n 0.8.1 is built for, with NumPy, SciPy, torchvision,
-transformers, safetensors and sentencepiece.
+For a host with Python 3.12 and a PyTorch that may be newer than the one of fairseq2n 0.8.1 (``d2v_plugin`` sees to that), with
+NumPy, SciPy, scikit-learn, torchvision, transformers, safetensors, sentencepiece and pytest.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,14 @@ PACKAGES: Final = (
 PLATFORMS: Final = tuple(
     f"manylinux{version}_x86_64" for version in ("_2_28", "_2_27", "_2_24", "_2_17", "2014", "_2_12", "2010", "_2_5", "1")
 )
+STAND_IN: Final = """\
+def __getattr__(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return type(name, (Exception,), {})
+"""
+"""A module in which every name is an exception that nobody raises."""
+
 LIMIT: Final = 64 << 20
 """Bytes that are carried at most, the checkout with them."""
 
@@ -52,7 +62,7 @@ def collect(folder: Path) -> None:
 def install(folder: Path, site: Path) -> dict[str, str]:
     """Unpack what was collected.
 
-    :returns: the variables with which every Python process finds it, the checkout and its entry point.
+    :returns: the variables with which every process finds it, the checkout and its entry point.
     """
     wheels = sorted(str(path) for path in folder.glob("*.whl"))
     if not wheels:
@@ -60,7 +70,11 @@ def install(folder: Path, site: Path) -> dict[str, str]:
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile", "--upgrade"]
     subprocess.run([*pip, "--target", str(site), *wheels], check=True)
     shutil.copy(folder / "libtbb.so.12", site)
-    shutil.copy(Path(__file__).parent / "sitecustomize.py", site)
+    if importlib.util.find_spec("wandb") is None:
+        # fairseq2 imports it, whether a run uses it or not.
+        (site / "wandb").mkdir(exist_ok=True)
+        for name in ("__init__.py", "errors.py"):
+            (site / "wandb" / name).write_text(STAND_IN)
     # As an installation would leave it, for fairseq2 to find the package.
     information = site / "d2v_plugin-0.dist-info"
     information.mkdir(exist_ok=True)
@@ -68,5 +82,6 @@ def install(folder: Path, site: Path) -> dict[str, str]:
     (information / "RECORD").touch()
     entry = "[fairseq2.extension]\nd2v_plugin = d2v_plugin:setup_fairseq2_extension\n"
     (information / "entry_points.txt").write_text(entry)
+    libraries = str(site.resolve()), os.environ.get("LD_LIBRARY_PATH")
 
-    return {"PYTHONPATH": f"{site.resolve()}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {"PYTHONPATH": f"{site.resolve()}:{ROOT}", "LD_LIBRARY_PATH": ":".join(filter(None, libraries))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Literal
 
@@ -72,14 +73,14 @@ def check_kernels(options: Options, findings: Findings) -> None:
 def time_attention(case: Attention, options: Options) -> dict[str, object]:
     """Forward and backward pass: milliseconds, or why not; `ours` is what models call."""
     rows, length = (max(1, case.rows // 64), case.length // 4) if options.tiny else (case.rows, case.length)
-    like = {"device": options.device, "dtype": torch.bfloat16}
-    inputs = [torch.randn(rows, 12, length, 64, **like).requires_grad_(case.trains) for _ in range(3)]  # type: ignore[call-overload]
+    draw = partial(torch.randn, device=options.device, dtype=torch.bfloat16)
+    inputs = [draw(rows, 12, length, 64).requires_grad_(case.trains) for _ in range(3)]
     bias: Tensor | None = None
     match case.bias:
         case "learned":
-            bias = torch.randn(rows, 12, length, length, **like).requires_grad_()  # type: ignore[call-overload]
+            bias = draw(rows, 12, length, length).requires_grad_()
         case "shared":
-            bias = torch.randn(1, 12, length, length, **like)  # type: ignore[call-overload]
+            bias = draw(1, 12, length, length)
         case "padding":
             bias = (torch.arange(length, device=options.device) < length * 3 // 4).expand(rows, 1, 1, length)
     wanted = [x for x in (*inputs, *([bias] if bias is not None else [])) if x.requires_grad]

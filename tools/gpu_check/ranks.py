@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tools.gpu_check.driver import ROOT, Options
-from tools.gpu_check.exactness import QUIET, find_difference, name_device, read_losses, train
+from tools.gpu_check.exactness import QUIET, TINY, find_difference, name_device, read_losses, train
 from tools.gpu_check.steps import Findings
 
 UPDATES = 3
@@ -26,9 +26,9 @@ def check_ranks(options: Options, findings: Findings) -> None:
     cases = [("gloo", "ddp")] if options.tiny else [("nccl", "ddp"), ("gloo", "ddp"), ("gloo", "fsdp")]
     runs = options.out / "runs"
     pairs = {case: start_pair(*case, runs / "_".join(case), options) for case in cases}  # side by side
-    one = train(RECIPE, runs / "one", UPDATES, options.device, *CHANGES)
+    one = train(RECIPE, runs / "one", UPDATES, options, *CHANGES)
     for (backend, parallelism), processes in pairs.items():
-        statuses = [wait_or_kill(process) for process in processes]
+        statuses = [wait_or_kill(process, 300 if options.tiny else 40) for process in processes]
         out = runs / f"{backend}_{parallelism}"
         if any(statuses):
             log = out.with_suffix(".log").read_text(errors="replace").splitlines()
@@ -48,7 +48,7 @@ def start_pair(backend: str, parallelism: str, out: Path, options: Options) -> l
         "OMP_NUM_THREADS": "1",
     }
     length = [f"regime.num_steps={UPDATES}", f"regime.checkpoint_every_n_steps={UPDATES}"]
-    changes = [*QUIET, *CHANGES, *length, f"trainer.data_parallelism={parallelism}"]
+    changes = [*QUIET, *(TINY if options.tiny else ()), *CHANGES, *length, f"trainer.data_parallelism={parallelism}"]
     words = ["recipe", "train", "--config-file", str(RECIPE), str(out), "--config", *changes]
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.with_suffix(".log").open("w") as log:
@@ -70,7 +70,7 @@ def start_pair(backend: str, parallelism: str, out: Path, options: Options) -> l
         ]
 
 
-def wait_or_kill(process: subprocess.Popen[bytes], seconds: float = 40) -> int:
+def wait_or_kill(process: subprocess.Popen[bytes], seconds: float) -> int:
     """The exit status; a process that hangs is killed."""
     try:
         return process.wait(seconds)

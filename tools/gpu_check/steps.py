@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from io import StringIO
 from statistics import median
@@ -81,13 +82,13 @@ def check_environment(options: Options, findings: Findings) -> None:
     size = 512 if options.tiny else 8192
     for dtype in (torch.bfloat16, torch.float32):
         a, b = (torch.randn(size, size, device=options.device, dtype=dtype) for _ in range(2))
-        findings[f"product, {dtype}, TFLOP/s"] = 2 * size**3 / time_call(lambda a=a, b=b: a @ b, options) / 1e12  # type: ignore[misc]
+        findings[f"product, {dtype}, TFLOP/s"] = 2 * size**3 / time_call(partial(torch.mm, a, b), options) / 1e12
     source = torch.empty(2**20 if options.tiny else 2**31, device=options.device, dtype=torch.uint8)
     target = torch.empty_like(source)
     findings["copy, TB/s"] = 2 * source.numel() / time_call(lambda: target.copy_(source), options) / 1e12
     host = torch.empty(2**20 if options.tiny else 2**28, dtype=torch.uint8)
     for name, memory in (("pageable", host), *((("pinned", host.pin_memory()),) if options.device == "cuda" else ())):
-        seconds = time_call(lambda memory=memory: memory.to(options.device, non_blocking=True), options)  # type: ignore[misc]
+        seconds = time_call(partial(memory.to, options.device, non_blocking=True), options)
         findings[f"{name} memory to device, GB/s"] = host.numel() / seconds / 1e9
 
 
