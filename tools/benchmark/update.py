@@ -31,10 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import StepInfo
 from d2v_plugin.core.fairseq2_private import register_library, register_main, register_train_recipe, remove_provider
-from d2v_plugin.core.random import gaussian
 from d2v_plugin.core.registry import create
 from d2v_plugin.criteria.base import criterion_of
-from d2v_plugin.criteria.data2vec2 import criterion as criterion_module
 from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Criterion
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.model import Data2VecModel
@@ -290,27 +288,22 @@ def count_synchronisations(run: Callable[[], None], device: torch.device) -> int
 
 def measure_memory(update: Update, batch: Batch) -> dict[str, float]:
     """GiB of what model and optimizer hold, and of what a forward pass leaves for the backward pass."""
-    drawn = 0
-
-    def draw(*args: Any, **options: Any) -> Tensor:
-        nonlocal drawn
-        noise = gaussian(*args, **options)
-        drawn += noise.nbytes
-        return noise
-
     model, teacher = update.model, {id(p) for p in update.criterion.teacher.parameters()}
-    kept, run = Kept(model.parameters()), update.stop
-    gradients = 0
+    kept, decode = Kept(model.parameters()), model.decode
+    gradients = drawn = 0
 
-    def stop(part: str) -> None:
+    def count_noise(*args: Any) -> Tensor:
+        nonlocal drawn
+        drawn = args[-1].nbytes
+        return decode(*args)
+
+    def count_gradients(part: str) -> None:
         nonlocal gradients
         if part == "backward":
             gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
 
-    update.stop = stop
-    with patch.object(criterion_module, "gaussian", draw), kept.watch():
+    with patch.object(model, "decode", count_noise), patch.object(update, "stop", count_gradients), kept.watch():
         update.run(batch)
-    update.stop = run
     states = (value for state in update.optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
     sizes = {
         "weights": sum(p.nbytes for p in model.parameters() if id(p) not in teacher),
