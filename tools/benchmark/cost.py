@@ -189,7 +189,7 @@ def format_row(run: Run, cluster: Cluster, mfu: float) -> str:
     cost = estimate(run, cluster, mfu)
     if cost is None:
         return (
-            where + f"| does not run: {run.samples:g} samples an update, {run.activations / 2**30:.2f} GiB each | | | | | | | |"
+            where + f"| does not run: {run.samples:.3g} samples an update, {run.activations / 2**30:.2f} GiB each | | | | | | | |"
         )
     seconds = cost.compute + cost.exposed
     samples = f"{cost.samples / cost.passes:.3g}" + (f" x {cost.passes}" if cost.passes > 1 else "")
