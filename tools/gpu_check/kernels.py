@@ -85,19 +85,19 @@ def time_attention(case: Attention, options: Options) -> dict[str, object]:
             bias = (torch.arange(length, device=options.device) < length * 3 // 4).expand(rows, 1, 1, length)
     wanted = [x for x in (*inputs, *([bias] if bias is not None else [])) if x.requires_grad]
 
-    def run(backend: SDPBackend | None, ours: bool = False) -> None:
+    def run(backend: SDPBackend | None, ours: bool) -> tuple[Tensor, ...]:
         with nullcontext() if backend is None else sdpa_kernel([backend]):
             if ours:
                 output = attend(*inputs, bias, case.dropout)
             else:
                 output = F.scaled_dot_product_attention(*inputs, attn_mask=bias, dropout_p=case.dropout)
-        found = gradients(output, wanted) if wanted else (output,)
-        assert all(bool(x.isfinite().all()) for x in found), "not finite"
+        return gradients(output, wanted) if wanted else (output,)
 
     times: dict[str, object] = {}
     for label, backend, ours in (("ours", None, True), *((name_backend(backend), backend, False) for backend in BACKENDS)):
         try:
-            times[label] = 1e3 * time_call(lambda backend=backend, ours=ours: run(backend, ours), options)  # type: ignore[misc]
+            assert all(bool(x.isfinite().all()) for x in run(backend, ours)), "not finite"
+            times[label] = 1e3 * time_call(partial(run, backend, ours), options)
         except (RuntimeError, AssertionError) as ex:
             times[label] = describe_error(ex)
     choice = torch._fused_sdp_choice(*inputs, attn_mask=bias, dropout_p=case.dropout)
