@@ -112,8 +112,10 @@ class Clock:
 
 
 class Update:
-    """Model, criterion and optimizer as the training recipe makes them, compiled if so with the teacher, which the criterion has
-    made before, and what fairseq2's trainer does with them."""
+    """Model, criterion and optimizer as the training recipe makes them, and what fairseq2's trainer does with them.
+
+    Compiled are the student's blocks and the teacher's: fairseq2 compiles when the criterion is there.
+    """
 
     def __init__(self, setting: Setting) -> None:
         self.setting, self.device = setting, torch.device(setting.device)

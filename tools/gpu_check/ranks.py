@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from d2v_plugin.cli.main import main
 from tools.gpu_check.driver import ROOT, Options
 from tools.gpu_check.exactness import QUIET, TINY, find_difference, name_device, read_losses, train
 from tools.gpu_check.steps import Findings
@@ -37,46 +39,36 @@ def check_ranks(options: Options, findings: Findings) -> None:
             findings[f"{parallelism} over {backend}"] = {"difference from one process": find_difference(one, read_losses(out))}
 
 
-def start_pair(backend: str, parallelism: str, out: Path, options: Options) -> list[subprocess.Popen[bytes]]:
+def start_pair(backend: str, parallelism: str, out: Path, options: Options) -> list[BaseProcess]:
+    """Start two processes that have imported everything already."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    common = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
+    variables = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    variables |= {"OMP_NUM_THREADS": "1", "FAIRSEQ2_DEVICE": name_device(options.device)}
     length = [f"regime.num_steps={UPDATES}", f"regime.checkpoint_every_n_steps={UPDATES}"]
     changes = [*QUIET, *(TINY if options.tiny else ()), *CHANGES, *length, f"trainer.data_parallelism={parallelism}"]
     words = ["recipe", "train", "--config-file", str(RECIPE), str(out), "--config", *changes]
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.with_suffix(".log").open("w") as log:
-        return [
-            subprocess.Popen(
-                [sys.executable, "-m", "tools.gpu_check.ranks", backend, *words],
-                stdout=log,
-                stderr=log,
-                cwd=ROOT,
-                env={
-                    **os.environ,
-                    **common,
-                    "RANK": str(rank),
-                    "LOCAL_RANK": str(rank),
-                    "FAIRSEQ2_DEVICE": name_device(options.device),
-                },
-            )
-            for rank in range(2)
-        ]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["d2v_plugin", "fairseq2.recipe", "d2v_plugin.verbs.train.recipe", "d2v_plugin.cli.main"])
+    processes: list[BaseProcess] = []
+    for rank in ("0", "1"):
+        own = {**variables, "RANK": rank, "LOCAL_RANK": rank}
+        processes.append(context.Process(target=run_rank, args=(backend, words, own, out.with_suffix(".log"))))
+        processes[-1].start()
+
+    return processes
 
 
-def wait_or_kill(process: subprocess.Popen[bytes], seconds: float) -> int:
-    """The exit status; a process that hangs is killed."""
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
+def run_rank(backend: str, words: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
+    """In the new process."""
+    os.environ.update(variables)
+    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    if backend == "gloo":
+        take_gloo()
+    main(list(words))
 
 
 def take_gloo() -> None:
@@ -90,9 +82,11 @@ def take_gloo() -> None:
     torch.distributed.init_process_group = initialize_gloo
 
 
-if __name__ == "__main__":
-    from d2v_plugin.cli.main import main
+def wait_or_kill(process: BaseProcess, seconds: float) -> int:
+    """The exit status; a process that hangs is killed."""
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
 
-    if sys.argv[1] == "gloo":
-        take_gloo()
-    main(sys.argv[2:])
+    return process.exitcode or 0
