@@ -117,6 +117,7 @@ def read_run(path: Path) -> Run:
     config, needs = context.get_config_as(TrainConfig), Needs(context)
     task = config.task.config
     samples: float
+    shape: tuple[int, ...]
     match task:
         case ImagePretrainingConfig():
             modality, samples, shape = Modality.IMAGE, task.batch_size, (3, task.image.size, task.image.size)
@@ -220,11 +221,11 @@ def run(arguments: argparse.Namespace) -> None:
     measured = read_measured(arguments.measured) if arguments.measured is not None else {}
     card = find_card(arguments.card)
     assert card is not None
-    runs = [read_run(path) for path in arguments.recipes]
+    runs, layouts = [read_run(path) for path in arguments.recipes], list[Parallelism](arguments.parallelism)
     print(HEADER)
     for run in runs:
         for gpus in arguments.gpus:
-            for parallelism in arguments.parallelism if gpus > 1 else ["ddp"]:
+            for parallelism in layouts if gpus > 1 else layouts[:1]:
                 cluster = Cluster(card, gpus, parallelism, network=arguments.network * 1e9)
                 print(format_row(run, cluster, measured.get(run.modality, arguments.mfu)), flush=True)
 

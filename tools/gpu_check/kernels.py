@@ -74,7 +74,7 @@ def time_attention(case: Attention, options: Options) -> dict[str, object]:
     """Forward and backward pass: milliseconds, or why not; `ours` is what models call."""
     rows, length = (max(1, case.rows // 64), case.length // 4) if options.tiny else (case.rows, case.length)
     draw = partial(torch.randn, device=options.device, dtype=torch.bfloat16)
-    inputs = [draw(rows, 12, length, 64).requires_grad_(case.trains) for _ in range(3)]
+    q, k, v = (draw(rows, 12, length, 64).requires_grad_(case.trains) for _ in range(3))
     bias: Tensor | None = None
     match case.bias:
         case "learned":
@@ -83,14 +83,14 @@ def time_attention(case: Attention, options: Options) -> dict[str, object]:
             bias = draw(1, 12, length, length)
         case "padding":
             bias = (torch.arange(length, device=options.device) < length * 3 // 4).expand(rows, 1, 1, length)
-    wanted = [x for x in (*inputs, *([bias] if bias is not None else [])) if x.requires_grad]
+    wanted = [x for x in (q, k, v, *([bias] if bias is not None else [])) if x.requires_grad]
 
     def run(backend: SDPBackend | None, ours: bool) -> tuple[Tensor, ...]:
         with nullcontext() if backend is None else sdpa_kernel([backend]):
             if ours:
-                output = attend(*inputs, bias, case.dropout)
+                output = attend(q, k, v, bias, case.dropout)
             else:
-                output = F.scaled_dot_product_attention(*inputs, attn_mask=bias, dropout_p=case.dropout)
+                output = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=case.dropout)
         return gradients(output, wanted) if wanted else (output,)
 
     times: dict[str, object] = {}
@@ -100,7 +100,7 @@ def time_attention(case: Attention, options: Options) -> dict[str, object]:
             times[label] = 1e3 * time_call(partial(run, backend, ours), options)
         except (RuntimeError, AssertionError) as ex:
             times[label] = describe_error(ex)
-    choice = torch._fused_sdp_choice(*inputs, attn_mask=bias, dropout_p=case.dropout)
+    choice = torch._fused_sdp_choice(q, k, v, attn_mask=bias, dropout_p=case.dropout)
 
     return {"choice": name_backend(SDPBackend(choice)), **times}
 

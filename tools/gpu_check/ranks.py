@@ -79,7 +79,7 @@ def take_gloo() -> None:
         options.pop("device_id", None)
         initialize("gloo", **options)
 
-    torch.distributed.init_process_group = initialize_gloo
+    torch.distributed.init_process_group = initialize_gloo  # type: ignore[assignment]
 
 
 def wait_or_kill(process: BaseProcess, seconds: float) -> int:

@@ -66,7 +66,7 @@ def profile_updates(setting: Setting, path: Path, count: int = 2) -> dict[str, A
     averages = profiler.key_averages()
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     path.write_text(averages.table(sort_by=key, row_limit=40, max_name_column_width=90))
-    events = [event for event in averages if not on_gpu or event.device_type == torch.autograd.DeviceType.CUDA]
+    events = [event for event in averages if not on_gpu or str(event.device_type).endswith("CUDA")]
     events.sort(key=lambda event: -getattr(event, key))
     total = sum(getattr(event, key) for event in events)
 
