@@ -16,6 +16,7 @@ from d2v_plugin.models.data2vec2.config import AudioFrontendConfig, DecoderConfi
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import step as benchmark_step
 from tools.benchmark.cards import CARDS, find_card
+from tools.benchmark.needs import Kept
 from tools.benchmark.update import GEMM_SIZES, Setting, Update, count_needs, count_synchronisations, draw_batch, measure
 
 
@@ -144,6 +145,16 @@ def test_cards_are_known_by_what_pytorch_calls_them(device: str, name: str | Non
     card = find_card(device)
 
     assert (card and card.name) == name
+
+
+def test_what_the_backward_pass_needs_is_counted_once_and_without_parameters() -> None:
+    weight, x = torch.nn.Parameter(torch.ones(8, 4)), torch.ones(2, 8)
+    kept = Kept([weight])
+    with kept.watch():
+        y = x @ weight
+        (y * y).exp().sum()  # needs x for the weight, y twice, and what exp returns
+
+    assert kept.num_bytes == x.nbytes + y.nbytes + y.nbytes
 
 
 def test_a_row_has_its_numbers_and_the_table_its_parts() -> None:
