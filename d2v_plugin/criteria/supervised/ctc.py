@@ -62,8 +62,14 @@ class CtcCriterion(FrameCriterion):
         self._decoder = None
 
     def compute_log_probs(self, model: EncoderModel, batch: Batch, step: StepInfo | None = None) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the symbols (N, S, C), float32, and how many frames count, (N,)."""
-        return _normalize(*self.compute_logits(model, batch, step))
+        """Log-probabilities of the symbols (N, S, C), float32, and how many frames count, (N,), on the host if the batch says it."""
+        logits, padding_mask = self.compute_logits(model, batch, step)
+        log_probs, lengths = _normalize(logits, padding_mask)
+        if batch.lengths is not None:
+            # The loss wants them on the host, which would wait there for the device in the middle of each update.
+            lengths = torch.tensor([model.output_length(length, batch.modality) for length in batch.lengths.tolist()])
+
+        return log_probs, lengths
 
     @override
     def forward(self, model: EncoderModel, batch: Batch, step: StepInfo) -> LossOutput:
@@ -104,7 +110,7 @@ class CtcCriterion(FrameCriterion):
 def _normalize(logits: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Log-probabilities (N, S, C), and how many frames count, (N,)."""
     if padding_mask is None:
-        lengths = torch.full((len(logits),), logits.size(1), device=logits.device)
+        lengths = torch.full((len(logits),), logits.size(1))
     else:
         lengths = (~padding_mask).sum(dim=1)
 
