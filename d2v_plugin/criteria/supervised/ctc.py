@@ -123,9 +123,13 @@ def _compute_losses(log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
     Infinite losses are not set to zero: the task has refused recordings that are too short for their transcripts.
     """
     symbols, num_symbols = _expect_transcripts(batch)
+    device = log_probs.device
+    if torch.are_deterministic_algorithms_enabled():
+        # CUDA's kernel adds in any order.
+        log_probs, symbols = log_probs.cpu(), symbols.cpu()
 
     # (N, S, C) -> (S, N, C)
-    return F.ctc_loss(log_probs.transpose(0, 1), symbols, lengths, num_symbols, blank=0, reduction="none")
+    return F.ctc_loss(log_probs.transpose(0, 1), symbols, lengths, num_symbols, blank=0, reduction="none").to(device)
 
 
 def _expect_transcripts(batch: Batch) -> tuple[Tensor, Tensor]:
