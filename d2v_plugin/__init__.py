@@ -1,7 +1,7 @@
 """Entry point of the plugin, and of Python users; also loads what fairseq2 needs, before anything here imports it.
 
-Not every machine has ``libsndfile.so.1``: the ``soundfile`` wheel carries a copy, which is loaded where the system has none. Nor does
-every machine have the PyTorch that fairseq2 was built with.
+Not every machine has ``libsndfile.so.1``: the ``soundfile`` wheel carries a copy, which is loaded where the system has none. Nor
+does every machine have the PyTorch that fairseq2 was built with.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.metadata
 import importlib.util
 from pathlib import Path
@@ -35,7 +36,7 @@ def load_fairseq2n() -> None:
     _preload_cuda_12()
     torch.version.cuda = "12.8"
     try:
-        import fairseq2n.bindings  # noqa: F401
+        importlib.import_module("fairseq2n.bindings")
     finally:
         torch.version.cuda = cuda
 
@@ -45,7 +46,9 @@ def _preload_cuda_12() -> None:
     folders = (spec and spec.submodule_search_locations) or ()
     libraries = [path for folder in folders for path in Path(folder).glob("lib/libcudart.so.12")]
     if not libraries:
-        raise ImportError("fairseq2 needs the runtime of CUDA 12 beside this PyTorch; run `pip install nvidia-cuda-runtime-cu12`.")
+        raise ImportError(
+            "fairseq2 needs the runtime of CUDA 12 beside this PyTorch; run `pip install nvidia-cuda-runtime-cu12`."
+        )
 
     # Found by its name; its symbols are for nobody else.
     ctypes.CDLL(str(libraries[0]), mode=ctypes.RTLD_LOCAL)

@@ -27,8 +27,8 @@ LONG: Final = 1 << 28
 """Weights of attention (R · H · K²) from which on they are not computed at once, if no gradient is asked for: 1 GiB in fp32."""
 
 KERNELS_WITH_BIAS: Final = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""What computes attention with a bias on CUDA. cuDNN's, which some versions of PyTorch prefer on H100 and H200, raises where the bias
-needs a gradient, and with a mask can return NaN for lengths of 64 more than a multiple of 128 (pytorch/pytorch#196678)."""
+"""What computes attention with a bias on CUDA. cuDNN's, which some versions of PyTorch prefer on H100 and H200, raises where the
+bias needs a gradient, and with a mask can return NaN for lengths of 64 more than a multiple of 128 (pytorch/pytorch#196678)."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, dropout: float) -> Tensor:

@@ -22,8 +22,8 @@ def set_numerics(device: Device, *, deterministic: bool, allow_tf32: bool) -> No
         if torch.cuda.is_available():
             torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
     if device.type == "cuda":
-        # fairseq2 sets the same by PyTorch's newer names alone. Where both kinds differ, code generators that ask by the older one
-        # (`torch.get_float32_matmul_precision`) raise.
+        # fairseq2 sets the same by PyTorch's newer names alone. Where both kinds differ, code generators that ask by the older
+        # one (`torch.get_float32_matmul_precision`) raise.
         torch.set_float32_matmul_precision("high" if allow_tf32 and not deterministic else "highest")
 
 

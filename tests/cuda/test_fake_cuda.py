@@ -1,6 +1,7 @@
-"""Updates on a device that is not there, whose tensors have shapes and dtypes but no values: what would wait for values, copy them
-or mix devices shows. Without a driver PyTorch indexes no tensor of CUDA and computes no gradient there. So whole updates run on the
-``meta`` device in fp32, and in bf16, since autocast does not know that device, on fake tensors of a CPU, with the functions of GPUs.
+"""Updates on a device that is not there, whose tensors have shapes and dtypes but no values: what would wait for them shows.
+
+Without a driver PyTorch indexes no tensor of CUDA and computes no gradient there. So updates run on the ``meta`` device in fp32,
+and in bf16, since autocast does not know that device, on fake tensors of a CPU, with the functions that GPUs run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fairseq2.nn.data_parallel import get_data_parallel_facade
 from fairseq2.recipe.component import ComponentManager, _StandardComponentManager
 from fairseq2.runtime.dependency import DependencyContainer
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -80,7 +81,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is torch.ops.aten._local_scalar_dense.default and (args[0].is_meta or isinstance(args[0], FakeTensor)):
             self.note()
             return 1.0
         if func is torch.ops.aten._to_copy.default and args[0].device.type == "meta" and kwargs.get("device") == CPU:
@@ -94,7 +95,9 @@ class Recorder(TorchDispatchMode):
         return output
 
     def note(self) -> None:
-        places = [frame for frame in traceback.extract_stack() if "/d2v_plugin/" in frame.filename] or traceback.extract_stack()[-3:-2]
+        places = [frame for frame in traceback.extract_stack() if "/d2v_plugin/" in frame.filename] or traceback.extract_stack()[
+            -3:-2
+        ]
         self.found.add(f"{places[-1].filename.rpartition('/')[2]}: {places[-1].name}")
 
 

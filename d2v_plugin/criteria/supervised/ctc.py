@@ -62,7 +62,7 @@ class CtcCriterion(FrameCriterion):
         self._decoder = None
 
     def compute_log_probs(self, model: EncoderModel, batch: Batch, step: StepInfo | None = None) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the symbols (N, S, C), float32, and how many frames count, (N,), on the host if the batch says it."""
+        """Log-probabilities of the symbols (N, S, C), float32, and how many frames count, (N,)."""
         logits, padding_mask = self.compute_logits(model, batch, step)
         log_probs, lengths = _normalize(logits, padding_mask)
         if batch.lengths is not None:
@@ -109,10 +109,7 @@ class CtcCriterion(FrameCriterion):
 
 def _normalize(logits: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Log-probabilities (N, S, C), and how many frames count, (N,)."""
-    if padding_mask is None:
-        lengths = torch.full((len(logits),), logits.size(1))
-    else:
-        lengths = (~padding_mask).sum(dim=1)
+    lengths = torch.full((len(logits),), logits.size(1)) if padding_mask is None else (~padding_mask).sum(dim=1)
 
     return logits.log_softmax(dim=-1), lengths
 

@@ -107,8 +107,8 @@ class ExactTrainerSection(TrainerSection):
     """fairseq2's section, and the choice between speed and bits."""
 
     deterministic: bool = False
-    """Give the same bits in every run on the same kind of GPU, so that a resumed run equals one that was not stopped: slower kernels
-    that add in a fixed order, and no TF32. On CPUs runs are so in any case."""
+    """Give the same bits in every run on the same kind of GPU, so that a resumed run equals one that was not stopped: slower
+    kernels that add in a fixed order, and no TF32. On CPUs runs are so in any case."""
 
 
 @dataclass(kw_only=True)
