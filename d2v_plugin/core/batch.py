@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from fairseq2.device import Device, SupportsDeviceTransfer
@@ -51,7 +51,11 @@ class Batch(SupportsDeviceTransfer):
     float; or sequences of symbols (N, L) int64. None = nothing is said."""
 
     label_lengths: Tensor | None = None
-    """(N,) int64: how many symbols of each row of ``labels`` count; None = ``labels`` are no sequences."""
+    """(N,) int64, on the host: how many symbols of each row of ``labels`` count; None = ``labels`` are no sequences."""
+
+    lengths: Tensor | None = field(default=None, init=False)
+    """(N,) int64, on the host: the length of each sample, like ``min_length``; :meth:`to` counts them while the padding mask is
+    there. None = nothing is padded, or the batch was not moved."""
 
     @property
     def num_examples(self) -> int:
@@ -59,12 +63,12 @@ class Batch(SupportsDeviceTransfer):
 
     @override
     def to(self, device: Device, *, non_blocking: bool = False) -> None:
-        """Move all tensors in place."""
+        """Move all tensors in place, but for lengths: losses that need them on the host would have to wait for the device."""
+        if self.padding_mask is not None and self.padding_mask.device.type == "cpu":
+            self.lengths = (~self.padding_mask).sum(dim=1)
         self.inputs = self.inputs.to(device, non_blocking=non_blocking)
         self.ids = self.ids.to(device, non_blocking=non_blocking)
         if self.padding_mask is not None:
             self.padding_mask = self.padding_mask.to(device, non_blocking=non_blocking)
         if self.labels is not None:
             self.labels = self.labels.to(device, non_blocking=non_blocking)
-        if self.label_lengths is not None:
-            self.label_lengths = self.label_lengths.to(device, non_blocking=non_blocking)

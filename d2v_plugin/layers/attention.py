@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from d2v_plugin.layers.alibi import DistanceBias
 from d2v_plugin.layers.cpu import uses_own_kernels
@@ -24,6 +25,10 @@ Bias = Tensor | DistanceBias
 
 LONG: Final = 1 << 28
 """Weights of attention (R · H · K²) from which on they are not computed at once, if no gradient is asked for: 1 GiB in fp32."""
+
+KERNELS_WITH_BIAS: Final = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""What computes attention with a bias on CUDA. cuDNN's, which some versions of PyTorch prefer on H100 and H200, raises where the
+bias needs a gradient, and with a mask can return NaN for lengths of 64 more than a multiple of 128 (pytorch/pytorch#196678)."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, dropout: float) -> Tensor:
@@ -48,6 +53,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, dropout: float) -
 
     if bias is not None and bias.is_floating_point():
         bias = bias.to(q.dtype)
+    if bias is not None and q.device.type == "cuda":
+        with sdpa_kernel(KERNELS_WITH_BIAS):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 

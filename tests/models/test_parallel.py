@@ -12,7 +12,7 @@ from torch import Tensor
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import StepInfo
 from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Config, Data2Vec2Criterion
-from d2v_plugin.criteria.targets import TargetConfig
+from d2v_plugin.criteria.targets import TargetConfig, make_targets
 from d2v_plugin.masking.random_blocks import BlockMaskConfig, BlockMaskSampler
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.factory import create_model
@@ -92,9 +92,34 @@ def test_few_graphs_for_any_number_of_lengths() -> None:
 
     model = build(4)
     torch.compiler.reset()
-    compile_blocks(model, backend=count)
+    compile_blocks(model, backend=count, fullgraph=True)
     # Teachers are made of compiled blocks too.
     for num_samples in (4000, 5000, 6300, 7100, 8200, 9000):
         run(model, num_samples)
 
     assert 2 <= len(graphs) <= 6
+
+
+@pytest.mark.parametrize("part", ["decoder", "targets"])
+def test_parts_beside_the_blocks_compile_whole_for_any_length(part: str) -> None:
+    """Nothing in them leaves the graph; after the second length one graph serves all."""
+    graphs: list[int] = []
+
+    def count(module: Any, inputs: Any) -> Any:
+        graphs.append(1)
+        return module.forward
+
+    torch.compiler.reset()
+    decoder = build(1).frontend(Modality.AUDIO).decoder
+    assert decoder is not None
+    config = TargetConfig(num_layers=2)
+    functions: dict[str, Any] = {
+        "decoder": decoder.convolve,
+        "targets": lambda x: make_targets(config, iter([x, x]), None),
+    }
+    compiled = torch.compile(functions[part], backend=count, fullgraph=True)
+    for length in (40, 50, 63, 71, 82):
+        x = torch.randn(4, length, 96)
+        assert torch.allclose(compiled(x), functions[part](x), atol=1e-5)
+
+    assert 1 <= len(graphs) <= 3

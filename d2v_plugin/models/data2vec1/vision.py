@@ -77,12 +77,14 @@ class VisionEncoder(Encoder):
     """The Transformer with its relative positions."""
 
     stack_name = "blocks"
+    positions: Tensor
     pos_embed: nn.Parameter | None
     position_modules = ("rel_pos_bias", "pos_embed")
 
     def __init__(self, config: Data2Vec1ModelConfig, image: ImageConfig) -> None:
         super().__init__()
         self.side = image.side
+        self.register_buffer("positions", relative_positions(image.side), persistent=False)
         self.rel_pos_bias = RelativePositionBias(config, image) if image.relative_positions == "shared" else None
         self.blocks = build_beit_blocks(config, image)
         positions = nn.Parameter(torch.empty(1, image.side**2, config.dim)) if image.absolute_positions else None
@@ -92,8 +94,13 @@ class VisionEncoder(Encoder):
 
     def reset_parameters(self) -> None:
         """Initialise the parameters that no child module owns."""
+        self.reset_non_persistent_buffers()
         if self.pos_embed is not None:
             cut_normal_(self.pos_embed)
+
+    def reset_non_persistent_buffers(self) -> None:
+        """Compute again what no checkpoint has: fairseq2's call for models that come from the meta device."""
+        self.positions = relative_positions(self.side, self.positions.device)
 
     @override
     def prepare(self, local: Tensor, padding_mask: Tensor | None = None, context: Tensor | None = None) -> EncoderInput:
@@ -119,8 +126,8 @@ class VisionEncoder(Encoder):
         """
         if table is None:
             return mask
-        # (P, H) -> (H, 1 + S, 1 + S)
-        bias = table[relative_positions(self.side, table.device)].permute(2, 0, 1)
+        # (P, H) -> (H, 1 + S, 1 + S), contiguous: CUDA's fused kernels take no other bias.
+        bias = F.embedding(self.positions, table).permute(2, 0, 1).contiguous()
         return bias if mask is None else bias.masked_fill(~mask, -torch.inf)
 
 
@@ -157,6 +164,6 @@ def relative_positions(side: int, device: Device | None = None) -> Tensor:
     index = F.pad(down * width + across, (1, 0, 1, 0))
     index[0, :] = width * width
     index[:, 0] = width * width + 1
-    index[0, 0] = width * width + 2
+    index[0, 0].fill_(width * width + 2)  # an assignment would copy the number from the host, and wait
 
     return index

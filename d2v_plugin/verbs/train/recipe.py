@@ -45,6 +45,7 @@ from d2v_plugin.training.host_group import HostGroup
 from d2v_plugin.training.layer_groups import format_layers
 from d2v_plugin.training.malloc import keep_freed_memory
 from d2v_plugin.training.memory import MemoryObserver
+from d2v_plugin.training.numerics import set_numerics
 from d2v_plugin.training.observers import EmaObserver, Observer
 from d2v_plugin.training.picture_recorder import PictureRecorder
 from d2v_plugin.training.recorders.files import survive_full_disk
@@ -119,6 +120,8 @@ class TrainRecipe(ExtensibleRecipe):
             raise ModelTypeNotValidError(type(model), EncoderModel, "model")
 
         config = context.get_config_as(TrainConfig)
+        allow_tf32, deterministic = config.common.torch.allow_tf32, config.trainer.deterministic
+        set_numerics(context.device, deterministic=deterministic, allow_tf32=allow_tf32)
         if newly_initialized and config.init.path is not None:
             load_weights(model, config.init.path, weights=config.init.weights)
 

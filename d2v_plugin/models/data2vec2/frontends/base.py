@@ -192,6 +192,10 @@ def select_tokens(x: Tensor, positions: Tensor) -> Tensor:
     """
     num_samples, length = x.shape[:2]
     num_views = positions.size(0) // num_samples
+    if torch.are_deterministic_algorithms_enabled() and num_views > 1:
+        # A copy for each view: their gradients meet in a sum of fp32, in one order, instead of in atomics on the rows of `x`.
+        copies = x.float().unsqueeze(1).expand(-1, num_views, -1, -1).flatten(0, 1)
+        return select_tokens(copies, positions).to(x.dtype)
     first = torch.arange(num_samples, device=x.device).repeat_interleave(num_views) * length
 
     return x.flatten(0, 1).index_select(0, (positions + first.unsqueeze(-1)).flatten()).view(*positions.shape, x.size(-1))
