@@ -1,0 +1,12 @@
+"""The dtype in which products are computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of matrix products with ``x``: that of autocast on its device, if it is on, otherwise its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
