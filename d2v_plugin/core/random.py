@@ -114,8 +114,8 @@ def gaussian(keys: Tensor, count: int, *, stream: int, std: float = 1.0) -> Tens
         radius = (bits & 0xFFFF).to(torch.float32).add_(0.5).mul_(2.0**-16).log_().mul_(-2.0).sqrt_()
         if keys.device.type != "cpu":
             radius.mul_(std)
-        torch.mul(radius, angle.cos(), out=chunk[:, 0])
-        torch.mul(radius, angle.sin_(), out=chunk[:, 1])
+        chunk[:, 0] = angle.cos().mul_(radius)
+        chunk[:, 1] = angle.sin_().mul_(radius)
 
     output = output.flatten(1)[:, :count]
 

@@ -65,16 +65,16 @@ def attend_by_distance(q: Tensor, k: Tensor, v: Tensor, scores: DistanceScores) 
 
     The gradients of the weights are sums in an order that varies (atomics).
     """
-    # One view of whole samples stands for all of them.
-    coordinates = scores.coordinates.expand(q.size(0), -1, -1)
+    # One row of positions may stand for all samples.
+    first, *others = scores.coordinates.expand(q.size(0), -1, -1).unbind(-1)
+    second = others[0] if others else None
     padding_mask = None if scores.padding_mask is None else scores.padding_mask.expand(q.size(0), -1)
     weights, num_extra, is_euclidean = scores.weights, scores.num_extra_tokens, scores.euclidean
-    is_grid = coordinates.size(-1) == 2
 
     def add_bias(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        distance = (coordinates[row, query, 0] - coordinates[row, key, 0]).abs()
-        if is_grid:
-            other = (coordinates[row, query, 1] - coordinates[row, key, 1]).abs()
+        distance = (first[row, query] - first[row, key]).abs()
+        if second is not None:
+            other = (second[row, query] - second[row, key]).abs()
             distance = (distance * distance + other * other).sqrt() if is_euclidean else distance + other
         distance = torch.where((query < num_extra) | (key < num_extra), 0.0, distance)
         score = score + weights[head] * distance

@@ -38,6 +38,7 @@ class LayerDrop(nn.Module):
 def draw_layers(model: nn.Module, step: StepInfo) -> None:
     """Draw which blocks this update leaves out; on the host, which need not wait for the device to know."""
     layers = [module for module in model.modules() if isinstance(module, LayerDrop) and module.training and module.rate > 0.0]
-    draws = uniform(step.keys(torch.arange(len(layers))), 1, stream=Stream.LAYERS).flatten().tolist()
-    for layer, draw in zip(layers, draws, strict=True):
-        layer.leaves_out = draw < layer.rate
+    if layers:
+        draws = uniform(step.keys(torch.arange(len(layers))), 1, stream=Stream.LAYERS).flatten().tolist()
+        for layer, draw in zip(layers, draws, strict=True):
+            layer.leaves_out = draw < layer.rate

@@ -9,4 +9,6 @@ from torch import Tensor
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype of matrix products with ``x``: that of autocast on its device, if it is on, otherwise its own."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
