@@ -1,7 +1,7 @@
 """Bytes that a decoder's forward pass reads and writes on a GPU, from shapes alone: ``python -m tools.traffic``.
 
-For what is memory-bound they are the time. Products and convolutions are left out; views cost nothing. The pass is in bf16 and not
-compiled; no GPU and no memory are needed.
+For what is memory-bound they are the time. Products and convolutions are left out; views cost nothing. The pass is in bf16 and
+not compiled; no GPU and no memory are needed.
 """
 
 from __future__ import annotations

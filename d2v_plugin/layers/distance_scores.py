@@ -1,4 +1,4 @@
-"""Biases by distance that the attention kernel computes by itself, from positions, so that no matrix of them exists (GPUs only)."""
+"""Biases by distance that the attention kernel computes by itself, from positions, so that no matrix of them exists; for GPUs."""
 
 from __future__ import annotations
 

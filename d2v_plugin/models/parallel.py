@@ -35,10 +35,10 @@ def apply_activation_checkpointing(model: ModelT, every_nth_layer: int) -> Model
 
 
 def compile_blocks(model: EncoderModel, *, mode: str | None = None, **options: Any) -> None:
-    """Compile each block in place, student's and teacher's alike, and the methods that other modules name in ``compiled_methods``.
+    """Compile each block in place, student's and teacher's alike, and the methods that modules name in ``compiled_methods``.
 
-    Equal blocks share their graphs. fairseq2 calls this when the criterion is there; a teacher is never a copy of compiled blocks,
-    which would lose what was compiled.
+    Equal blocks share their graphs. fairseq2 calls this when the criterion is there: the teacher's blocks are copies, and a copy
+    of a compiled block is not compiled.
 
     :param mode: of :func:`torch.compile`; ``reduce-overhead`` records CUDA graphs.
     :param options: others of :func:`torch.compile`.

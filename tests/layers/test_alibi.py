@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2v_plugin.layers.alibi import DistanceBias, align_bias, alibi_slopes, attention_biases, distance_weights, token_distances
+from d2v_plugin.layers.alibi import DistanceBias, alibi_slopes, align_bias, attention_biases, distance_weights, token_distances
 
 MISC = json.loads((Path(__file__).parents[1] / "golden" / "misc.json").read_text())
 

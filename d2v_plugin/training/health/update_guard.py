@@ -6,7 +6,8 @@ which fairseq2's trainer computes in every update whether it clips or not, is th
 overflows although each gradient is finite.
 
 Fused optimizers, which are the default, leave out the update on the device, and the host reads the norm after it has queued the
-optimizer's work and, on a GPU, the teacher's, which is left out in the same way, where fairseq2's trainer waits for the device in any case. For others the host has to know the norm before.
+optimizer's work, where fairseq2's trainer waits for the device in any case. On a GPU the teacher's work is queued by then, too,
+and left out in the same way. For other optimizers the host has to know the norm before.
 
 A skipped update counts as done: the next has the next number, the next samples, learning rate and EMA decay. Weights, moments of
 the optimizer and the teacher stay as they were.
