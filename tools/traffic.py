@@ -70,8 +70,9 @@ def count_traffic(arch: str, num_rows: int) -> Counter[str]:
         # Not `torch.autocast`, which wants a GPU.
         torch.set_autocast_dtype("cuda", torch.bfloat16)
         torch.set_autocast_enabled("cuda", True)
+        traffic = Traffic()
         try:
-            with Traffic() as traffic:
+            with traffic:
                 model.decode(frontend.decoder, x, views, noise)
         finally:
             torch.set_autocast_enabled("cuda", False)

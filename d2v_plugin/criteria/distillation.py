@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Generic, Protocol
+from typing import ClassVar, Generic, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +71,7 @@ class DistillationCriterion(MaskingCriterion[ModelT]):
     config: DistillationConfig
     teacher: Teacher[ModelT]
     add_layer = staticmethod(add_layer)
-    compiled_methods = ("add_layer",)
+    compiled_methods: ClassVar[tuple[str, ...]] = ("add_layer",)
 
     @override
     def build(self, model: ModelT) -> None:

@@ -81,12 +81,14 @@ def attend_by_distance(q: Tensor, k: Tensor, v: Tensor, scores: DistanceScores) 
 
         return score if padding_mask is None else torch.where(padding_mask[row, key], -torch.inf, score)
 
-    attend = flex_attention if torch.compiler.is_compiling() or q.device.type == "cpu" else _compile_kernel()
+    attend: Any = flex_attention
+    if q.device.type == "cuda" and not torch.compiler.is_compiling():
+        attend = _compile_kernel()
 
     return attend(q, k, v, score_mod=add_bias)  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=1)
 def _compile_kernel() -> Any:
-    """By itself, where blocks are not compiled: without a compiler it would build all that it is to save."""
+    """The kernel where blocks are not compiled: without a compiler it would build all that it is to save."""
     return torch.compile(flex_attention)

@@ -53,7 +53,7 @@ def compile_blocks(model: EncoderModel, *, mode: str | None = None, **options: A
     if mode in ("reduce-overhead", "max-autotune"):
         # What CUDA graphs of the last pass wrote may be written over.
         model.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
-    if torch.backends.fp32_precision == "tf32":
+    if torch.backends.fp32_precision == "tf32":  # type: ignore[attr-defined]
         # Autotuning asks by the older name, which raises where only the newer was set, as fairseq2 does.
         torch.set_float32_matmul_precision("high")
 
