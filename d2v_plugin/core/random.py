@@ -97,8 +97,10 @@ def draw_words(keys: Tensor, count: int, *, stream: int) -> Tensor:
 def gaussian(keys: Tensor, count: int, *, stream: int, std: float = 1.0) -> Tensor:
     """Draw (R, count) float32 normal numbers of mean 0; parameters as for :func:`uniform`.
 
-    One hash gives two numbers by the Box-Muller transform: its low 16 bits the radius (so that no number exceeds 4.9), all of it
-    the angle. On free cores that is faster than :func:`torch.randn`.
+    One hash gives two numbers by the Box-Muller transform: its low 16 bits the radius (so that no number exceeds 4.9 deviations),
+    all of it the angle. On free cores that is faster than :func:`torch.randn`.
+
+    :param std: the standard deviation.
     """
     num_pairs = (count + 1) // 2
     rows, columns = hash_rows(keys, stream), hash_columns(num_pairs, keys.device)

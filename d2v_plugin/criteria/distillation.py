@@ -70,7 +70,6 @@ class DistillationCriterion(MaskingCriterion[ModelT]):
 
     config: DistillationConfig
     teacher: Teacher[ModelT]
-    add_layer = staticmethod(add_layer)
     compiled_methods: ClassVar[tuple[str, ...]] = ("add_layer",)
 
     @override
@@ -108,6 +107,10 @@ class DistillationCriterion(MaskingCriterion[ModelT]):
         padding_mask = None if model.config.original_padding else local.padding_mask
 
         return make_targets(config, top_layers, padding_mask, add=self.add_layer)
+
+    def add_layer(self, config: TargetConfig, total: Tensor | None, layer: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """As the function: what is compiled is a method."""
+        return add_layer(config, total, layer, padding_mask)
 
     @override
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -48,7 +49,9 @@ def compile_blocks(model: EncoderModel, *, mode: str | None = None, **options: A
             block.compile(mode=mode, **options)
     for module in model.modules():
         for name in getattr(module, "compiled_methods", ()):
-            setattr(module, name, torch.compile(getattr(module, name), mode=mode, **options))
+            # Bound here, so that a copy of the module has a method of its own.
+            compiled = torch.compile(getattr(type(module), name), mode=mode, **options)
+            setattr(module, name, MethodType(compiled, module))
 
     if mode in ("reduce-overhead", "max-autotune"):
         # What CUDA graphs of the last pass wrote may be written over.

@@ -15,6 +15,7 @@ from d2v_plugin.core.contracts import Views
 from d2v_plugin.layers.alibi import DistanceBias, align_bias, attention_biases, distance_weights, token_distances
 from d2v_plugin.layers.attention import Bias, is_long
 from d2v_plugin.layers.distance_scores import computes_in_kernel, distance_scores
+from d2v_plugin.layers.precision import without_autocast
 from d2v_plugin.models.base import LocalFeatures, scale_gradient
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, FrontendConfig
 from d2v_plugin.models.data2vec2.decoder import ConvDecoder
@@ -184,7 +185,7 @@ class Frontend(nn.Module):
                 [DistanceBias(positions, w, num_extra_tokens=num_extra, padding_mask=padding_mask) for w in weights]
             )
 
-        with torch.autocast(positions.device.type, enabled=False):
+        with without_autocast(positions):
             distances = token_distances(positions, self.side, self.alibi.distance)
             biases = attention_biases(
                 distances,
