@@ -18,9 +18,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from d2v_plugin.layers.alibi import DistanceBias
 from d2v_plugin.layers.cpu import uses_own_kernels
+from d2v_plugin.layers.distance_scores import DistanceScores, attend_by_distance
 from d2v_plugin.layers.dropout import PIECE_SIZE, DropoutFactors, draw_seed
 
-Bias = Tensor | DistanceBias
+Bias = Tensor | DistanceBias | DistanceScores
 """What is added to the logits, if floating; the keys to attend to, if boolean; or an object that makes the former."""
 
 LONG: Final = 1 << 28
@@ -39,6 +40,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, dropout: float) -
     :param dropout: rate for the attention weights; 0 outside of training.
     :returns: (R, H, K, E)
     """
+    if isinstance(bias, DistanceScores):
+        return attend_by_distance(q, k, v, bias)
+
     no_gradient = not torch.is_grad_enabled() or not q.requires_grad
     if isinstance(bias, DistanceBias) or (is_long(q.shape) and dropout == 0.0 and no_gradient):
         return _attend_by_queries(q, k, v, bias)
@@ -69,7 +73,7 @@ def is_long(shape: Sequence[int]) -> bool:
     return rows * heads * length**2 > LONG
 
 
-def _attend_by_queries(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> Tensor:
+def _attend_by_queries(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | DistanceBias | None) -> Tensor:
     """Attention of a few queries at a time to all keys: the same numbers; memory grows with the length, not its square."""
     rows, heads, length, _ = q.shape
     step = max(1, LONG // 8 // (rows * heads * length))

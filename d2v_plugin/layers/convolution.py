@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from d2v_plugin.layers.cpu import compute_dtype, recomputes, uses_own_kernels
+from d2v_plugin.layers.cpu import recomputes, uses_own_kernels
+from d2v_plugin.layers.precision import compute_dtype, without_autocast
 
 
 def convolve(x: Tensor, conv: nn.Conv1d | nn.Conv2d) -> Tensor:
@@ -48,7 +49,9 @@ def norm_gelu(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = Non
     """
     if not recomputes(x):
         if weight is None or bias is None:
-            return F.gelu(F.layer_norm(x, x.shape[-1:]))
+            # The kernels compute in fp32 in any case; autocast would also read and write the largest tensors of a model in it.
+            with without_autocast(x):
+                return F.gelu(F.layer_norm(x, x.shape[-1:]))
         return F.gelu(F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float()).type_as(x))
     return _NormGelu.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
 

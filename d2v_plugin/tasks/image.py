@@ -76,6 +76,11 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
     def label_kind(self) -> LabelKind:
         return "no labels"
 
+    @property
+    @override
+    def has_fixed_shapes(self) -> bool:
+        return True
+
     @override
     def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:
         super().check_model(model, splits)

@@ -72,6 +72,11 @@ class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
     def label_kind(self) -> LabelKind:
         return "no labels"
 
+    @property
+    @override
+    def has_fixed_shapes(self) -> bool:
+        return self.config.break_mode == "none"
+
     @override
     def read_spelling(self) -> Spell | None:
         path = self.dataset.path / SENTENCEPIECE_FILE

@@ -30,6 +30,7 @@ def open_dataset() -> TextManifest:
 
 def open_reader(rank: int = 0, size: int = 1, break_mode: BreakMode = "none") -> DataReader[Batch]:
     config = TextPretrainingConfig(batch_size=8, tokens_per_sample=128, break_mode=break_mode)
+    assert TextPretrainingTask(config).has_fixed_shapes == (break_mode == "none")
 
     return TextPretrainingTask(config).open(open_dataset(), report=None).create_train_reader(make_gangs(rank, size), 1)
 

@@ -193,7 +193,7 @@ def test_a_small_study_runs_and_repeating_it_runs_nothing(
         assert f"--config {' '.join(method['setting'])} common.seed=1" in method["command"]
 
     study.main(words)
-    assert len(runs) == 9
+    assert len(runs) == 11
 
 
 def test_only_known_parts_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

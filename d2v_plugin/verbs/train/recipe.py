@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported before it
+import torch
 from fairseq2.datasets import DataReader
 from fairseq2.evaluator import EvalUnit
 from fairseq2.logging import log as file_log
@@ -149,6 +150,8 @@ class TrainRecipe(ExtensibleRecipe):
 
         # Data first: a missing manifest or split is known before a large model is built.
         task = self._open_task(context)
+        # Which kernel is the fastest may differ from run to run, and with it the order of sums.
+        torch.backends.cudnn.benchmark = task.has_fixed_shapes and not torch.are_deterministic_algorithms_enabled()
         train_reader = task.create_train_reader(gangs, seed)
         if config.pictures.num_embedded > 0:
             task.open_rows(config.probing.valid_split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.contracts import Views
-from d2v_plugin.layers.alibi import DistanceBias, attention_biases, distance_weights, token_distances
+from d2v_plugin.layers.alibi import DistanceBias, align_bias, attention_biases, distance_weights, token_distances
 from d2v_plugin.layers.attention import Bias, is_long
+from d2v_plugin.layers.distance_scores import computes_in_kernel, distance_scores
+from d2v_plugin.layers.precision import without_autocast
 from d2v_plugin.models.base import LocalFeatures, scale_gradient
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, FrontendConfig
 from d2v_plugin.models.data2vec2.decoder import ConvDecoder
@@ -156,18 +159,33 @@ class Frontend(nn.Module):
         """The attention bias of every block of this frontend and of the shared encoder."""
         num_extra = self.num_extra_tokens
         if padding_mask is not None:
-            # (R, K) -> (R, 1, 1, X + K)
-            padding_mask = F.pad(padding_mask, (num_extra, 0))[:, None, None, :]
+            padding_mask = F.pad(padding_mask, (num_extra, 0))
+        if self.alibi is not None and self.alibi.in_kernel and computes_in_kernel(positions):
+            weights = distance_weights(self.alibi_scale, self.num_heads, self.alibi.num_heads)
+            return self._share(
+                distance_scores(
+                    positions,
+                    weights,
+                    grid_width=self.side,
+                    metric=self.alibi.distance,
+                    num_extra_tokens=num_extra,
+                    padding_mask=padding_mask,
+                )
+            )
+        if padding_mask is not None:
+            # (R, X + K) -> (R, 1, 1, X + K)
+            padding_mask = padding_mask[:, None, None, :]
         if self.alibi is None:
             return [None if padding_mask is None else ~padding_mask] * self.num_layers
 
         learns = torch.is_grad_enabled() and self.alibi_scale.requires_grad
         if self.side is None and not learns and is_long((len(positions), self.num_heads, num_extra + positions.size(1))):
             weights = distance_weights(self.alibi_scale, self.num_heads, self.alibi.num_heads)
-            lazy = [DistanceBias(positions, w, num_extra_tokens=num_extra, padding_mask=padding_mask) for w in weights]
-            return [*lazy] * self.num_layers if len(lazy) == 1 else [*lazy]
+            return self._share(
+                [DistanceBias(positions, w, num_extra_tokens=num_extra, padding_mask=padding_mask) for w in weights]
+            )
 
-        with torch.autocast(positions.device.type, enabled=False):
+        with without_autocast(positions):
             distances = token_distances(positions, self.side, self.alibi.distance)
             biases = attention_biases(
                 distances,
@@ -179,7 +197,10 @@ class Frontend(nn.Module):
         if padding_mask is not None:
             biases = [bias.masked_fill(padding_mask, -torch.inf) for bias in biases]
 
-        # One scale for all layers: the bias is built once.
+        return self._share([align_bias(bias) for bias in biases])
+
+    def _share(self, biases: Sequence[Bias]) -> list[Bias | None]:
+        """One scale for all layers: the bias is built once."""
         return [*biases] * self.num_layers if len(biases) == 1 else [*biases]
 
 
