@@ -18,9 +18,10 @@ from torch.autograd.function import once_differentiable
 from d2v_plugin.layers.alibi import DistanceBias
 from d2v_plugin.layers.cpu import uses_own_kernels
 from d2v_plugin.layers.dropout import PIECE_SIZE, DropoutFactors, draw_seed
+from d2v_plugin.layers.packing import PackedBias
 
-Bias = Tensor | DistanceBias
-"""What is added to the logits, if floating; the keys to attend to, if boolean; or an object that makes the former."""
+Bias = Tensor | DistanceBias | PackedBias
+"""What is added to the logits, if floating; the keys to attend to, if boolean; or an object that makes one of these."""
 
 LONG: Final = 1 << 28
 """Weights of attention (R · H · K²) from which on they are not computed at once, if no gradient is asked for: 1 GiB in fp32."""
@@ -34,6 +35,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, dropout: float) -
     :param dropout: rate for the attention weights; 0 outside of training.
     :returns: (R, H, K, E)
     """
+    if isinstance(bias, PackedBias):
+        return bias.attend(attend, q, k, v, dropout)
+
     no_gradient = not torch.is_grad_enabled() or not q.requires_grad
     if isinstance(bias, DistanceBias) or (is_long(q.shape) and dropout == 0.0 and no_gradient):
         return _attend_by_queries(q, k, v, bias)

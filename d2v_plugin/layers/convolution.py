@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from d2v_plugin.layers.cpu import compute_dtype, recomputes, uses_own_kernels
+from d2v_plugin.layers.packing import map_samples, wants_samples
 
 
 def convolve(x: Tensor, conv: nn.Conv1d | nn.Conv2d) -> Tensor:
@@ -83,6 +84,11 @@ def convolve_blocks(x: Tensor, blocks: Iterable[nn.Module], padding_mask: Tensor
     :param padding_mask: (R, S), True = padding; it acts as the zero padding behind a shorter sequence.
     :param residual: add the input of a block to its output where the numbers of channels agree.
     """
+    if padding_mask is not None and wants_samples(x):
+        blocks = list(blocks)
+        lengths = (~padding_mask).sum(dim=1)
+        return map_samples(lambda row: convolve_blocks(row, blocks, None, residual=residual), x, lengths)
+
     for block in blocks:
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)

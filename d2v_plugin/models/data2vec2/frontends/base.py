@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.contracts import Views
 from d2v_plugin.layers.alibi import DistanceBias, attention_biases, distance_weights, token_distances
 from d2v_plugin.layers.attention import Bias, is_long
+from d2v_plugin.layers.packing import PackedBias, Packing, find_packing
 from d2v_plugin.models.base import LocalFeatures, scale_gradient
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, FrontendConfig
 from d2v_plugin.models.data2vec2.decoder import ConvDecoder
@@ -57,6 +59,7 @@ class Frontend(nn.Module):
         self.extra_tokens_std = frontend.extra_tokens_std
         self.local_grad_scale = frontend.local_grad_scale
         self.alibi = frontend.alibi
+        self.drops_paths = max(*config.drop_path, *frontend.prenet_drop_path) > 0.0
         self.original_padding = config.original_padding
 
         self.context_encoder = ContextEncoder(
@@ -112,11 +115,12 @@ class Frontend(nn.Module):
             x = self.project_features(x)
         return LocalFeatures(x, self._downsample_padding(padding_mask, x.size(1)), self.modality)
 
-    def contextualize(self, local: LocalFeatures, views: Views | None = None) -> Tokens:
+    def contextualize(self, local: LocalFeatures, views: Views | None = None, packing: Packing | None = None) -> Tokens:
         """Add positions, drop the masked tokens and run the prenet.
 
         :param local: N samples.
         :param views: N·M masked views of them; None = one view of each that keeps everything.
+        :param packing: of whole samples and the extra tokens, which then become one row; None = they stay padded.
         """
         if views is None:
             x, padding_mask = self._add_positions(local.x, local.padding_mask), local.padding_mask
@@ -128,10 +132,19 @@ class Frontend(nn.Module):
         if self.num_extra_tokens > 0:
             # The more precise of both, which under autocast is that of the parameters.
             x = torch.cat([self.extra_tokens.expand(x.size(0), -1, -1), x], dim=1)
-        biases = self._build_biases(positions, padding_mask)
+        if packing is not None:
+            x = packing.pack(x)
+        biases = self._build_biases(positions, padding_mask, packing)
         x = self.context_encoder(x, biases[: self.prenet_depth])
 
         return Tokens(x, biases[self.prenet_depth :])
+
+    def find_packing(self, padding_mask: Tensor | None) -> Packing | None:
+        """How :meth:`contextualize` is to pack whole samples; None = not at all."""
+        if padding_mask is None or is_long((1, self.num_heads, self.num_extra_tokens + padding_mask.size(1))):
+            return None
+        # Stochastic depth draws once for each row.
+        return None if self.training and self.drops_paths else find_packing(padding_mask, self.num_extra_tokens)
 
     def output_length(self, input_length: int) -> int:
         """Number of tokens that an input of this length (samples or token ids) gives."""
@@ -152,14 +165,17 @@ class Frontend(nn.Module):
         """Kept tokens with positions, (N·M, K, D)."""
         return select_tokens(self._add_positions(local.x, local.padding_mask), views.kept)
 
-    def _build_biases(self, positions: Tensor, padding_mask: Tensor | None) -> list[Bias | None]:
+    def _build_biases(self, positions: Tensor, padding_mask: Tensor | None, packing: Packing | None) -> list[Bias | None]:
         """The attention bias of every block of this frontend and of the shared encoder."""
         num_extra = self.num_extra_tokens
+        if packing is not None:
+            padding_mask = None
         if padding_mask is not None:
             # (R, K) -> (R, 1, 1, X + K)
             padding_mask = F.pad(padding_mask, (num_extra, 0))[:, None, None, :]
         if self.alibi is None:
-            return [None if padding_mask is None else ~padding_mask] * self.num_layers
+            only = PackedBias(packing, None) if packing is not None else None if padding_mask is None else ~padding_mask
+            return [only] * self.num_layers
 
         learns = torch.is_grad_enabled() and self.alibi_scale.requires_grad
         if self.side is None and not learns and is_long((len(positions), self.num_heads, num_extra + positions.size(1))):
@@ -167,6 +183,7 @@ class Frontend(nn.Module):
             lazy = [DistanceBias(positions, w, num_extra_tokens=num_extra, padding_mask=padding_mask) for w in weights]
             return [*lazy] * self.num_layers if len(lazy) == 1 else [*lazy]
 
+        biases: Sequence[Bias]
         with torch.autocast(positions.device.type, enabled=False):
             distances = token_distances(positions, self.side, self.alibi.distance)
             biases = attention_biases(
@@ -178,6 +195,8 @@ class Frontend(nn.Module):
             )
         if padding_mask is not None:
             biases = [bias.masked_fill(padding_mask, -torch.inf) for bias in biases]
+        if packing is not None:
+            biases = [PackedBias(packing, bias) for bias in biases]
 
         # One scale for all layers: the bias is built once.
         return [*biases] * self.num_layers if len(biases) == 1 else [*biases]
