@@ -86,8 +86,9 @@ def convolve_blocks(x: Tensor, blocks: Iterable[nn.Module], padding_mask: Tensor
     """
     if padding_mask is not None and wants_samples(x):
         blocks = list(blocks)
-        lengths = (~padding_mask).sum(dim=1)
-        return map_samples(lambda row: convolve_blocks(row, blocks, None, residual=residual), x, lengths)
+        return map_samples(
+            lambda row: convolve_blocks(row, blocks, None, residual=residual), x, padding_mask, length=x.size(1)
+        )
 
     for block in blocks:
         if padding_mask is not None:

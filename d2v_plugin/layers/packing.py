@@ -102,16 +102,19 @@ def wants_samples(x: Tensor) -> bool:
     return uses_own_kernels(x)
 
 
-def map_samples(function: Callable[[Tensor], Tensor], x: Tensor, lengths: Tensor, shortest: int = 1) -> Tensor:
+def map_samples(
+    function: Callable[[Tensor], Tensor], x: Tensor, padding_mask: Tensor, *, length: int, shortest: int = 1
+) -> Tensor:
     """Apply a function to each sample of a padded batch by itself, without its padding.
 
     :param function: (1, S_n, C) -> (1, S'_n, C')
     :param x: (N, S, C)
-    :param lengths: (N,)
+    :param padding_mask: (N, S), True = padding, at the end.
+    :param length: S' of the longest possible sample.
     :param shortest: input of the function; shorter samples keep some of their padding.
     :returns: (N, S', C'), zeros behind the shorter ones.
     """
-    outputs = [function(row[None, : max(shortest, length)]) for row, length in zip(x, lengths.tolist(), strict=True)]
-    longest = max(output.size(1) for output in outputs)
+    lengths = (~padding_mask).sum(dim=1).clamp_min(shortest).tolist()
+    outputs = [function(row[None, :own]) for row, own in zip(x, lengths, strict=True)]
 
-    return torch.cat([F.pad(output, (0, 0, 0, longest - output.size(1))) for output in outputs])
+    return torch.cat([F.pad(output, (0, 0, 0, length - output.size(1))) for output in outputs])

@@ -125,10 +125,12 @@ class WaveformEncoder(nn.Module):
         :param padding_mask: (N, T), True = padding, which a group norm leaves out of its statistics; None = it has everything.
         :raises ValueError: the waveforms are too short for one frame.
         """
-        if count_frames(x.size(-1), self.specs) < 1:
+        if (num_frames := count_frames(x.size(-1), self.specs)) < 1:
             raise ValueError(f"`inputs` must be long enough for one frame, but has {x.size(-1)} samples.")
         if padding_mask is not None and wants_samples(x):
-            return map_samples(lambda row: self(row.squeeze(-1)), x.unsqueeze(-1), (~padding_mask).sum(dim=1), self.shortest)
+            return map_samples(
+                lambda row: self(row.squeeze(-1)), x.unsqueeze(-1), padding_mask, length=num_frames, shortest=self.shortest
+            )
 
         first, last = self.conv_layers[0]["0"], self.conv_layers[-1]["2"]  # type: ignore[index]
         x = convolve(x.unsqueeze(-1).to(first.weight.dtype), first)

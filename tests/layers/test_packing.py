@@ -54,7 +54,7 @@ def compute(model: EncoderModel, inputs: Tensor, padding_mask: Tensor) -> list[T
 
 def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
     for a, b in zip(actual, expected, strict=True):
-        assert torch.allclose(a, b, rtol=1e-5, atol=1e-5 * max(1.0, float(b.abs().max())))
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-5 * max(1.0, float(b.detach().abs().max())))
 
 
 @pytest.mark.parametrize("is_split", [True, False], ids=["one by one", "padded for attention"])

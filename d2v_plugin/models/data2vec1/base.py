@@ -169,7 +169,8 @@ class Data2Vec1Model(EncoderModel):
     @override
     def encode_whole(self, local: LocalFeatures) -> Features:
         encoder = self.context_encoder
-        inputs, packing = encoder.prepare(local.x, local.padding_mask), find_packing(local.padding_mask)
+        inputs = encoder.prepare(local.x, local.padding_mask)
+        packing = None if self.config.original_padding else find_packing(local.padding_mask)
         if packing is not None:
             inputs = EncoderInput(packing.pack(inputs.x), PackedBias(packing, None))
         layers = [output.block for output in encoder.run(inputs)]
