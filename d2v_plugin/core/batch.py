@@ -12,7 +12,6 @@ from fairseq2.device import Device, SupportsDeviceTransfer
 from torch import Tensor
 from typing_extensions import override
 
-
 _MOVED: Final = ("inputs", "ids", "padding_mask", "labels", "label_lengths", "scaling")
 """The tensors of a batch that a device gets."""
 

@@ -64,8 +64,7 @@ def estimate_memory(model: EncoderModel, num_samples: int) -> int:
 
 
 def estimate_shard(model: EncoderModel, lengths: Rows, shard_size: int, num_arrays: int, dtype: torch.dtype) -> int:
-    """Bytes, roughly, that all frames of the largest shard take, which lie in memory twice while they are written, beside those of
-    the next shard.
+    """Bytes, roughly, that all frames of a shard take: twice the largest's while it is written, and those of the next one.
 
     :param lengths: (R,) of the recordings, in samples.
     """

@@ -86,9 +86,7 @@ def convolve_blocks(x: Tensor, blocks: Iterable[nn.Module], padding_mask: Tensor
     """
     if padding_mask is not None and wants_samples(x):
         blocks = list(blocks)
-        return map_samples(
-            lambda row: convolve_blocks(row, blocks, None, residual=residual), x, padding_mask, length=x.size(1)
-        )
+        return map_samples(lambda row: convolve_blocks(row, blocks, None, residual=residual), x, padding_mask, length=x.size(1))
 
     for block in blocks:
         if padding_mask is not None:

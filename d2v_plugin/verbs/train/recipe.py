@@ -175,7 +175,9 @@ class TrainRecipe(ExtensibleRecipe):
 
         hosts = context.resolver.resolve(HostGroup)
 
-        return StoppableTask(create_trainer, copy_ahead(train_reader, gangs.device), get_checkpoints(context), observers, gangs, hosts)
+        return StoppableTask(
+            create_trainer, copy_ahead(train_reader, gangs.device), get_checkpoints(context), observers, gangs, hosts
+        )
 
     def _open_task(self, context: RecipeContext) -> Task[Any, Any]:
         """Open the task, once for all: who needs its labels does not read them again."""

@@ -141,7 +141,11 @@ class Frontend(nn.Module):
 
     def find_packing(self, padding_mask: Tensor | None) -> Packing | None:
         """How :meth:`contextualize` is to pack whole samples; None = not at all."""
-        if padding_mask is None or self.original_padding or is_long((1, self.num_heads, self.num_extra_tokens + padding_mask.size(1))):
+        if (
+            padding_mask is None
+            or self.original_padding
+            or is_long((1, self.num_heads, self.num_extra_tokens + padding_mask.size(1)))
+        ):
             return None
         # Stochastic depth draws once for each row.
         return None if self.training and self.drops_paths else find_packing(padding_mask, self.num_extra_tokens)
