@@ -65,7 +65,7 @@ def is_long(shape: Sequence[int]) -> bool:
     return rows * heads * length**2 > LONG
 
 
-def _attend_by_queries(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> Tensor:
+def _attend_by_queries(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | DistanceBias | None) -> Tensor:
     """Attention of a few queries at a time to all keys: the same numbers; memory grows with the length, not its square."""
     rows, heads, length, _ = q.shape
     step = max(1, LONG // 8 // (rows * heads * length))

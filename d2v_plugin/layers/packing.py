@@ -35,7 +35,7 @@ class Packing:
     def unpack(self, x: Tensor) -> Tensor:
         """(1, T, ...) -> (N, S, ...)"""
         shape = self.padding_mask.shape
-        return x.new_zeros(shape.numel(), *x.shape[2:]).index_copy(0, self._places, x[0]).unflatten(0, shape)
+        return x.new_zeros(shape.numel(), *x.shape[2:]).index_copy(0, self._places, x[0]).view(*shape, *x.shape[2:])
 
 
 class PackedBias:
@@ -60,13 +60,13 @@ class PackedBias:
         :returns: (1, H, T, E)
         """
         if self._is_split:
-            return self._attend_one_by_one(attend, q, k, v, dropout)
+            return self._attend_one_by_one(attend, q, k, v, dropout)  # type: ignore[no-any-return]
 
         # Other devices want few large kernels: attention alone is padded again. (1, H, T, E) -> (N, H, S, E)
         q, k, v = (self._packing.unpack(x.transpose(1, 2)).transpose(1, 2) for x in (q, k, v))
         return self._packing.pack(attend(q, k, v, self._bias, dropout).transpose(1, 2)).transpose(1, 2)
 
-    @torch.compiler.disable  # a graph would be made for each set of lengths
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a graph would be made for each set of lengths
     def _attend_one_by_one(self, attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         lengths = self._packing.lengths
         parts = []
