@@ -143,7 +143,7 @@ class _Weights:
 
     def __init__(self, q: Tensor, k: Tensor, bias: Tensor | None, dropout: float, seed: Tensor | None) -> None:
         rows, heads, length, dim = q.shape
-        rows_per_piece = max(1, PIECE_SIZE // (heads * length**2))
+        rows_per_piece = max(1, min(rows, PIECE_SIZE // (heads * length**2)))
         heads_per_piece = math.ceil(heads / max(1, heads * length**2 // PIECE_SIZE))
         self.scale = dim**-0.5
         self.pieces = list(product(_cut(rows, rows_per_piece), _cut(heads, heads_per_piece)))

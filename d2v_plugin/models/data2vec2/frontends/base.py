@@ -187,7 +187,6 @@ class Frontend(nn.Module):
             lazy = [DistanceBias(positions, w, num_extra_tokens=num_extra, padding_mask=padding_mask) for w in weights]
             return [*lazy] * self.num_layers if len(lazy) == 1 else [*lazy]
 
-        biases: Sequence[Bias]
         with torch.autocast(positions.device.type, enabled=False):
             distances = token_distances(positions, self.side, self.alibi.distance)
             biases = attention_biases(
@@ -199,11 +198,10 @@ class Frontend(nn.Module):
             )
         if padding_mask is not None:
             biases = [bias.masked_fill(padding_mask, -torch.inf) for bias in biases]
-        if packing is not None:
-            biases = [PackedBias(packing, bias) for bias in biases]
+        found: Sequence[Bias] = biases if packing is None else [PackedBias(packing, bias) for bias in biases]
 
         # One scale for all layers: the bias is built once.
-        return [*biases] * self.num_layers if len(biases) == 1 else [*biases]
+        return [*found] * self.num_layers if len(found) == 1 else [*found]
 
 
 def select_tokens(x: Tensor, positions: Tensor) -> Tensor:
