@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from fairseq2.data.data_pipeline import DataPipeline, DataPipelineBuilder, read_sequence
 from fairseq2.datasets import DataPipelineReader, DataReader, SyncMode
+from fairseq2.device import Device
 from fairseq2.gang import Gangs
 from fairseq2.recipe.error import RecipeError
 from threadpoolctl import ThreadpoolController
@@ -58,7 +59,7 @@ class TrainReader(DataReader[Batch]):
         self._gangs = gangs
         self._bad_samples = bad_samples
         self._is_stopped = Event()
-        self._read_pass = partial(_read_pass, order, share, read, bad_samples, self._is_stopped)
+        self._read_pass = partial(_read_pass, order, share, _pin_for(gangs.device, read), bad_samples, self._is_stopped)
         self._start(0)
 
     def _start(self, position: int) -> None:
@@ -157,6 +158,7 @@ class LabelledReader(WrappedReader[Batch]):
     """One ordered pass over a split; each rank reads every ``world_size``-th batch, nothing is dropped."""
 
     def __init__(self, batches: list[RowBatch], gangs: Gangs, read: ReadBatch, bad_samples: BadSamples) -> None:
+        read = _pin_for(gangs.device, read)
 
         def read_or_end(batch: RowBatch) -> Batch | None:
             if (found := read(batch)) is None:
@@ -196,6 +198,19 @@ def _read_pass(order: Order, share: Share, read: ReadBatch, bad_samples: BadSamp
         log.warning("All samples of a batch are bad; the next batch of the sequence is repeated in its place.")
         start, stop = stop, stop + share.items
     return batch
+
+
+def _pin_for(device: Device, read: ReadBatch) -> ReadBatch:
+    """Let the threads that read pin what a GPU will copy."""
+    if device.type != "cuda":
+        return read
+
+    def read_pinned(rows: RowBatch) -> Batch | None:
+        if (batch := read(rows)) is not None:
+            batch.pin()
+        return batch
+
+    return read_pinned
 
 
 def build_pipeline(source: DataPipelineBuilder, read: Callable[[Any], Batch | None]) -> DataPipeline:

@@ -20,9 +20,10 @@ from d2v_plugin.layers.alibi import DistanceBias
 from d2v_plugin.layers.cpu import uses_own_kernels
 from d2v_plugin.layers.distance_scores import DistanceScores, attend_by_distance
 from d2v_plugin.layers.dropout import PIECE_SIZE, DropoutFactors, draw_seed
+from d2v_plugin.layers.packing import PackedBias
 
-Bias = Tensor | DistanceBias | DistanceScores
-"""What is added to the logits, if floating; the keys to attend to, if boolean; or an object that makes the former."""
+Bias = Tensor | DistanceBias | DistanceScores | PackedBias
+"""What is added to the logits, if floating; the keys to attend to, if boolean; or an object that makes one of these."""
 
 LONG: Final = 1 << 28
 """Weights of attention (R · H · K²) from which on they are not computed at once, if no gradient is asked for: 1 GiB in fp32."""
@@ -42,6 +43,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, dropout: float) -
     """
     if isinstance(bias, DistanceScores):
         return attend_by_distance(q, k, v, bias)
+    if isinstance(bias, PackedBias):
+        return bias.attend(attend, q, k, v, dropout)
 
     no_gradient = not torch.is_grad_enabled() or not q.requires_grad
     if isinstance(bias, DistanceBias) or (is_long(q.shape) and dropout == 0.0 and no_gradient):
@@ -151,7 +154,7 @@ class _Weights:
 
     def __init__(self, q: Tensor, k: Tensor, bias: Tensor | None, dropout: float, seed: Tensor | None) -> None:
         rows, heads, length, dim = q.shape
-        rows_per_piece = max(1, PIECE_SIZE // (heads * length**2))
+        rows_per_piece = max(1, min(rows, PIECE_SIZE // (heads * length**2)))
         heads_per_piece = math.ceil(heads / max(1, heads * length**2 // PIECE_SIZE))
         self.scale = dim**-0.5
         self.pieces = list(product(_cut(rows, rows_per_piece), _cut(heads, heads_per_piece)))

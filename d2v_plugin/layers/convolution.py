@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from d2v_plugin.layers.cpu import recomputes, uses_own_kernels
+from d2v_plugin.layers.packing import map_samples, wants_samples
 from d2v_plugin.layers.precision import compute_dtype, without_autocast
 
 
@@ -86,6 +87,10 @@ def convolve_blocks(x: Tensor, blocks: Iterable[nn.Module], padding_mask: Tensor
     :param padding_mask: (R, S), True = padding; it acts as the zero padding behind a shorter sequence.
     :param residual: add the input of a block to its output where the numbers of channels agree.
     """
+    if padding_mask is not None and wants_samples(x):
+        blocks = list(blocks)
+        return map_samples(lambda row: convolve_blocks(row, blocks, None, residual=residual), x, padding_mask, length=x.size(1))
+
     for block in blocks:
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)

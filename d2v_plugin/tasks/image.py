@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from fairseq2.datasets import DataReader
@@ -99,7 +100,8 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
         def transform(image: Tensor, row: int, epoch: int) -> Tensor:
             return augment(image, config.image, seed, epoch, row)
 
-        read, bad_samples = self._open_images(config.split, transform)
+        # A quarter of the bytes to copy.
+        read, bad_samples = self._open_images(config.split, transform, as_bytes=gangs.device.type == "cuda")
         manifest = self.dataset.split(config.split)
         order = SampleOrder(len(manifest), seed)
 
@@ -123,19 +125,30 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
         return str(self.dataset.split(split).location(row))
 
     def _open_images(
-        self, split: str, transform: Transform | None = None, targets: RowLabels | None = None
+        self, split: str, transform: Transform | None = None, targets: RowLabels | None = None, *, as_bytes: bool = False
     ) -> tuple[ReadBatch, BadSamples]:
-        """:param transform: None = resize and crop the centre."""
+        """
+        :param transform: None = resize and crop the centre.
+        :param as_bytes: whether scaling is left to :meth:`d2v_plugin.core.batch.Batch.to`; the numbers are the same.
+        """
         config, manifest = self.config.image, self.dataset.split(split)
         bad_samples = BadSamples(manifest.path, len(manifest), manifest.name_of, self.config.bad_samples, self.report)
         buffers, normalizer = Buffers(), Normalizer(config)
 
-        def write(row: int, epoch: int, place: NDArray[np.float32]) -> None:
+        def write(row: int, epoch: int, place: NDArray[Any]) -> None:
             image = decode(manifest.location(row))
-            normalizer.write(fit(image, config) if transform is None else transform(image, row, epoch), place)
+            image = fit(image, config) if transform is None else transform(image, row, epoch)
+            if as_bytes:
+                place[...] = image.numpy()
+            else:
+                normalizer.write(image, place)
 
         def read(batch: RowBatch) -> Batch | None:
-            places = buffers.take(len(batch.rows), 3, config.size, config.size)
-            return fill_batch(Modality.IMAGE, places, batch, bad_samples, write, targets)
+            shape = (len(batch.rows), 3, config.size, config.size)
+            places = np.empty(shape, np.uint8) if as_bytes else buffers.take(*shape)
+            found = fill_batch(Modality.IMAGE, places, batch, bad_samples, write, targets)
+            if as_bytes and found is not None:
+                found.scaling = normalizer.scaling
+            return found
 
         return read, bad_samples

@@ -17,6 +17,7 @@ from fairseq2.device import Device
 from torch import Tensor, nn
 from typing_extensions import override
 
+from d2v_plugin.layers.attention import Bias
 from d2v_plugin.models.base import LocalFeatures
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model, Encoder, EncoderInput, attention_mask
 from d2v_plugin.models.data2vec1.blocks import build_beit_blocks, table_size
@@ -112,7 +113,9 @@ class VisionEncoder(Encoder):
         return EncoderInput(local, self._add_table(table, mask))
 
     @override
-    def bias_of(self, block: nn.Module, bias: Tensor | None) -> Tensor | None:
+    def bias_of(self, block: nn.Module, bias: Bias | None) -> Bias | None:
+        # Images have no padding to be packed.
+        assert bias is None or isinstance(bias, Tensor)
         return self._add_table(block.attn.relative_position_bias_table, bias)  # type: ignore[union-attr,arg-type]
 
     @override

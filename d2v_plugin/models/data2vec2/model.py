@@ -65,7 +65,10 @@ class Data2VecModel(EncoderModel):
     @override
     def encode_whole(self, local: LocalFeatures) -> Features:
         frontend = self.frontend(local.modality)
-        layers = [x for x, _ in self.encode(frontend.contextualize(local))]
+        packing = frontend.find_packing(local.padding_mask)
+        layers = [x for x, _ in self.encode(frontend.contextualize(local, packing=packing))]
+        if packing is not None:
+            layers = [packing.unpack(x) for x in layers]
         return split_extra(layers[-1], local.padding_mask, layers, frontend.num_extra_tokens)
 
     def encode(self, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:

@@ -27,6 +27,7 @@ from d2v_plugin.core.registry import create
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.base import Criterion, criterion_of
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
+from d2v_plugin.data.ahead import copy_ahead
 from d2v_plugin.data.composed_readers import name_sample
 from d2v_plugin.evaluation.checkpoint import attach_criterion
 from d2v_plugin.evaluation.unit import EvaluationUnit
@@ -180,7 +181,9 @@ class TrainRecipe(ExtensibleRecipe):
 
         hosts = context.resolver.resolve(HostGroup)
 
-        return StoppableTask(create_trainer, train_reader, get_checkpoints(context), observers, gangs, hosts)
+        return StoppableTask(
+            create_trainer, copy_ahead(train_reader, gangs.device), get_checkpoints(context), observers, gangs, hosts
+        )
 
     def _open_task(self, context: RecipeContext) -> Task[Any, Any]:
         """Open the task, once for all: who needs its labels does not read them again."""
