@@ -127,7 +127,7 @@ class AudioManifest(ManifestDataset):
     """Recordings, or segments of them, perhaps with labels, transcripts or tags; fairseq's TSV (path, size) as it is."""
 
     columns = Columns(
-        names=("path", "size", "label", "start", "rate", "mean", "variance", "tags"),
+        names=("path", "size", "label", "start", "rate", "mean", "variance", "tags", "speaker"),
         required=("path", "size"),
         integers=("size", "start", "rate"),
     )
