@@ -22,7 +22,7 @@ _FORMATS: Final = frozenset({"mov", "matroska", "aac", "asf", "amr", "ac3", "wv"
 
 
 class FFmpegFile:
-    """A recording, decoded whole: where its samples begin is not exact when packed formats are sought in. Read as soundfile's are."""
+    """A recording, read as those of soundfile are; decoded whole, since seeking in such formats is not exact to the sample."""
 
     subtype = ""
 
@@ -80,4 +80,5 @@ def _decode(container: Any, stream: Any, resampler: Any) -> NDArray[np.float32]:
         check_recording(total, stream.channels)
         parts += [part.to_ndarray().T for part in resampler.resample(frame)]
 
-    return np.concatenate(parts)
+    samples: NDArray[np.float32] = np.concatenate(parts)
+    return samples

@@ -62,15 +62,16 @@ class Table:
         :param wanted: its name; None = the only one there is, of texts the one called ``text``.
         :raises RecipeError: there is none, or several.
         """
-        found = {name: kind for name in self.columns if (kind := self._kind_of(name)) is not None}
-        files = {name: kind for name, kind in found.items() if kind is not Modality.TEXT}
-        likely = files or {name: kind for name, kind in found.items() if name == "text"}
+        found: dict[str, Modality] = {name: kind for name in self.columns if (kind := self._kind_of(name)) is not None}
+        files: dict[str, Modality] = {name: kind for name, kind in found.items() if kind is not Modality.TEXT}
+        likely: dict[str, Modality] = files or {name: kind for name, kind in found.items() if name == "text"}
         if wanted is not None:
             likely = {name: kind for name, kind in found.items() if name == wanted}
         if len(likely) != 1:
+            called = "" if wanted is None else f" and are called `{wanted}`"
             raise RecipeError(
-                f"{self.path} has {len(likely)} columns that may be read{'' if wanted is None else f' and are called `{wanted}`'}; "
-                f"name one with --column: {', '.join(found) or 'there is none of pictures, recordings or texts'}."
+                f"{self.path} has {len(likely)} columns that may be read{called}; name one with --column: "
+                f"{', '.join(found) or 'there is none of pictures, recordings or texts'}."
             )
         return next(iter(likely.items()))
 
@@ -101,7 +102,7 @@ class Table:
     def _kind_of(self, column: str) -> Modality | None:
         said, kind = _type_of(self.features.get(column)), self.columns[column]
         if said in ("Image", "Audio"):
-            return Modality(said.lower())
+            return Modality.IMAGE if said == "Image" else Modality.AUDIO
         if str(kind) in ("string", "large_string"):
             return Modality.TEXT
         if not (str(kind) in ("binary", "large_binary") or str(kind).startswith("struct<bytes:")):
@@ -184,8 +185,8 @@ def unpack(
                 sample = FoundFile(
                     out.absolute(),
                     "",
-                    label=_text(row.get(label)),
-                    speaker=_text(row.get(speaker)),
+                    label=_text(row.get(label or "")),
+                    speaker=_text(row.get(speaker or "")),
                     title=title,
                     unit=title,
                     listed_in=table.path,

@@ -29,7 +29,7 @@ def read_nemo(source: Source) -> Iterator[Utterance]:
 
 
 def read_lhotse(source: Source) -> Iterator[Utterance]:
-    """Read a file of cuts; or one of recordings, with that of supervisions beside it if there is one; or a folder with one of them.
+    """Read a file of cuts, or one of recordings with that of supervisions beside it, if there is one; or a folder of them.
 
     A cut with several supervisions gives a row for each.
     """

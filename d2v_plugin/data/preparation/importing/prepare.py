@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fairseq2.recipe.error import RecipeError
 from typing_extensions import Unpack
@@ -223,10 +223,8 @@ def _import_tables(
     if modality is Modality.TEXT:
         if column not in (None, "text") or labels not in (None, "label"):
             raise RecipeError("Texts are read from the columns `text` and `label`; rename yours.")
-        options.pop("reread", None)
-        return prepare_text(
-            paths, out, **{**options, "shard_size": shard_size}, tokenizer=tokenizer, vocabulary_size=vocabulary_size
-        )  # type: ignore[misc]
+        rest: Any = {name: value for name, value in options.items() if name not in ("reread", "shard_size")}
+        return prepare_text(paths, out, shard_size=shard_size, tokenizer=tokenizer, vocabulary_size=vocabulary_size, **rest)
     report = Report()
     usual = ("label",) if modality is Modality.IMAGE else (*_TRANSCRIPTS, "label")
     label = _choose([table.columns for table in opened], labels, usual)

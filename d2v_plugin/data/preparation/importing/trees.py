@@ -31,7 +31,7 @@ def read_librispeech(source: Source) -> Iterator[Utterance]:
 
 
 def read_timit(source: Source) -> Iterator[Utterance]:
-    """Read ``DIALECT/SPEAKER/SENTENCE.WAV`` and what is beside it: ``.TXT`` (the text), ``.WRD`` and ``.PHN`` (words and phones)."""
+    """Read ``DIALECT/SPEAKER/SENTENCE.WAV`` and what is beside it: ``.TXT``, ``.WRD`` (words) and ``.PHN`` (phones)."""
     files = {Path(root, name) for root, name in walk([source.path.absolute()], source.report)}
     for sound in sorted(file for file in files if file.suffix.lower() == ".wav"):
         # Some distributions have X.WAV, in NIST's format, and X.WAV.wav, converted from it.

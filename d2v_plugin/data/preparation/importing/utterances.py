@@ -58,7 +58,7 @@ class Source:
         self.report.drop(name, reason)
 
     def read_table(self, path: Path) -> dict[str, tuple[str, int]]:
-        """Lines of a key and, behind a space or a tab, a value that may be empty: values and the numbers of their lines, by key."""
+        """Lines of a key and, behind a space or a tab, a value that may be empty: values and numbers of lines, by key."""
         table: dict[str, tuple[str, int]] = {}
         for number, line in enumerate(read_lines(path, self.problems), 1):
             key, _, value = line.replace("\t", " ").partition(" ")
