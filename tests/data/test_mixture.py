@@ -165,7 +165,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     small, other = make_pictures(tmp_path / "small", 4), make_pictures(tmp_path / "other", 4, "b")
     with pytest.raises(RecipeError, match=r"needs a positive `weight` for each dataset or for none, but has \[1.0, None\]"):
         join(ImageManifest, (small, 1.0), (other, None))
-    with pytest.raises(RecipeError, match="small and .*other have different classes; declare the same `#classes` in both"):
+    with pytest.raises(RecipeError, match=r"small and .*other have different classes; declare the same `#classes` in both"):
         _ = join(ImageManifest, (small, None), (other, None)).class_names
     (other / "train.tsv").rename(other / "more.tsv")
     task = ImagePretrainingTask(ImagePretrainingConfig()).open(join(ImageManifest, (small, None), (other, None)), report=None)
