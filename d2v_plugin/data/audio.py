@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from dataclasses import dataclass
 
@@ -160,7 +161,8 @@ def _open(location: Location) -> soundfile.SoundFile | FFmpegFile:
             return _ReadOnce(copy_range(location), closefd=False)
         return _ReadOnce(io.BytesIO(read_bytes(location)))
     except soundfile.LibsndfileError as error:
-        if error.code != _UNKNOWN_FORMAT:
+        is_its_own = location.size is None and os.path.splitext(location.path)[1][1:].upper() in soundfile.available_formats()
+        if error.code != _UNKNOWN_FORMAT or is_its_own:
             raise
     return FFmpegFile(location)
 

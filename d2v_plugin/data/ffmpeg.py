@@ -62,7 +62,7 @@ class FFmpegFile:
 
     def read(self, count: int, *, dtype: str, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
         """(count,) or (count, channels) samples."""
-        found = self._samples[self._place : self._place + count]
+        found: NDArray[np.float32] = self._samples[self._place : self._place + count]
         found = found[:, 0] if self.channels == 1 else found
         if out is None or len(found) < count:
             return found.copy()
