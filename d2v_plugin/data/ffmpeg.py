@@ -64,10 +64,9 @@ class FFmpegFile:
         """(count,) or (count, channels) samples."""
         found: NDArray[np.float32] = self._samples[self._place : self._place + count]
         found = found[:, 0] if self.channels == 1 else found
-        if out is None or len(found) < count:
-            return found.copy()
-        out[...] = found
-        return out
+        place: NDArray[np.float32] = np.empty_like(found) if out is None or len(found) < count else out
+        place[...] = found
+        return place
 
 
 def _decode(container: Any, stream: Any, resampler: Any) -> NDArray[np.float32]:
