@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from dataclasses import dataclass
 
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from d2v_plugin.data.bad_samples import SampleError
+from d2v_plugin.data.ffmpeg import FFmpegFile
 from d2v_plugin.data.files import Location, check_regular, copy_range, read_bytes
 from d2v_plugin.data.headers import check_recording
 
 Waveform = NDArray[np.float32]
 
 _EPSILON = 1e-5
+_UNKNOWN_FORMAT = 1
 
 
 @dataclass(kw_only=True)
@@ -128,14 +131,40 @@ class _ReadOnce(soundfile.SoundFile):  # type: ignore[misc]  # has no types
         return False
 
 
-def _open(location: Location) -> soundfile.SoundFile:
+@dataclass(frozen=True)
+class SoundInfo:
+    """What the header of a recording says."""
+
+    frames: int
+    samplerate: int
+    channels: int
+    format: str
+
+
+def read_info(location: Location) -> SoundInfo:
+    """
+    :raises SampleError: it is no recording of a format that is read.
+    :raises OSError: it is no regular file.
+    """
+    with _open(location) as file:
+        return SoundInfo(file.frames, file.samplerate, file.channels, f"{file.format} {file.subtype}".strip())
+
+
+def _open(location: Location) -> soundfile.SoundFile | FFmpegFile:
     """Open a file, or a range of an archive, from which libsndfile would read by calling Python for every few kilobytes."""
     if location.size is None:
         check_regular(location.path)
-        return _ReadOnce(location.path)
-    if sys.platform == "linux":
-        return _ReadOnce(copy_range(location), closefd=False)
-    return _ReadOnce(io.BytesIO(read_bytes(location)))
+    try:
+        if location.size is None:
+            return _ReadOnce(location.path)
+        if sys.platform == "linux":
+            return _ReadOnce(copy_range(location), closefd=False)
+        return _ReadOnce(io.BytesIO(read_bytes(location)))
+    except soundfile.LibsndfileError as error:
+        is_its_own = location.size is None and os.path.splitext(location.path)[1][1:].upper() in soundfile.available_formats()
+        if error.code != _UNKNOWN_FORMAT or is_its_own:
+            raise
+    return FFmpegFile(location)
 
 
 def _check(recording: Recording, config: AudioReadingConfig, rate: int, frames: int) -> None:

@@ -23,6 +23,7 @@ from d2v_plugin.core.log import log
 from d2v_plugin.data.bad_samples import BadSamples
 from d2v_plugin.data.batches import ReadBatch
 from d2v_plugin.data.composed_readers import WrappedReader
+from d2v_plugin.data.mixture import Mixture
 from d2v_plugin.data.order import Order, RowBatch, Share
 
 _PREFETCH = 2
@@ -46,12 +47,22 @@ class TrainReader(DataReader[Batch]):
     """
 
     def __init__(
-        self, order: Order, share: Share, gangs: Gangs, read: ReadBatch, bad_samples: BadSamples, *, data_hash: str = ""
+        self,
+        order: Order,
+        share: Share,
+        gangs: Gangs,
+        read: ReadBatch,
+        bad_samples: BadSamples,
+        *,
+        data_hash: str = "",
+        mixture: Mixture | None = None,
     ) -> None:
         """
         :param bad_samples: of the samples that ``read`` reads; also names them, for reports.
         :param data_hash: of the rows that are read, by which a resumed run knows them again; empty = it does not look.
         """
+        self.mixture = mixture
+        """The datasets it reads from; None = it is one."""
         self._data_hash = data_hash
         self._file = _look_at(bad_samples.split)
         self._order = order

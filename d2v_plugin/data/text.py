@@ -164,7 +164,7 @@ class TokenStream:
             size = Path(location.path).stat().st_size if location.size is None else location.size
             if size != count * vocabulary.dtype.itemsize:
                 message = f"{location} has {size:,} bytes, but {count:,} tokens of {vocabulary.dtype} need another number"
-                problems.add(manifest.path, manifest.line_of(row), message)
+                problems.add(*manifest.place_of(row), message)
                 continue
             self._shards.append(TokenFile(location, vocabulary.dtype, count))
         problems.raise_if_any()
@@ -173,6 +173,15 @@ class TokenStream:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    @property
+    def bounds(self) -> TokenIds:
+        """(datasets + 1,) the first token of each dataset that the manifest is joined of, and the number of all."""
+        return np.append(self._starts, len(self))[self.manifest.bounds]
+
+    def row_at(self, token: int) -> int:
+        """The row that a token is in."""
+        return min(int(np.searchsorted(self._ends, token, side="right")), len(self._ends) - 1)
 
     def read(self, start: int, stop: int) -> TokenIds:
         """Tokens [start, stop).
@@ -224,7 +233,7 @@ class TokenStream:
                 check_regular(path)
                 content = path.read_bytes()
             except OSError as error:
-                raise ManifestError(f"{self.manifest.path}:{self.manifest.line_of(row)}: {error}") from None
+                raise ManifestError("{}:{}: {}".format(*self.manifest.place_of(row), error)) from None
             ends = np.frombuffer(content[: len(content) // 8 * 8], dtype="<i8")
             if len(content) % 8 or ends[-1:].tolist() != [len(shard)][: len(shard)]:
                 raise ManifestError(f"{path} does not fit its shard: it ends at {ends[-1:]} of {len(shard)} tokens.")
@@ -244,18 +253,21 @@ def cut_blocks(stream: TokenStream, max_tokens: int, mode: BreakMode) -> tuple[T
         A line that alone is longer is cut off, where fairseq lets the block be longer.
     :returns: (blocks,) starts and ends.
     """
+    parts = list(pairwise(stream.bounds.tolist()))
     if mode == "none":
-        starts = np.arange(0, len(stream), max_tokens, dtype=np.int64)
+        starts = np.concatenate([np.arange(first, last, max_tokens, dtype=np.int64) for first, last in parts])
+        lasts = stream.bounds[np.searchsorted(stream.bounds, starts, side="right")]
 
-        return starts, np.minimum(starts + max_tokens, len(stream))
+        return starts, np.minimum(starts + max_tokens, lasts)
     ends = stream.line_ends()
     starts = np.concatenate([[0], ends[:-1]])
-    if mode == "complete_doc":
-        blocks = [_pack(starts[lines], ends[lines], max_tokens) for lines in _split_documents(ends - starts)]
-    elif mode == "complete":
-        blocks = [_pack(starts, ends, max_tokens)]
-    else:
-        blocks = [(starts, ends)]
+    blocks = []
+    for first, last in np.searchsorted(starts, parts).tolist():
+        begin, end = starts[first:last], ends[first:last]
+        if mode == "complete_doc":
+            blocks += [_pack(begin[lines], end[lines], max_tokens) for lines in _split_documents(end - begin)]
+        else:
+            blocks.append(_pack(begin, end, max_tokens) if mode == "complete" else (begin, end))
     if not blocks:
         raise RecipeError("The split has no line of text.")
     block_starts, block_ends = (np.concatenate(side) for side in zip(*blocks, strict=True))

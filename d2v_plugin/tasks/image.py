@@ -23,7 +23,8 @@ from d2v_plugin.data.buffers import Buffers
 from d2v_plugin.data.dataset import ImageManifest
 from d2v_plugin.data.image import ImageReadingConfig, Normalizer, augment, decode, fit
 from d2v_plugin.data.labels import LabelKind, RowLabels
-from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
+from d2v_plugin.data.mixture import arrange
+from d2v_plugin.data.order import RowBatch, share_batch
 from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.models.base import EncoderModel
@@ -103,9 +104,9 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
         # A quarter of the bytes to copy.
         read, bad_samples = self._open_images(config.split, transform, as_bytes=gangs.device.type == "cuda")
         manifest = self.dataset.split(config.split)
-        order = SampleOrder(len(manifest), seed)
+        order, mixture = arrange(manifest, np.arange(len(manifest)), seed)
 
-        return TrainReader(order, share, gangs, read, bad_samples, data_hash=manifest.hash_rows())
+        return TrainReader(order, share, gangs, read, bad_samples, data_hash=manifest.hash_rows(), mixture=mixture)
 
     @override
     def create_labelled_reader(self, gangs: Gangs, split: str) -> DataReader[Batch]:
@@ -132,7 +133,9 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
         :param as_bytes: whether scaling is left to :meth:`d2v_plugin.core.batch.Batch.to`; the numbers are the same.
         """
         config, manifest = self.config.image, self.dataset.split(split)
-        bad_samples = BadSamples(manifest.path, len(manifest), manifest.name_of, self.config.bad_samples, self.report)
+        bad_samples = BadSamples(
+            manifest.path, len(manifest), manifest.name_of, self.config.bad_samples, self.report, manifest.file_of
+        )
         buffers, normalizer = Buffers(), Normalizer(config)
 
         def write(row: int, epoch: int, place: NDArray[Any]) -> None:

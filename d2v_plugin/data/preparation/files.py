@@ -90,7 +90,10 @@ def prepare_files(
     check_out(out)
     shard_size = options["shard_size"]
     splitter = Splitter(out, options)
-    units = [splitter.find_unit(source.root, source.name, report) for source in sources]
+    units = [
+        splitter.find_unit(source.listed_in or source.root, source.unit or source.name, report, value=source.speaker)
+        for source in sources
+    ]
     kept = [(source, unit) for source, unit in zip(sources, units, strict=True) if unit is not None]
     sources = [source for source, _ in kept]
     cache = InspectionCache(out, settings, reread=options.get("reread", False))
@@ -138,7 +141,7 @@ def _drop_unusable(
     usable = []
     for (source, unit), result in zip(sources, results, strict=True):
         if isinstance(result, str):
-            report.drop(source.name, result)
+            report.drop(source.title or source.name, result)
         else:
             usable.append((source, unit, result))
 
@@ -175,13 +178,13 @@ def _try(inspect: Inspect, source: FoundFile, cache: InspectionCache) -> Inspect
     """Inspect a file, unless it is known; returns why it cannot be used instead if it cannot."""
     try:
         stamp = read_stamp(source.path)
-        facts = cache.find(source.path, stamp)
+        facts = cache.find(source.key, stamp)
         inspected = inspect(source) if facts is None else Inspected(**facts)
     except (SampleError, OSError, RuntimeError, ValueError) as error:
         return " ".join(str(error).split()) or type(error).__name__
     except Exception as error:  # decoders raise anything for what they did not expect
         return f"it cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())}"
-    cache.remember(source.path, stamp, asdict(inspected))
+    cache.remember(source.key, stamp, asdict(inspected))
 
     return inspected
 
@@ -198,13 +201,17 @@ def _write_split(
     roots = list(dict.fromkeys(str(source.root) for source, _ in found))
     names = places
     if names is None:
-        names = [source.name if str(source.root) == roots[0] else str(source.path) for source, _ in found]
+        names = [
+            str(source.location).removeprefix(f"{source.root}/" if str(source.root) == roots[0] else "") for source, _ in found
+        ]
     table: Rows = [
-        {"path": name, "label": source.label, **row}
+        {"path": name, "label": source.label, "speaker": source.speaker, **row}
         for name, (source, inspected) in zip(names, found, strict=True)
         for row in inspected.rows
     ]
     filled = [column for column in columns if any(row.get(column) is not None for row in table)]
     is_plain = filled == list(columns[: len(filled)])
     fields = [["" if row.get(column) is None else row[column] for column in filled] for row in table]
-    write_manifest(path, roots if places is None else ["."], None if is_plain else filled, fields, classes=classes)
+    here = str(path.parent.absolute())
+    roots = ["." if places is not None or root == here else root for root in roots]
+    write_manifest(path, dict.fromkeys(roots), None if is_plain else filled, fields, classes=classes)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fairseq2.recipe.error import RecipeError
 
+from d2v_plugin.data.files import Location
 from d2v_plugin.data.preparation.common import Report
 from d2v_plugin.data.preparation.grouping import read_table
 from d2v_plugin.data.preparation.walking import walk
@@ -19,7 +20,7 @@ _SEPARATORS = "\t\n\r"
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file that was found."""
+    """A file that was found, or the part of one that another toolkit's manifest names."""
 
     root: Path
     """The folder, as given by the user, absolute."""
@@ -29,9 +30,44 @@ class FoundFile:
 
     label: str | None = None
 
+    speaker: str | None = None
+
+    title: str = ""
+    """What it is called elsewhere; empty = by its name."""
+
+    unit: str = ""
+    """What is never divided between splits; empty = its file."""
+
+    listed_in: Path | None = None
+    """The source that lists it, where that is not ``root``."""
+
+    segment: tuple[float, float | None] | None = None
+    """Start and length in seconds; a length of None reaches to the end. None = the whole recording."""
+
+    bytes: tuple[int, int] | None = None
+    """Offset and size within an archive; None = the whole file."""
+
     @property
     def path(self) -> Path:
         return self.root / self.name
+
+    @property
+    def location(self) -> Location:
+        return Location(str(self.path), *(self.bytes or ()))
+
+    @property
+    def key(self) -> Path:
+        """What tells it from all others; the path of a whole file."""
+        part = "" if self.segment is None else f"#{self.segment[0]!r}+{self.segment[1]!r}"
+        return Path(f"{self.location}{part}")
+
+
+def move_root(files: Sequence[FoundFile]) -> list[FoundFile]:
+    """Name files below the folder that all of them have in common."""
+    if not files:
+        return []
+    root = Path(os.path.commonpath([file.path.parent for file in files]))
+    return [replace(file, root=root, name=str(file.path.relative_to(root))) for file in files]
 
 
 def find_files(

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from typing_extensions import Unpack
 
-from d2v_plugin.data.files import Location
 from d2v_plugin.data.image import decode_picture
 from d2v_plugin.data.preparation.common import Report
 from d2v_plugin.data.preparation.files import FileOptions, Inspected, prepare_files
@@ -30,9 +29,14 @@ def prepare_images(
 ) -> Report:
     """Write an image dataset; the report has the values for ``task.config.image.mean`` and ``std``."""
     report = Report()
+    return prepare_pictures(find_files(roots, SUFFIXES, labels, report), out, report, **options)
+
+
+def prepare_pictures(sources: Sequence[FoundFile], out: Path, report: Report, **options: Unpack[FileOptions]) -> Report:
+    """Write an image dataset of pictures that were found; see :func:`prepare_images`."""
 
     def inspect(source: FoundFile) -> Inspected:
-        image, is_transparent = decode_picture(Location(str(source.path)))
+        image, is_transparent = decode_picture(source.location)
         height, width = image.shape[-2:]
         pixels = image.flatten(1).long()
         moments = torch.stack([torch.full((3,), height * width), pixels.sum(1), pixels.square().sum(1)])
@@ -45,7 +49,6 @@ def prepare_images(
             sums=dict(zip(_MOMENTS, moments.flatten().tolist(), strict=True)),
         )
 
-    sources = find_files(roots, SUFFIXES, labels, report)
     sums = prepare_files(sources, out, inspect, report, settings={"kind": "image"}, columns=_COLUMNS, **options)
     # Of any size: whole numbers.
     moments = np.array([sums[name] for name in _MOMENTS], dtype=object).reshape(3, 3)

@@ -92,10 +92,11 @@ def describe_data(dataset: object, splits: list[str]) -> Iterator[str]:
         parts = dataset.splits
     elif isinstance(dataset, Sentences):
         parts = dataset.tables
-    path = getattr(dataset, "path", type(dataset).__name__)
+    paths = [part.path for part in getattr(dataset, "parts", ())] or [getattr(dataset, "path", type(dataset).__name__)]
+    path = " + ".join(map(_shorten, paths))
     sizes = ", ".join(f"{name} {len(parts[name]):,}" for name in splits if name in parts)
 
-    yield f"{_shorten(path)} ({sizes})" if sizes else _shorten(path)
+    yield f"{path} ({sizes})" if sizes else path
 
 
 def describe_size(model: EncoderModel) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -21,14 +21,15 @@ from fairseq2.trainer import Trainer
 from torch import nn
 from typing_extensions import override
 
-from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.log import log
 from d2v_plugin.core.registry import create
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.base import Criterion, criterion_of
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
 from d2v_plugin.data.ahead import copy_ahead
-from d2v_plugin.data.composed_readers import name_sample
+from d2v_plugin.data.composed_readers import find_mixtures, name_sample
+from d2v_plugin.data.mixture import Mixture
 from d2v_plugin.evaluation.checkpoint import attach_criterion
 from d2v_plugin.evaluation.unit import EvaluationUnit
 from d2v_plugin.models.base import EncoderModel
@@ -163,7 +164,7 @@ class TrainRecipe(ExtensibleRecipe):
         model = context.get_model_as(EncoderModel)
         task.check_model(model)
         observers = create_observers(context, task, train_reader, probing)
-        unit = create_unit(context, observers)
+        unit = create_unit(context, observers, find_mixtures(train_reader, task.modality))
         eval_units = create_eval_units(context, task, probing)
         for note in self._notes:
             log.info("{}", note)
@@ -265,7 +266,7 @@ def create_observers(
     return observers
 
 
-def create_unit(context: RecipeContext, observers: Sequence[Observer]) -> CriterionUnit:
+def create_unit(context: RecipeContext, observers: Sequence[Observer], mixtures: Mapping[Modality, Mixture]) -> CriterionUnit:
     """Create what computes an update, with the guard that decides whether it counts."""
     model, criterion = context.get_data_parallel_model(), criterion_of(context.get_model_as(EncoderModel))
     assert criterion is not None
@@ -274,7 +275,9 @@ def create_unit(context: RecipeContext, observers: Sequence[Observer]) -> Criter
     guard = UpdateGuard(observers, rank=context.gangs.root.rank)
     guard.attach(model, context.get_optimizer())
 
-    return CriterionUnit(model, criterion, guard, seed=context.get_config_as(TrainConfig).common.seed)
+    seed = context.get_config_as(TrainConfig).common.seed
+
+    return CriterionUnit(model, criterion, guard, seed=seed, mixtures=mixtures)
 
 
 def create_eval_units(context: RecipeContext, task: Task[Any, Any], probing: Probing) -> list[EvalUnit[Any]]:
