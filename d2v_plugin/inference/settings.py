@@ -20,6 +20,7 @@ from d2v_plugin.data.tokenizers import holds_vocabulary, open_tokenizer
 from d2v_plugin.inference.lines import TextReading
 from d2v_plugin.inference.reading import AudioReader, ImageReader, Reader, TextReader
 from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.models.spectrograms import sees_spectrograms
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.tasks.image import ImagePretrainingTask
 from d2v_plugin.tasks.multimodal import MultimodalPretrainingTask
@@ -87,7 +88,7 @@ class InputSettings:
 def _open_audio(model: EncoderModel, task: Task[Any, Any] | None) -> AudioReader:
     shortest = model.shortest_input(Modality.AUDIO)
     if task is None:
-        return AudioReader(AudioReadingConfig(), shortest)
+        return AudioReader(AudioReadingConfig(normalize=not sees_spectrograms(model.config)), shortest)
     config = getattr(task.config, "audio", None)
     if not isinstance(config, AudioReadingConfig):
         raise _own_way(task)

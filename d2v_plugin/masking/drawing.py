@@ -9,7 +9,7 @@ from torch import Tensor
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import StepInfo, Views
-from d2v_plugin.masking.base import MaskSampler
+from d2v_plugin.masking.base import MaskSampler, Shape
 
 
 def draw_views(
@@ -19,6 +19,7 @@ def draw_views(
     length: int,
     padding_mask: Tensor | None = None,
     *,
+    shape: Shape | None = None,
     output_length: Callable[[int], int] = int,
     num_views: int = 1,
     avoid_padding: bool = True,
@@ -28,6 +29,7 @@ def draw_views(
 
     :param length: S, how many tokens a sample of the batch has, padding included.
     :param padding_mask: (N, S), True = padding, at the resolution of the tokens.
+    :param shape: the grid in which they lie, rows of which may be padding; None = a sequence, or a square for images.
     :param output_length: how many tokens an input of so many samples or token ids gives; as many, by default.
     :param num_views: M
     :param avoid_padding: False = draw as if padding were part of the sample, which the original does.
@@ -42,7 +44,7 @@ def draw_views(
     if mask is not None:
         return Views(*split_mask(mask, int(mask[0].sum())), padding_mask, keys, num_views)
 
-    shape, min_length = batch.modality.grid_shape(length), None
+    shape, min_length = shape or batch.modality.grid_shape(length), None
     avoided = padding_mask if avoid_padding else None
     if avoided is not None:
         if batch.min_length is None:

@@ -57,8 +57,11 @@ class EncoderConfig(Validatable):
     @property
     def frontends(self) -> dict[Modality, Any]:
         """The configuration of each modality that the model takes, in the original's order."""
-        configs = {modality: getattr(self, modality.value) for modality in (Modality.TEXT, Modality.AUDIO, Modality.IMAGE)}
+        configs = {modality: self._section(modality) for modality in (Modality.TEXT, Modality.AUDIO, Modality.IMAGE)}
         return {modality: config for modality, config in configs.items() if config is not None}
+
+    def _section(self, modality: Modality) -> Any:
+        return getattr(self, modality.value)
 
     @abstractmethod
     def count_layers(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from fairseq2.recipe.error import RecipeError
@@ -83,6 +84,10 @@ class Data2Vec2Config(Validatable):
     (0.01 x 16 x 16 = 2.56 for base, 0.01 x 8 x 16 = 1.28 for large and huge).
     """
 
+    cls_prediction: Literal["last", "mean", "tokens"] = "last"
+    """What regresses the sample's mean target: the last extra token (data2vec 2.0, EAT), the mean of all extra tokens (emotion2vec's
+    chunk embedding, which has 10), or that of the visible tokens (its global embedding, which needs no extra ones)."""
+
     reconstruction_weight: float = 0.0
     """Weight of the regression of the normalised pixels of masked patches."""
 
@@ -140,7 +145,7 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
             settings = self.settings[modality]
             if max(settings.regression_weight, settings.cls_weight, settings.reconstruction_weight) <= 0.0:
                 raise RecipeError("One of `regression_weight`, `cls_weight` and `reconstruction_weight` must be greater than 0.")
-            if frontend.num_extra_tokens == 0 and self.settings[modality].cls_weight > 0.0:
+            if frontend.num_extra_tokens == 0 and settings.cls_weight > 0.0 and settings.cls_prediction != "tokens":
                 raise RecipeError(f"The CLS loss needs a token: set `num_extra_tokens` of `{modality.value}` or `cls_weight: 0`.")
         scopes = {name: self.settings[Modality[name]].teacher_scope for name in model.modality_encoders}
         self.teacher = Data2Vec2Teacher(model, scopes)
@@ -176,7 +181,7 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
             terms["regression_loss"] = self._regress_tokens(predictions, masked_targets) * scale * config.regression_weight
         if config.cls_weight > 0.0:
             padding_mask = None if model.config.original_padding else local.padding_mask
-            cls_loss = self._regress_samples(x[:, num_extra - 1], targets, padding_mask, views)
+            cls_loss = self._regress_samples(self._pool_views(x, num_extra, views), targets, padding_mask, views)
             terms["cls_loss"] = cls_loss * scale * config.cls_weight
         if config.reconstruction_weight > 0.0:
             reconstruction_loss = self._reconstruct_pixels(model, batch, predictions[0], views)
@@ -197,6 +202,7 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
             batch,
             local.x.size(1),
             local.padding_mask,
+            shape=model.grid_shape(local.x.size(1), batch.modality),
             output_length=partial(model.output_length, modality=batch.modality),
             num_views=self.config.num_views,
             avoid_padding=not model.config.original_padding,
@@ -216,7 +222,7 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
             noise = noise.view(*views.masked.shape, dim)
         decoders = (model.shared_decoder, frontend.decoder)
 
-        return [model.decode(decoder, x, views, noise) for decoder in decoders if decoder is not None]
+        return [model.decode(decoder, x, views, noise, frontend.modality) for decoder in decoders if decoder is not None]
 
     @override
     def run_teacher(self, model: Data2VecModel, batch: Batch, local: LocalFeatures) -> Iterator[Tensor]:
@@ -227,10 +233,19 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
         """The regression of masked tokens, summed over them and over the decoders."""
         return torch.stack([self.distance(prediction, masked_targets) for prediction in predictions]).sum()
 
+    def _pool_views(self, x: Tensor, num_extra: int, views: Views) -> Tensor:
+        """What stands for each view as a whole: (N·M, X + K, D) -> (N·M, D)."""
+        if self.config.cls_prediction == "last":
+            return x[:, num_extra - 1]
+        if self.config.cls_prediction == "mean":
+            return x[:, :num_extra].mean(dim=1)
+        padding_mask = None if views.padding_mask is None else views.padding_mask.gather(1, views.kept)
+        return mean_valid(x[:, num_extra:], padding_mask)
+
     def _regress_samples(self, x: Tensor, targets: Tensor, padding_mask: Tensor | None, views: Views) -> Tensor:
         """The regression of each sample's mean target.
 
-        :param x: (N·M, D) the encoder's output at the CLS token.
+        :param x: (N·M, D) what the encoder makes of each view as a whole.
         :param padding_mask: (N, S) what the mean leaves out.
         """
         means = mean_valid(targets, padding_mask).repeat_interleave(views.num_views, dim=0)

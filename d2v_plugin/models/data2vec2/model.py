@@ -26,6 +26,7 @@ from d2v_plugin.models.data2vec2.encoder import build_blocks
 from d2v_plugin.models.data2vec2.frontends.audio import AudioFrontend
 from d2v_plugin.models.data2vec2.frontends.base import Frontend, Tokens, fill_in, select_tokens
 from d2v_plugin.models.data2vec2.frontends.image import ImageFrontend
+from d2v_plugin.models.data2vec2.frontends.spectrogram import SpectrogramFrontend
 from d2v_plugin.models.data2vec2.frontends.text import TextFrontend
 
 
@@ -85,7 +86,9 @@ class Data2VecModel(EncoderModel):
         tokens = self.frontend(local.modality).contextualize(local, views)
         return list(self.encode(tokens))[-1][0]
 
-    def decode(self, decoder: ConvDecoder, x: Tensor, views: Views, noise: Tensor) -> Tensor:
+    def decode(
+        self, decoder: ConvDecoder, x: Tensor, views: Views, noise: Tensor, modality: Modality | None = None
+    ) -> Tensor:
         """Predict the masked tokens.
 
         :param x: (N·M, K, D) the encoder's output at the kept tokens, extra tokens removed.
@@ -93,7 +96,8 @@ class Data2VecModel(EncoderModel):
         :returns: (N·M, S - K, D)
         """
         x = fill_in(views, decoder.input_dropout(x), noise)
-        x = decoder.convolve(x, None if self.config.original_padding else views.padding_mask)
+        shape = self.grid_shape(x.size(1), modality)
+        x = decoder.convolve(x, None if self.config.original_padding else views.padding_mask, shape)
 
         return decoder.project(select_tokens(x, views.masked))
 
@@ -120,6 +124,10 @@ class Data2VecModel(EncoderModel):
         return self.frontend(modality).output_length(input_length)
 
     @override
+    def grid_shape(self, num_tokens: int, modality: Modality | None = None) -> tuple[int, ...]:
+        return self.frontend(modality).grid_shape(num_tokens)
+
+    @override
     def blocks_of(self, modality: Modality) -> Sequence[nn.Module]:
         return [*self.frontend(modality).context_encoder.blocks, *self.blocks]
 
@@ -143,6 +151,8 @@ class Data2VecModel(EncoderModel):
 def _build_frontend(config: Data2VecConfig, modality: Modality) -> Frontend:
     if modality is Modality.AUDIO and config.audio is not None:
         return AudioFrontend(config, config.audio)
+    if modality is Modality.AUDIO and config.spectrogram is not None:
+        return SpectrogramFrontend(config, config.spectrogram)
     if modality is Modality.IMAGE and config.image is not None:
         return ImageFrontend(config, config.image)
     assert config.text is not None

@@ -72,6 +72,8 @@ def convert_head(
             return _convert_ctc(path, settings, head, symbols, labels)
         if kind == "audio_tagging":
             return _convert_tagging(path, settings, head, symbols, labels)
+        if kind == "image_classification" and getattr(config, "spectrogram", None) is not None:
+            return _convert_clips(path, settings, head, symbols, labels)
         if kind == "image_classification":
             return _convert_image(path, settings, config, head, symbols, labels)
         return _convert_text(path, settings, config, head, symbols, labels)
@@ -130,6 +132,35 @@ def _convert_tagging(
         ("audio_classification", {"tags": True, "audio": {"normalize": _is_normalized(settings)}}),
         "audio_manifest",
         ("audio_tagging", criterion),
+    )
+
+
+def _convert_clips(
+    path: Path, settings: Settings, head: Mapping[str, Tensor], symbols: Sequence[str] | None, labels: Path | None
+) -> Head:
+    """EAT's: a class, or tags as on AudioSet, from the class token."""
+    get = settings.outer.get
+    mode = str(get("prediction_mode", "CLS_TOKEN")).rpartition(".")[2].upper()
+    if mode != "CLS_TOKEN" or "fc_norm.weight" not in head:
+        raise _LeftOutError(f"`prediction_mode: {mode}`, or a head without `fc_norm`, is nothing that our criteria compute")
+    weight, bias = _linear(path, head, "head")
+    norm = _linear(path, head, "fc_norm")
+    has_tags = not (get("esc50_eval", False) or get("spcv2_eval", False))
+    share = get("mask_ratio", 0.0) if get("specaug", False) else 0.0
+    criterion = {"pooling": "cls", "spec_augment": {"bands": share, "frames": share} if share > 0.0 else None}
+    if has_tags:
+        names = ("norm.weight", "norm.bias", "head.weight", "head.bias")
+        criterion |= {"masking": None, "mixup": None}
+    else:
+        names = ("head.norm.weight", "head.norm.bias", "head.proj.weight", "head.proj.bias")
+        criterion |= {"label_smoothing": get("label_smoothing", 0.0)}
+
+    return _found(
+        dict(zip(names, (*norm, weight, bias), strict=True)),
+        LabelSet(_name_classes(path, symbols, labels, len(weight))),
+        ("audio_classification", {"tags": has_tags, "audio": {"normalize": False}}),
+        "audio_manifest",
+        ("audio_tagging" if has_tags else "classification", criterion),
     )
 
 

@@ -5,6 +5,7 @@ Tensors are read as they lie in the files, without the originals' classes: those
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +13,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.weights.convert import image, speech, text
+from d2v_plugin.weights.convert import eat, image, speech, text
 from d2v_plugin.weights.convert.transfer import Foreign
 from d2v_plugin.weights.directory import read_weights
 from d2v_plugin.weights.torch_file import POINTER, is_pointer, read_torch_file
@@ -26,6 +27,7 @@ MODEL_TYPES: Final[Mapping[str, Callable[[Path, Any, Mapping[str, Tensor]], Fore
     "vit": image.adopt_hugging_face,
     "vit_mae": image.adopt_hugging_face,
     "beit": image.adopt_hugging_face,
+    "eat": eat.adopt_hugging_face,
 }
 """By ``model_type`` of a folder's ``config.json``."""
 
@@ -37,10 +39,12 @@ def adopt(folder: Path) -> Foreign:
 
     :raises CheckpointError: it cannot be read, or holds something else than its configuration says; names all.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
     try:
-        source = AutoConfig.from_pretrained(folder, local_files_only=True)
+        # EAT's class comes with the folder, and is not run: its settings all stand in the file.
+        kls = PretrainedConfig if _read_type(folder) == "eat" else AutoConfig
+        source = kls.from_pretrained(folder, local_files_only=True)
     except Exception as ex:  # transformers lets through whatever the file provokes
         reason = " ".join(f"{type(ex).__name__}: {ex}".split())
         raise CheckpointError(f"{folder} is not a folder of Hugging Face's `save_pretrained`: {reason}") from ex
@@ -48,7 +52,11 @@ def adopt(folder: Path) -> Foreign:
     prefix = next((prefix for prefix in _PREFIXES if any(key.startswith(prefix) for key in weights)), "")
     weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
 
-    return MODEL_TYPES[source.model_type](folder, source, weights)
+    return MODEL_TYPES[source.model_type or "eat"](folder, source, weights)
+
+
+def _read_type(folder: Path) -> object:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:

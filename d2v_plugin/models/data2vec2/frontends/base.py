@@ -39,6 +39,9 @@ class Frontend(nn.Module):
 
     modality: ClassVar[Modality]
 
+    num_spatial_dims: ClassVar[int] = 1
+    """2 where tokens lie in a grid, 1 where they are a sequence."""
+
     side: int | None = None
     """Patches along each side of an image; None for sequences."""
 
@@ -69,8 +72,7 @@ class Frontend(nn.Module):
         )
         self.decoder = None
         if frontend.decoder is not None:
-            num_spatial_dims = 2 if self.modality is Modality.IMAGE else 1
-            self.decoder = ConvDecoder(frontend.decoder, config.dim, num_spatial_dims=num_spatial_dims)
+            self.decoder = ConvDecoder(frontend.decoder, config.dim, num_spatial_dims=self.num_spatial_dims)
         if frontend.num_extra_tokens > 0:
             self.extra_tokens = nn.Parameter(torch.empty(1, frontend.num_extra_tokens, config.dim))
         if frontend.alibi is not None:

@@ -18,6 +18,7 @@ class ImageFrontend(Frontend):
     """(N, C, H, W) -> (N, S, D), S patches row by row."""
 
     modality = Modality.IMAGE
+    num_spatial_dims = 2
     project_features = None
     side: int
 
@@ -27,7 +28,7 @@ class ImageFrontend(Frontend):
         embed_dim = config.dim if image.embed_dim is None else image.embed_dim
         patches = PatchEmbedding(image, embed_dim, name="proj")
         self.local_encoder = patches if embed_dim == config.dim else nn.Sequential(patches, nn.Linear(embed_dim, config.dim))
-        self.fixed_positional_encoder = SinusoidalPositions(self.side, config.dim) if image.fixed_positions else None
+        self.fixed_positional_encoder = SinusoidalPositions((self.side, self.side), config.dim) if image.fixed_positions else None
 
     @override
     def freeze_constants(self) -> None:
@@ -56,21 +57,22 @@ class ImageFrontend(Frontend):
 class SinusoidalPositions(nn.Module):
     """Fixed table: the first half of the channels encodes the column, the second half the row, each as sines, then cosines."""
 
-    def __init__(self, side: int, dim: int) -> None:
+    def __init__(self, shape: tuple[int, int], dim: int) -> None:
+        """:param shape: rows and columns of the grid."""
         super().__init__()
-        self.side = side
-        self.positions = nn.Parameter(torch.empty(1, side * side, dim), requires_grad=False)
+        self.shape = shape
+        self.positions = nn.Parameter(torch.empty(1, math.prod(shape), dim), requires_grad=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         if self.positions.is_meta:
             return
-        dim = self.positions.size(-1)
+        dim, (rows, columns) = self.positions.size(-1), self.shape
         frequencies = torch.exp(-math.log(10_000.0) * torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-        angles = torch.arange(self.side, dtype=torch.float64).unsqueeze(-1) * frequencies
+        angles = torch.arange(max(rows, columns), dtype=torch.float64).unsqueeze(-1) * frequencies
         # (side, D / 2)
         axis = torch.cat([angles.sin(), angles.cos()], dim=-1)
-        column = axis.repeat(self.side, 1)
-        row = axis.repeat_interleave(self.side, dim=0)
+        column = axis[:columns].repeat(rows, 1)
+        row = axis[:rows].repeat_interleave(columns, dim=0)
         with torch.no_grad():
             self.positions.copy_(torch.cat([column, row], dim=-1).unsqueeze(0))
