@@ -30,6 +30,7 @@ from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.recordings import read_lengths, recording_of
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.models.spectrograms import sees_spectrograms
 from d2v_plugin.tasks.base import Task, check_counts
 
 
@@ -114,14 +115,36 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
     shortest: int = 1
     """Samples that the model needs for one frame; of fewer it makes nothing, so a shorter recording is a bad sample."""
 
+    longest: int | None = None
+    """Samples for which the model has positions, so a longer recording is a bad sample; None = any."""
+
     @override
     def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:
         super().check_model(model, splits)
         self.shortest = model.shortest_input(Modality.AUDIO)
+        self.longest = getattr(model.config.frontends[Modality.AUDIO], "longest_input", None)
+        self._check_reading(model)
         most = self.config.max_sample_size
         if most is not None and most < self.shortest:
             raise RecipeError(
                 f"`task.config.max_sample_size` is {most:,}, but the model needs {self.shortest:,} samples for one frame."
+            )
+
+    def _check_reading(self, model: EncoderModel) -> None:
+        """
+        :raises RecipeError: recordings would be read differently from what a model of spectrograms was made for.
+        """
+        if not sees_spectrograms(model.config):
+            return
+        rate, reading = model.config.frontends[Modality.AUDIO].sample_rate, self.config.audio
+        if reading.sample_rate != rate:
+            raise RecipeError(
+                f"`task.config.audio.sample_rate` is {reading.sample_rate:,}, but the model's `spectrogram.sample_rate` {rate:,}."
+            )
+        if reading.normalize:
+            raise RecipeError(
+                "`task.config.audio.normalize` must be false: the model normalizes spectrograms, by `spectrogram.mean` and `std` "
+                "of recordings as they are."
             )
 
     @abstractmethod
@@ -173,8 +196,13 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
 
     def _check_length(self, num_samples: int) -> None:
         """
-        :raises SampleError: the model makes nothing of so short a recording.
+        :raises SampleError: the model makes nothing of so short, or so long, a recording.
         """
+        if self.longest is not None and num_samples > self.longest:
+            raise SampleError(
+                f"The recording is too long: {num_samples:,} samples, but the model has positions for {self.longest:,} "
+                "(`spectrogram.max_frames`)."
+            )
         if num_samples < self.shortest:
             raise SampleError(
                 f"The recording is too short: {num_samples:,} samples, but the model needs {self.shortest:,} for one frame."
@@ -232,7 +260,7 @@ class AudioPretrainingTask(AudioTask[AudioPretrainingConfig]):
         bad_samples, buffers = self._count_bad(manifest), Buffers()
 
         def write_crop(row: int, epoch: int, place: Waveform) -> None:
-            self._check_length(int(whole[row]))
+            self._check_length(len(place) if whole[row] > self.config.max_sample_size else int(whole[row]))
             offset = draw_offset(seed, epoch, row, int(whole[row]) - len(place))
             read_recording(recording_of(manifest, row), config.audio, offset, len(place), place)
 
