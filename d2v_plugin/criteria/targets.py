@@ -49,6 +49,12 @@ class TargetConfig:
     tokens of the sample: what fairseq's data2vec 1.0 for speech does by mistake where neither ``batch_norm_layers`` nor
     ``instance_norm_layers`` is set. Only conversions of foreign checkpoints set it."""
 
+    @property
+    def mean_is_zero(self) -> bool:
+        """Whether the mean of a sample's targets is zero, whatever the sample: then it says nothing of it."""
+        normalized = self.instance_norm_layers and not (self.layer_norm_layers or self.layer_norm)
+        return normalized or (self.instance_norm and not self.original_axes)
+
     def count_layers(self, depth: int) -> int:
         """K for a model of ``depth`` blocks."""
         return min(_USUAL_LAYERS, depth) if self.num_layers is None else self.num_layers

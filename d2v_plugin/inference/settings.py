@@ -88,7 +88,10 @@ class InputSettings:
 def _open_audio(model: EncoderModel, task: Task[Any, Any] | None) -> AudioReader:
     shortest = model.shortest_input(Modality.AUDIO)
     if task is None:
-        return AudioReader(AudioReadingConfig(normalize=not sees_spectrograms(model.config)), shortest)
+        if sees_spectrograms(model.config):
+            rate = model.config.frontends[Modality.AUDIO].sample_rate
+            return AudioReader(AudioReadingConfig(sample_rate=rate, normalize=False), shortest)
+        return AudioReader(AudioReadingConfig(), shortest)
     config = getattr(task.config, "audio", None)
     if not isinstance(config, AudioReadingConfig):
         raise _own_way(task)

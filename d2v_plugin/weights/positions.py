@@ -12,6 +12,7 @@ from d2v_plugin.core.log import log
 from d2v_plugin.weights.state import State
 
 _ABSOLUTE = (".fixed_positional_encoder.positions", "encoder.pos_embed")
+_OF_SOUND = "modality_encoders.AUDIO.fixed_positional_encoder.positions"
 _RELATIVE = ".relative_position_bias_table"
 
 # CLS to patch, patch to CLS, CLS to CLS.
@@ -30,6 +31,10 @@ def resize_positions(state: State, expected: Mapping[str, Tensor]) -> None:
     """
     for key, table in list(state.items()):
         if key not in expected or table.shape == expected[key].shape:
+            continue
+        if key == _OF_SOUND:
+            # Positions count from the start of the recording, whatever the longest one is.
+            state[key] = expected[key]
             continue
         if key.endswith(_ABSOLUTE) and (new := _side(expected[key].size(1))) and (old := _side(table.size(1))):
             # (1, S, D) -> (1, D, side, side)

@@ -59,8 +59,8 @@ def run(command: Any, *words: object) -> Any:
 
 def load_model(out: Path, step: int) -> dict[str, Tensor]:
     """Student and teacher of a checkpoint."""
-    (file,) = (out / "checkpoints" / f"step_{step}" / "model").rglob("*.pt")
-    return torch.load(file, weights_only=False)["model"]  # type: ignore[no-any-return]
+    files = sorted((out / "checkpoints" / f"step_{step}" / "model").rglob("*.pt"))
+    return {key: tensor for file in files for key, tensor in torch.load(file, weights_only=True).items()}
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +104,16 @@ def test_fine_tuned_evaluated_and_used(command: Any, pretrained: Path, tmp_path:
     scores = (out / "metrics" / "valid").glob("*.jsonl")
     name = "Mean Average Precision" if kind == "tags" else "Accuracy"
     assert any(name in file.read_text() for file in scores)
-    run(command, "evaluate", out)
+    where = f"checkpoint.path={out}"
+    scored = run(command, "evaluate", tmp_path / "scores", "--config", where, "probing.probes=[]")
+    assert "0." in scored.out
     with zipfile.ZipFile(words / "words.zip") as archive:
         archive.extractall(tmp_path / "wav")
-    files = sorted((tmp_path / "wav").rglob("*.*"))[:3]
-    predicted = run(command, "predict", out, *files)
-    assert len([line for line in predicted.out.splitlines() if str(files[0]) in line or files[0].name in line]) == 1
-    features = d2v_plugin.load(out).extract(d2v_plugin.read_audio(files[0]))
-    print(predicted.out, features)
+    folder = tmp_path / "wav"
+    longest = max(folder.rglob("*.*"), key=lambda file: file.stat().st_size)
+
+    run(command, "predict", tmp_path / "answers", "--config", where, f"inputs={longest.parent}")
+    run(command, "extract", tmp_path / "features", "--config", where)
+    model = d2v_plugin.load(out)
+    (answer,) = model.predict([longest])
+    print([*(tmp_path/"answers").iterdir()], [*(tmp_path/"features").iterdir()], answer, scored.out)

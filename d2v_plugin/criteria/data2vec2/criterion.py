@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views
+from d2v_plugin.core.log import log
 from d2v_plugin.core.random import Stream, gaussian
 from d2v_plugin.core.validation import ensure_valid, report
 from d2v_plugin.criteria.data2vec2.teacher import Data2Vec2Teacher, TeacherScope
@@ -147,6 +148,11 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
                 raise RecipeError("One of `regression_weight`, `cls_weight` and `reconstruction_weight` must be greater than 0.")
             if frontend.num_extra_tokens == 0 and settings.cls_weight > 0.0 and settings.cls_prediction != "tokens":
                 raise RecipeError(f"The CLS loss needs a token: set `num_extra_tokens` of `{modality.value}` or `cls_weight: 0`.")
+            if settings.cls_weight > 0.0 and self.config.targets.mean_is_zero:
+                log.warning(
+                    "The CLS loss regresses the mean of a sample's targets, which `criterion.config.targets` make zero for every "
+                    "sample: set `layer_norm: true` there to learn something from it."
+                )
         scopes = {name: self.settings[Modality[name]].teacher_scope for name in model.modality_encoders}
         self.teacher = Data2Vec2Teacher(model, scopes)
 
