@@ -65,7 +65,7 @@ class Data2VecModel(EncoderModel):
     def encode_whole(self, local: LocalFeatures) -> Features:
         frontend = self.frontend(local.modality)
         layers = [x for x, _ in self.encode(frontend.contextualize(local))]
-        return split_extra(layers[-1], local.padding_mask, layers, frontend.num_extra_tokens)
+        return split_extra(layers[-1], local, layers, frontend.num_extra_tokens)
 
     def encode(self, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
         """Run the shared blocks.
@@ -93,7 +93,7 @@ class Data2VecModel(EncoderModel):
         :returns: (N·M, S - K, D)
         """
         x = fill_in(views, decoder.input_dropout(x), noise)
-        x = decoder.convolve(x, None if self.config.original_padding else views.padding_mask)
+        x = decoder.convolve(x, None if self.config.original_padding else views.padding_mask, views.grid)
 
         return decoder.project(select_tokens(x, views.masked))
 
