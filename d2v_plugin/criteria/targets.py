@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2v_plugin.core.batch import Grid
 from d2v_plugin.models.statistics import mean_valid
 
 _USUAL_LAYERS: Final = 8
@@ -126,17 +127,17 @@ def _normalize_tokens(x: Tensor, padding_mask: Tensor | None, eps: float = 1e-5)
     return (x - mean) * torch.rsqrt(variance + eps)
 
 
-def normalize_patches(images: Tensor, patch_size: int) -> Tensor:
+def normalize_patches(images: Tensor, patch: Grid) -> Tensor:
     """Cut images into patches and give the pixels of each zero mean and unit variance (MAE, section 3).
 
     :param images: (N, C, H, W)
-    :param patch_size: P, in pixels.
-    :returns: (N, S, P·P·C) fp32, patches row by row, the channels of a pixel adjacent.
+    :param patch: (P, Q), height and width of a patch in pixels.
+    :returns: (N, S, P·Q·C) fp32, patches row by row, the channels of a pixel adjacent.
     """
-    num_samples, channels, height, width = images.shape
+    (down, across), (height, width) = patch, images.shape[-2:]
 
-    # (N, C, H, W) -> (N, C, H/P, P, W/P, P) -> (N, H/P, W/P, P, P, C)
-    x = images.float().view(num_samples, channels, height // patch_size, patch_size, width // patch_size, patch_size)
+    # (N, C, H, W) -> (N, C, H/P, P, W/Q, Q) -> (N, H/P, W/Q, P, Q, C)
+    x = images.float().view(*images.shape[:2], height // down, down, width // across, across)
     x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
     variance, mean = torch.var_mean(x, dim=-1, keepdim=True)
 

@@ -159,7 +159,8 @@ def test_words_are_put_together_and_wrapped() -> None:
 
 def test_features_of_layers_stand_beside_the_input_or_below_it(batch: Batch, sound: Batch) -> None:
     layers = [torch.randn(2, 64, 8, generator=torch.Generator().manual_seed(i)) for i in range(6)]
-    few, many = draw_features(batch, layers[:2], layers[2:4]), draw_features(batch, layers, layers)
+    few = draw_features(batch, layers[:2], layers[2:4], grid=(8, 8))
+    many = draw_features(batch, layers, layers, grid=(8, 8))
     assert len(few.axes) == 2 * 3 and len(many.axes) == 2 * 2 * 2
     assert {"Layer", "Student\nPatches", "Teacher\nPatches"} <= labels_of(few) & labels_of(many)
 

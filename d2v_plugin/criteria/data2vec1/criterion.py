@@ -181,7 +181,9 @@ class Data2Vec1Criterion(DistillationCriterion[Data2Vec1Model]):
     ) -> Views:
         length, output_length = local.x.size(1) - model.num_extra_tokens, model.output_length
 
-        return draw_views(self.sampler, step, batch, length, local.padding_mask, output_length=output_length, mask=mask)
+        return draw_views(
+            self.sampler, step, batch, length, local.padding_mask, output_length=output_length, grid=local.grid, mask=mask
+        )
 
     def encode_masked(self, model: Data2Vec1Model, local: LocalFeatures, mask: Tensor, keys: Tensor) -> Tensor:
         """Encode masked samples at full length: (N, X + S, D).
@@ -226,7 +228,7 @@ class Data2Vec1Criterion(DistillationCriterion[Data2Vec1Model]):
         share, window = self.config.target_context, self.config.target_window
         if share is None and window is None:
             return None
-        shape = model.grid_shape(local.x.size(1) - model.num_extra_tokens)
+        shape = local.grid or (local.x.size(1) - model.num_extra_tokens,)
         if local.padding_mask is None:
             lengths = torch.full((1,), math.prod(shape), device=local.x.device)
         else:

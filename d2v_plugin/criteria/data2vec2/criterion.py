@@ -159,7 +159,7 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
         image = model.config.image
         if image is not None and self.settings[Modality.IMAGE].reconstruction_weight > 0.0:
             device = next(model.parameters()).device
-            self.recon_proj = nn.Linear(model.config.dim, image.num_channels * image.patch_size**2, device=device)
+            self.recon_proj = nn.Linear(model.config.dim, image.values_per_patch, device=device)
 
     @override
     def forward(
@@ -208,10 +208,10 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
             batch,
             local.x.size(1),
             local.padding_mask,
-            shape=model.grid_shape(local.x.size(1), batch.modality),
             output_length=partial(model.output_length, modality=batch.modality),
             num_views=self.config.num_views,
             avoid_padding=not model.config.original_padding,
+            grid=local.grid,
             mask=mask,
         )
 
@@ -228,7 +228,7 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
             noise = noise.view(*views.masked.shape, dim)
         decoders = (model.shared_decoder, frontend.decoder)
 
-        return [model.decode(decoder, x, views, noise, frontend.modality) for decoder in decoders if decoder is not None]
+        return [model.decode(decoder, x, views, noise) for decoder in decoders if decoder is not None]
 
     @override
     def run_teacher(self, model: Data2VecModel, batch: Batch, local: LocalFeatures) -> Iterator[Tensor]:
@@ -262,6 +262,6 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
     def _reconstruct_pixels(self, model: Data2VecModel, batch: Batch, prediction: Tensor, views: Views) -> Tensor:
         """The regression of the normalised pixels of masked patches."""
         assert model.config.image is not None
-        pixels = select_tokens(normalize_patches(batch.inputs, model.config.image.patch_size), views.masked)
+        pixels = select_tokens(normalize_patches(batch.inputs, model.config.image.patch_shape), views.masked)
 
         return self.distance(self.recon_proj(prediction), pixels)

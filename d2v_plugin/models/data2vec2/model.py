@@ -66,7 +66,7 @@ class Data2VecModel(EncoderModel):
     def encode_whole(self, local: LocalFeatures) -> Features:
         frontend = self.frontend(local.modality)
         layers = [x for x, _ in self.encode(frontend.contextualize(local))]
-        return split_extra(layers[-1], local.padding_mask, layers, frontend.num_extra_tokens)
+        return split_extra(layers[-1], local, layers, frontend.num_extra_tokens)
 
     def encode(self, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
         """Run the shared blocks.
@@ -86,9 +86,7 @@ class Data2VecModel(EncoderModel):
         tokens = self.frontend(local.modality).contextualize(local, views)
         return list(self.encode(tokens))[-1][0]
 
-    def decode(
-        self, decoder: ConvDecoder, x: Tensor, views: Views, noise: Tensor, modality: Modality | None = None
-    ) -> Tensor:
+    def decode(self, decoder: ConvDecoder, x: Tensor, views: Views, noise: Tensor) -> Tensor:
         """Predict the masked tokens.
 
         :param x: (N·M, K, D) the encoder's output at the kept tokens, extra tokens removed.
@@ -96,8 +94,7 @@ class Data2VecModel(EncoderModel):
         :returns: (N·M, S - K, D)
         """
         x = fill_in(views, decoder.input_dropout(x), noise)
-        shape = self.grid_shape(x.size(1), modality)
-        x = decoder.convolve(x, None if self.config.original_padding else views.padding_mask, shape)
+        x = decoder.convolve(x, None if self.config.original_padding else views.padding_mask, views.grid)
 
         return decoder.project(select_tokens(x, views.masked))
 
@@ -122,10 +119,6 @@ class Data2VecModel(EncoderModel):
     @override
     def output_length(self, input_length: int, modality: Modality | None = None) -> int:
         return self.frontend(modality).output_length(input_length)
-
-    @override
-    def grid_shape(self, num_tokens: int, modality: Modality | None = None) -> tuple[int, ...]:
-        return self.frontend(modality).grid_shape(num_tokens)
 
     @override
     def blocks_of(self, modality: Modality) -> Sequence[nn.Module]:

@@ -116,7 +116,7 @@ def test_masked_tokens_do_not_reach_the_encoder() -> None:
     model = create_model(ARCHS["image_tiny"]()).eval()
     frontend = model.frontend()
     masked = torch.tensor([[i for i in range(64) if i % 4]])
-    views = Views(torch.arange(0, 64, 4).unsqueeze(0), masked, None, torch.arange(1))
+    views = Views(torch.arange(0, 64, 4).unsqueeze(0), masked, None, torch.arange(1), grid=(8, 8))
     images = torch.randn(1, 3, 32, 32)
     changed = images.clone().unflatten(3, (8, 4)).unflatten(2, (8, 4))
     rows, columns = masked[0] // 8, masked[0] % 8

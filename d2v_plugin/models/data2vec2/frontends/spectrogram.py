@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from typing_extensions import override
 
-from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.batch import Grid, Modality
 from d2v_plugin.models.base import LocalFeatures, scale_gradient
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, SpectrogramFrontendConfig
 from d2v_plugin.models.data2vec2.frontends.base import Frontend
@@ -51,13 +51,16 @@ class SpectrogramFrontend(Frontend):
         return max(self.config.count_tokens(input_length), 0)
 
     @override
-    def grid_shape(self, num_tokens: int) -> tuple[int, ...]:
-        return num_tokens // self.config.columns, self.config.columns
+    def find_grid(self, inputs: Tensor) -> Grid:
+        size, columns = self.config.patch_size, self.config.columns
+        rows = inputs.size(1) // size if inputs.dim() == 3 else self.output_length(inputs.size(1)) // columns
+        return rows, columns
 
     @override
     def _downsample_padding(self, padding_mask: Tensor | None, length: int) -> Tensor | None:
         return mark_padded_tokens(padding_mask, length, self.config)
 
     @override
-    def _add_positions(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
-        return x + self.fixed_positional_encoder.positions[:, : x.size(1)]
+    def _add_positions(self, local: LocalFeatures) -> Tensor:
+        # Those of the first rows: unlike images, recordings are not stretched.
+        return local.x + self.fixed_positional_encoder.positions[:, : local.x.size(1)]
