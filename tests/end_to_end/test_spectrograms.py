@@ -106,7 +106,7 @@ def test_fine_tuned_evaluated_and_used(command: Any, pretrained: Path, tmp_path:
     assert any(name in file.read_text() for file in scores)
     where = f"checkpoint.path={out}"
     scored = run(command, "evaluate", tmp_path / "scores", "--config", where, "probing.probes=[]")
-    assert "0." in scored.out
+    assert "mean_average_precision" in scored.out or "accuracy" in scored.out
     with zipfile.ZipFile(words / "words.zip") as archive:
         archive.extractall(tmp_path / "wav")
     folder = tmp_path / "wav"
@@ -115,5 +115,5 @@ def test_fine_tuned_evaluated_and_used(command: Any, pretrained: Path, tmp_path:
     run(command, "predict", tmp_path / "answers", "--config", where, f"inputs={longest.parent}")
     run(command, "extract", tmp_path / "features", "--config", where)
     model = d2v_plugin.load(out)
-    (answer,) = model.predict([longest])
+    answer = model.answer(longest)
     print([*(tmp_path/"answers").iterdir()], [*(tmp_path/"features").iterdir()], answer, scored.out)
