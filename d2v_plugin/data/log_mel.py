@@ -74,8 +74,8 @@ def check_log_mel(config: LogMelConfig, place: str) -> Iterator[tuple[bool, str]
     """
     yield (
         config.shift < 1 or config.window < 2,
-        f"`{place}frame_length` and `{place}frame_shift` ({config.frame_length} and {config.frame_shift} ms) must have samples at "
-        f"`{place}sample_rate` ({config.sample_rate:,}).",
+        f"`{place}frame_length` and `{place}frame_shift` ({config.frame_length} and {config.frame_shift} ms) must have samples "
+        f"at `{place}sample_rate` ({config.sample_rate:,}).",
     )
     low, high = config.edges
     in_range = 0.0 <= low < high <= config.sample_rate / 2
@@ -115,7 +115,7 @@ def log_mel(waveforms: Tensor, config: LogMelConfig) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _build_filters(num_mels: int, fft_size: int, sample_rate: int, low: float, high: float) -> Tensor:
-    """Triangles on the mel scale: (B, fft_size / 2 + 1). In fp32 and in this order, so that values are rounded as the original's."""
+    """Triangles on the mel scale: (B, fft_size / 2 + 1). In fp32 and in this order, so that values are rounded as theirs."""
     low_mel, high_mel = (1127.0 * math.log(1.0 + frequency / 700.0) for frequency in (low, high))
     step = (high_mel - low_mel) / (num_mels + 1)
     bands = torch.arange(num_mels).unsqueeze(1)

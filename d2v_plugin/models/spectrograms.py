@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from fairseq2.recipe.error import RecipeError
 from torch import Tensor
 
 from d2v_plugin.core.batch import Modality
@@ -64,6 +65,26 @@ class SpectrogramConfig(LogMelConfig):
 def sees_spectrograms(config: EncoderConfig) -> bool:
     """Tell whether a model hears recordings as spectrograms."""
     return isinstance(config.frontends.get(Modality.AUDIO), SpectrogramConfig)
+
+
+def check_reading(config: EncoderConfig, *, sample_rate: int, normalize: bool) -> None:
+    """Check that recordings are read as a model of spectrograms wants them; others may be read in any way.
+
+    :param normalize: whether waveforms get zero mean and unit variance.
+    :raises RecipeError: they are not.
+    """
+    if not sees_spectrograms(config):
+        return
+    own = config.frontends[Modality.AUDIO].sample_rate
+    if sample_rate != own:
+        raise RecipeError(
+            f"`task.config.audio.sample_rate` is {sample_rate:,}, but the model's `spectrogram.sample_rate` is {own:,}."
+        )
+    if normalize:
+        raise RecipeError(
+            "`task.config.audio.normalize` must be false: the model normalizes spectrograms, by `spectrogram.mean` and `std` of "
+            "recordings as they are."
+        )
 
 
 def check_spectrograms(config: SpectrogramConfig) -> Iterator[tuple[bool, str]]:

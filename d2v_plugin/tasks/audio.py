@@ -30,7 +30,7 @@ from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.recordings import read_lengths, recording_of
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.models.spectrograms import sees_spectrograms
+from d2v_plugin.models.spectrograms import check_reading
 from d2v_plugin.tasks.base import Task, check_counts
 
 
@@ -113,38 +113,21 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
     """Whether a labelled split is read longest first, which pads least; otherwise in the order of the manifest."""
 
     shortest: int = 1
-    """Samples that the model needs for one frame; of fewer it makes nothing, so a shorter recording is a bad sample."""
-
     longest: int | None = None
-    """Samples for which the model has positions, so a longer recording is a bad sample; None = any."""
+    """Samples that the model needs for one frame, and for which it has positions (None = any); shorter and longer recordings are
+    bad samples."""
 
     @override
     def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:
         super().check_model(model, splits)
         self.shortest = model.shortest_input(Modality.AUDIO)
         self.longest = getattr(model.config.frontends[Modality.AUDIO], "longest_input", None)
-        self._check_reading(model)
+        reading = self.config.audio
+        check_reading(model.config, sample_rate=reading.sample_rate, normalize=reading.normalize)
         most = self.config.max_sample_size
         if most is not None and most < self.shortest:
             raise RecipeError(
                 f"`task.config.max_sample_size` is {most:,}, but the model needs {self.shortest:,} samples for one frame."
-            )
-
-    def _check_reading(self, model: EncoderModel) -> None:
-        """
-        :raises RecipeError: recordings would be read differently from what a model of spectrograms was made for.
-        """
-        if not sees_spectrograms(model.config):
-            return
-        rate, reading = model.config.frontends[Modality.AUDIO].sample_rate, self.config.audio
-        if reading.sample_rate != rate:
-            raise RecipeError(
-                f"`task.config.audio.sample_rate` is {reading.sample_rate:,}, but the model's `spectrogram.sample_rate` {rate:,}."
-            )
-        if reading.normalize:
-            raise RecipeError(
-                "`task.config.audio.normalize` must be false: the model normalizes spectrograms, by `spectrogram.mean` and `std` "
-                "of recordings as they are."
             )
 
     @abstractmethod
@@ -200,8 +183,7 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
         """
         if self.longest is not None and num_samples > self.longest:
             raise SampleError(
-                f"The recording is too long: {num_samples:,} samples, but the model has positions for {self.longest:,} "
-                "(`spectrogram.max_frames`)."
+                f"The recording is too long: {num_samples:,} samples; the model has positions for {self.longest:,}."
             )
         if num_samples < self.shortest:
             raise SampleError(

@@ -51,6 +51,7 @@ validation: {{splits: [valid]}}
 
 TAGGING = "{pooling: cls, masking: null, mixup: 0.5, spec_augment: {bands: 0.2, frames: 0.2}}"
 
+
 def run(command: Any, *words: object) -> Any:
     outcome = command("recipe", *words)
     assert outcome.status == 0, outcome.err
@@ -116,4 +117,4 @@ def test_fine_tuned_evaluated_and_used(command: Any, pretrained: Path, tmp_path:
     run(command, "extract", tmp_path / "features", "--config", where)
     model = d2v_plugin.load(out)
     answer = model.answer(longest)
-    print([*(tmp_path/"answers").iterdir()], [*(tmp_path/"features").iterdir()], answer, scored.out)
+    print([*(tmp_path / "answers").iterdir()], [*(tmp_path / "features").iterdir()], answer, scored.out)

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2] / "recipes"
 # Those of tools/experiments/sweep.py and tools/experiments/study.py name recipes instead of being one.
 RECIPES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.yaml") if path.parent.name not in ("sweeps", "study"))
 
-# config/v2 of the original, and EAT's config/pretraining_*.yaml: views, mask ratio, adjust, block size, EMA (start, end, steps), K, rate, warm-up, updates.
+# config/v2 of the original, and EAT's config/pretraining_*.yaml:
+# views, mask ratio, adjust, block size, EMA (start, end, steps), K, rate, warm-up, updates.
 PUBLISHED = {
     "audio/pretrain_base.yaml": (8, 0.5, 0.05, 5, (0.999, 0.99999, 75_000), 8, 7.5e-4, 8_000, 400_000),
     "audio/pretrain_large.yaml": (12, 0.55, 0.1, 5, (0.9997, 1.0, 300_000), 16, 4e-4, 10_000, 600_000),

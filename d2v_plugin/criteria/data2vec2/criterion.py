@@ -86,8 +86,8 @@ class Data2Vec2Config(Validatable):
     """
 
     cls_prediction: Literal["last", "mean", "tokens"] = "last"
-    """What regresses the sample's mean target: the last extra token (data2vec 2.0, EAT), the mean of all extra tokens (emotion2vec's
-    chunk embedding, which has 10), or that of the visible tokens (its global embedding, which needs no extra ones)."""
+    """What regresses the sample's mean target: the last extra token (data2vec 2.0, EAT), the mean of all extra tokens
+    (emotion2vec's chunk embedding, which has 10), or that of the visible tokens (its global embedding, without extra ones)."""
 
     reconstruction_weight: float = 0.0
     """Weight of the regression of the normalised pixels of masked patches."""

@@ -57,7 +57,9 @@ class CtcCriterion(FrameCriterion):
     @override
     def build(self, model: EncoderModel) -> None:
         if sees_spectrograms(model.config):
-            raise ValueError("`ctc` reads one frame after the other, but the model has patches of spectrograms; choose `audio_base`.")
+            raise ValueError(
+                "`ctc` reads one frame after the other, but the model has patches of spectrograms; choose `audio_base`."
+            )
         super().build(model)
 
     @override

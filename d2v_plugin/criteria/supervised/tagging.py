@@ -35,8 +35,8 @@ class AudioTaggingConfig(SupervisedConfig, Validatable):
     """Settings of ``audio_tagging``; the defaults are the original's on AudioSet."""
 
     pooling: Literal["linear_softmax", "mean", "cls"] = "linear_softmax"
-    """Weights of the probabilities of a tag at all frames: themselves, so that a short sound counts, or all alike. ``cls`` asks the
-    class token alone, behind a layer norm (EAT)."""
+    """Weights of the probabilities of a tag at all frames: themselves, so that a short sound counts, or all alike. ``cls`` asks
+    the class token alone, behind a layer norm (EAT)."""
 
     dropout: float = 0.0
     """Dropout before the output layer."""
@@ -87,7 +87,9 @@ class AudioTaggingCriterion(FrameCriterion):
             self.head.reset_parameters()
             return
         if not getattr(model.config.frontends[Modality.AUDIO], "num_extra_tokens", 0):
-            raise ValueError("the model has no class token for `pooling: cls`; choose another `pooling`, or set `num_extra_tokens`.")
+            raise ValueError(
+                "the model has no class token for `pooling: cls`; choose another `pooling`, or set `num_extra_tokens`."
+            )
         self.norm = nn.LayerNorm(model.config.dim, eps=1e-6, device=self.head.weight.device)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
 

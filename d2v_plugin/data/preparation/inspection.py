@@ -85,7 +85,7 @@ def _describe_audio(manifest: Manifest) -> list[str]:
 
 
 def _describe_spectrograms(manifest: Manifest) -> list[str]:
-    """Mean and deviation of log-mel values at 16 kHz, of a hundred recordings at most, evenly spread, as far as they can be read."""
+    """Mean and deviation of log-mel values at 16 kHz, of a hundred recordings at most, evenly spread, that can be read."""
     config, moments, count = LogMelConfig(), torch.zeros(3, dtype=torch.float64), 0
     reading = AudioReadingConfig(sample_rate=config.sample_rate, resample=True, normalize=False)
     for row in np.unique(np.linspace(0, len(manifest) - 1, min(len(manifest), _NUM_HEARD)).astype(np.int64)):

@@ -224,7 +224,10 @@ class Data2VecConfig(EncoderConfig):
     def check_together(self) -> Iterator[tuple[bool, str]]:
         names = "`audio`, `spectrogram`, `image` and `text`"
         yield not self.frontends, f"One of {names} must be configured, but all are None."
-        yield None not in (self.audio, self.spectrogram), "`audio` and `spectrogram` must not be configured together: set one to null."
+        yield (
+            None not in (self.audio, self.spectrogram),
+            "`audio` and `spectrogram` must not be configured together: set one to null.",
+        )
         yield self.dim % self.num_heads != 0, f"`num_heads` must divide `dim` ({self.dim}), but is {self.num_heads}."
         width = 4 * self.dim + 2 * self.mlp_ratio * self.dim
         yield from check_parameters(self.depth * self.dim * width, "the blocks", "`depth`, `dim` and `mlp_ratio`")

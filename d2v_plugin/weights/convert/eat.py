@@ -5,15 +5,18 @@ In fairseq's layout EAT is data2vec 2.0 for images of one channel; its folders o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from torch import Tensor
 
+from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.models.data2vec2.archs import spectrogram_base
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, SpectrogramFrontendConfig
+from d2v_plugin.weights.convert.fairseq_head_parts import Head, LeftOutError, found_head, name_classes, read_linear
 from d2v_plugin.weights.convert.fairseq_info import attributes_of
+from d2v_plugin.weights.convert.fairseq_settings import Settings
 from d2v_plugin.weights.convert.transfer import Foreign, Names, Transfer, check_fixed, complete, rename
 from d2v_plugin.weights.state import Mismatch, State
 
@@ -95,8 +98,38 @@ def adopt_hugging_face(path: Path, source: Any, weights: Mapping[str, Tensor]) -
         init_extra_tokens_zero=False,
         decoder=None,
     )
-    config.dim, config.depth, config.num_heads, config.mlp_ratio = source.embed_dim, source.depth, source.num_heads, source.mlp_ratio
-    config.norm_first, config.norm_eps, config.norm_affine = source.layer_norm_first, source.norm_eps, source.norm_affine
+    config.dim, config.depth, config.num_heads = source.embed_dim, source.depth, source.num_heads
+    config.mlp_ratio, config.norm_first = source.mlp_ratio, source.layer_norm_first
+    config.norm_eps, config.norm_affine = source.norm_eps, source.norm_affine
     transfer, problems = Transfer("Hugging Face's eat"), Mismatch()
 
     return complete(path, config, rename(weights, _HUGGING_FACE, transfer, problems), transfer, problems, may_lack=[])
+
+
+def convert_clips(
+    path: Path, settings: Settings, head: Mapping[str, Tensor], symbols: Sequence[str] | None, labels: Path | None
+) -> Head:
+    """EAT's: a class, or tags as on AudioSet, from the class token."""
+    get = settings.outer.get
+    mode = str(get("prediction_mode", "CLS_TOKEN")).rpartition(".")[2].upper()
+    if mode != "CLS_TOKEN" or "fc_norm.weight" not in head:
+        raise LeftOutError(f"`prediction_mode: {mode}`, or a head without `fc_norm`, is nothing that our criteria compute")
+    weight, bias = read_linear(path, head, "head")
+    norm = read_linear(path, head, "fc_norm")
+    has_tags = not (get("esc50_eval", False) or get("spcv2_eval", False))
+    share = get("mask_ratio", 0.0) if get("specaug", False) else 0.0
+    criterion = {"pooling": "cls", "spec_augment": {"bands": share, "frames": share} if share > 0.0 else None}
+    if has_tags:
+        names = ("norm.weight", "norm.bias", "head.weight", "head.bias")
+        criterion |= {"masking": None, "mixup": None}
+    else:
+        names = ("head.norm.weight", "head.norm.bias", "head.proj.weight", "head.proj.bias")
+        criterion |= {"label_smoothing": get("label_smoothing", 0.0)}
+
+    return found_head(
+        dict(zip(names, (*norm, weight, bias), strict=True)),
+        LabelSet(name_classes(path, symbols, labels, len(weight))),
+        ("audio_classification", {"tags": has_tags, "audio": {"normalize": False}}),
+        "audio_manifest",
+        ("audio_tagging" if has_tags else "classification", criterion),
+    )

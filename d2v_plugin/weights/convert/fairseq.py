@@ -20,7 +20,8 @@ from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.weights.convert import eat, fairseq_data2vec1, fairseq_data2vec2, fairseq_speech, image, text
 from d2v_plugin.weights.convert.converted import TEACHER_KEY, Converted, check_agreement, explained
-from d2v_plugin.weights.convert.fairseq_heads import Head, convert_head
+from d2v_plugin.weights.convert.fairseq_head_parts import Head
+from d2v_plugin.weights.convert.fairseq_heads import convert_head
 from d2v_plugin.weights.convert.fairseq_info import attributes_of, read_labels, read_step
 from d2v_plugin.weights.convert.fairseq_settings import (
     AUTHORS,

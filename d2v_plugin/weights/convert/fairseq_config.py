@@ -190,7 +190,8 @@ def _spectrogram(section: Mapping[str, Any]) -> SpectrogramFrontendConfig:
     if not section.get("fixed_positions", True):
         raise ValueError("`modalities.image.fixed_positions` must be True.")
     settings = _frontend(section, "IMAGE")
-    settings = {name: value for name, value in settings.items() if name not in {ours for ours, _ in _MODALITIES["IMAGE"].values()}}
+    for name, _ in _MODALITIES["IMAGE"].values():
+        del settings[name]
     settings |= _take(section, _SPECTROGRAM)
     return SpectrogramFrontendConfig(**settings, max_frames=section["max_length"] * settings["patch_size"])
 

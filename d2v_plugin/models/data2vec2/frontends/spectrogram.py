@@ -15,7 +15,7 @@ from d2v_plugin.models.spectrograms import mark_padded_tokens, normalized_log_me
 
 
 class SpectrogramFrontend(Frontend):
-    """Waveforms (N, T) -> (N, S, D): patches from the first to the last frame, in each row from the lowest band to the highest."""
+    """Waveforms (N, T) -> (N, S, D): patches from the first frame to the last, in each row from the lowest band up."""
 
     modality = Modality.AUDIO
     num_spatial_dims = 2
