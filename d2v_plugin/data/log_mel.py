@@ -114,13 +114,14 @@ def log_mel(waveforms: Tensor, config: LogMelConfig) -> Tensor:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def _build_filters(num_mels: int, fft_size: int, sample_rate: int, low: float, high: float) -> Tensor:
     """Triangles on the mel scale: (B, fft_size / 2 + 1). In fp32 and in this order, so that values are rounded as theirs."""
     low_mel, high_mel = (1127.0 * math.log(1.0 + frequency / 700.0) for frequency in (low, high))
     step = (high_mel - low_mel) / (num_mels + 1)
-    bands = torch.arange(num_mels).unsqueeze(1)
+    bands = torch.arange(num_mels, device="cpu").unsqueeze(1)
     left, center, right = low_mel + bands * step, low_mel + (bands + 1.0) * step, low_mel + (bands + 2.0) * step
-    bins = 1127.0 * (1.0 + sample_rate / fft_size * torch.arange(fft_size // 2) / 700.0).log()
+    bins = 1127.0 * (1.0 + sample_rate / fft_size * torch.arange(fft_size // 2, device="cpu") / 700.0).log()
     filters = torch.minimum((bins - left) / (center - left), (right - bins) / (right - center)).clamp(min=0.0)
 
     # There is none for half the sample rate itself.

@@ -61,7 +61,9 @@ def augment_spectrograms(model: EncoderModel, batch: Batch, step: StepInfo, conf
     num_frames, num_bands = spectrograms.shape[1:]
     lengths = torch.full((len(keys), 1), num_frames, device=keys.device)
     if batch.padding_mask is not None:
-        lengths = frontend.config.count_frames((~batch.padding_mask).sum(dim=1, keepdim=True)).clamp(max=num_frames)
+        # Whole patches, as of a recording by itself.
+        rows = frontend.config.count_tokens((~batch.padding_mask).sum(dim=1, keepdim=True)) // frontend.config.columns
+        lengths = (rows * frontend.config.patch_size).clamp(max=num_frames)
     frames = draw_span(keys, num_frames, lengths, config.frames, Stream.HIDDEN_FRAMES)
     bands = draw_span(keys, num_bands, torch.full_like(lengths, num_bands), config.bands, Stream.HIDDEN_BANDS)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.models.data2vec2.archs import spectrogram_base
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, SpectrogramFrontendConfig
+from d2v_plugin.weights.convert.converted import explained
 from d2v_plugin.weights.convert.fairseq_head_parts import Head, LeftOutError, found_head, name_classes, read_linear
 from d2v_plugin.weights.convert.fairseq_info import attributes_of
 from d2v_plugin.weights.convert.fairseq_settings import Settings
@@ -88,19 +89,20 @@ def adopt_hugging_face(path: Path, source: Any, weights: Mapping[str, Tensor]) -
     :param weights: under Hugging Face's names.
     :raises CheckpointError: the model uses something that only EAT has, or the weights are not those of it.
     """
-    check_fixed(path, source, in_chans=1, qkv_bias=True, fixed_positions=True, stride=source.patch_size)
-    config = spectrogram_base()
-    config.spectrogram = SpectrogramFrontendConfig(
-        num_mels=source.mel_bins,
-        patch_size=source.patch_size,
-        max_frames=source.max_length * source.patch_size,
-        num_extra_tokens=1,
-        init_extra_tokens_zero=False,
-        decoder=None,
-    )
-    config.dim, config.depth, config.num_heads = source.embed_dim, source.depth, source.num_heads
-    config.mlp_ratio, config.norm_first = source.mlp_ratio, source.layer_norm_first
-    config.norm_eps, config.norm_affine = source.norm_eps, source.norm_affine
+    with explained(path):
+        check_fixed(path, source, in_chans=1, qkv_bias=True, fixed_positions=True, stride=source.patch_size)
+        config = spectrogram_base()
+        config.spectrogram = SpectrogramFrontendConfig(
+            num_mels=source.mel_bins,
+            patch_size=source.patch_size,
+            max_frames=source.max_length * source.patch_size,
+            num_extra_tokens=1,
+            init_extra_tokens_zero=False,
+            decoder=None,
+        )
+        config.dim, config.depth, config.num_heads = source.embed_dim, source.depth, source.num_heads
+        config.mlp_ratio, config.norm_first = source.mlp_ratio, source.layer_norm_first
+        config.norm_eps, config.norm_affine = source.norm_eps, source.norm_affine
     transfer, problems = Transfer("Hugging Face's eat"), Mismatch()
 
     return complete(path, config, rename(weights, _HUGGING_FACE, transfer, problems), transfer, problems, may_lack=[])

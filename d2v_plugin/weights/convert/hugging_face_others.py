@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 from torch import Tensor
@@ -39,12 +40,13 @@ def adopt(folder: Path) -> Foreign:
 
     :raises CheckpointError: it cannot be read, or holds something else than its configuration says; names all.
     """
-    from transformers import AutoConfig, PretrainedConfig
+    from transformers import AutoConfig
 
     try:
         # EAT's class comes with the folder, and is not run: its settings all stand in the file.
-        kls = PretrainedConfig if _read_type(folder) == "eat" else AutoConfig
-        source = kls.from_pretrained(folder, local_files_only=True)
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        is_eat = settings.get("model_type") == "eat"
+        source: Any = SimpleNamespace(**settings) if is_eat else AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as ex:  # transformers lets through whatever the file provokes
         reason = " ".join(f"{type(ex).__name__}: {ex}".split())
         raise CheckpointError(f"{folder} is not a folder of Hugging Face's `save_pretrained`: {reason}") from ex
@@ -52,11 +54,7 @@ def adopt(folder: Path) -> Foreign:
     prefix = next((prefix for prefix in _PREFIXES if any(key.startswith(prefix) for key in weights)), "")
     weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
 
-    return MODEL_TYPES[source.model_type or "eat"](folder, source, weights)
-
-
-def _read_type(folder: Path) -> object:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    return MODEL_TYPES[source.model_type](folder, source, weights)
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
