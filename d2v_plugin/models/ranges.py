@@ -29,8 +29,8 @@ RANGES: Final[Mapping[str, Range]] = {
     **dict.fromkeys(("max_frames", "pad_frames"), (1, 1 << 20)),
     **dict.fromkeys(("frame_length", "frame_shift"), (0.1, 1e4)),
     **dict.fromkeys(("low_freq", "high_freq"), (-1e6, 1e6)),
-    "mean": (-1e6, 1e6),
-    "std": (0.0, 1e6),
+    "log_mel_mean": (-1e6, 1e6),
+    "log_mel_std": (0.0, 1e6),
     # Numbers of layers and tokens.
     "depth": (1, 1000),
     **dict.fromkeys(("prenet_depth", "position_depth", "num_layers", "projection_layers", "head_layers"), _COUNT),

@@ -19,11 +19,11 @@ from d2v_plugin.models.base import EncoderConfig
 class SpectrogramConfig(LogMelConfig):
     """Log-mel spectrograms (Kaldi's filter banks) cut into square patches, with fixed 2-D sine-cosine positions."""
 
-    mean: float = -4.268
+    log_mel_mean: float = -4.268
     """Mean of the log-mel values, AudioSet's; ``fairseq2 recipe manifest inspect`` prints that of other recordings."""
 
-    std: float = 4.569
-    """Their standard deviation. What the model sees is (x - mean) / (2 · std)."""
+    log_mel_std: float = 4.569
+    """Their standard deviation. What the model sees is (x - log_mel_mean) / (2 · log_mel_std)."""
 
     patch_size: int = 16
     """Frames and bands of a patch. Frames behind the last whole patch are left out."""
@@ -82,7 +82,7 @@ def check_reading(config: EncoderConfig, *, sample_rate: int, normalize: bool) -
         )
     if normalize:
         raise RecipeError(
-            "`task.config.audio.normalize` must be false: the model normalizes spectrograms, by `spectrogram.mean` and `std` of "
+            "`task.config.audio.normalize` must be false: the model normalizes spectrograms, by `log_mel_mean` and `log_mel_std` of "
             "recordings as they are."
         )
 
@@ -97,7 +97,7 @@ def check_spectrograms(config: SpectrogramConfig) -> Iterator[tuple[bool, str]]:
             number is not None and number % config.patch_size != 0,
             f"`{place}patch_size` must divide `{place}{name}` ({number}), but is {config.patch_size}.",
         )
-    yield config.std <= 0.0, f"`{place}std` must be greater than 0, but is {config.std}."
+    yield config.log_mel_std <= 0.0, f"`{place}log_mel_std` must be greater than 0, but is {config.log_mel_std}."
     yield (
         config.pad_frames is not None and config.pad_frames > config.max_frames,
         f"`{place}pad_frames` ({config.pad_frames}) must be at most `{place}max_frames` ({config.max_frames}).",
@@ -129,7 +129,7 @@ def normalized_log_mel(waveforms: Tensor, padding_mask: Tensor | None, config: S
     else:
         spectrogram = spectrogram[:, : num_frames // size * size]
 
-    return (spectrogram - config.mean) / (2 * config.std)
+    return (spectrogram - config.log_mel_mean) / (2 * config.log_mel_std)
 
 
 def mark_padded_tokens(padding_mask: Tensor | None, num_tokens: int, config: SpectrogramConfig) -> Tensor | None:

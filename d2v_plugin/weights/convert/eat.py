@@ -76,7 +76,7 @@ def fit_reading(config: Data2VecConfig, outer: Mapping[str, Any], *, original_pa
         return
     for name, (mean, std) in _STATISTICS.items():
         if outer.get(name, False):
-            spectrogram.mean, spectrogram.std = mean, std
+            spectrogram.log_mel_mean, spectrogram.log_mel_std = mean, std
     if not original_padding:
         spectrogram.pad_frames = None
 

@@ -70,7 +70,7 @@ def test_fine_tuned_on_tags_or_classes(tmp_path: Path, is_esc50: bool) -> None:
     }  # fmt: skip
     assert sections["criterion"]["name"] == ("classification" if is_esc50 else "audio_tagging")
     assert sections["criterion"]["config"]["spec_augment"] == {"bands": 0.4, "frames": 0.4}
-    assert found.config.spectrogram.mean == (-6.627 if is_esc50 else -4.268)  # type: ignore[union-attr]
+    assert found.config.spectrogram.log_mel_mean == (-6.627 if is_esc50 else -4.268)  # type: ignore[union-attr]
     assert len(found.head) == 4 and found.provenance.labels is not None and len(found.provenance.labels) == 5
 
 
