@@ -109,8 +109,9 @@ def log_mel(waveforms: Tensor, config: LogMelConfig) -> Tensor:
         frames = (frames - _PREEMPHASIS * before) * torch.hann_window(config.window, periodic=False, device=frames.device)
         power = torch.fft.rfft(frames, n=config.fft_size).abs().square()
         filters = _build_filters(config.num_mels, config.fft_size, config.sample_rate, *config.edges).to(frames.device)
+        values: Tensor = (power @ filters.T).clamp(min=_LEAST).log()
 
-        return (power @ filters.T).clamp(min=_LEAST).log()
+    return values
 
 
 @lru_cache(maxsize=8)

@@ -82,8 +82,8 @@ def check_reading(config: EncoderConfig, *, sample_rate: int, normalize: bool) -
         )
     if normalize:
         raise RecipeError(
-            "`task.config.audio.normalize` must be false: the model normalizes spectrograms, by `log_mel_mean` and `log_mel_std` of "
-            "recordings as they are."
+            "`task.config.audio.normalize` must be false: the model normalizes spectrograms, by `log_mel_mean` and `log_mel_std` "
+            "of recordings as they are."
         )
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import d2v_plugin
 from d2v_plugin.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -108,13 +107,14 @@ def test_fine_tuned_evaluated_and_used(command: Any, pretrained: Path, tmp_path:
     where = f"checkpoint.path={out}"
     scored = run(command, "evaluate", tmp_path / "scores", "--config", where, "probing.probes=[]")
     assert "mean_average_precision" in scored.out or "accuracy" in scored.out
+    if kind == "tags":
+        return
     with zipfile.ZipFile(words / "words.zip") as archive:
         archive.extractall(tmp_path / "wav")
-    folder = tmp_path / "wav"
-    longest = max(folder.rglob("*.*"), key=lambda file: file.stat().st_size)
+    inputs = tmp_path / "wav"
+    num_files = sum(file.is_file() for file in inputs.rglob("*"))
 
-    run(command, "predict", tmp_path / "answers", "--config", where, f"inputs={longest.parent}")
-    run(command, "extract", tmp_path / "features", "--config", where)
-    model = d2v_plugin.load(out)
-    answer = model.answer(longest)
-    print([*(tmp_path / "answers").iterdir()], [*(tmp_path / "features").iterdir()], answer, scored.out)
+    run(command, "predict", tmp_path / "answers", "--config", where, f"inputs={inputs}")
+    assert len((tmp_path / "answers" / "predictions.jsonl").read_text().splitlines()) == num_files
+    run(command, "extract", tmp_path / "features", "--config", where, "features.pooling=cls", "task.config.split=valid")
+    assert sorted((tmp_path / "features").rglob("*.npy")) or sorted((tmp_path / "features").rglob("*.safetensors"))

@@ -75,9 +75,9 @@ def draw_span(keys: Tensor, size: int, lengths: Tensor, share: float, stream: in
 
     :param lengths: (R, 1) how many positions of each row count; the span lies inside them.
     """
-    length, place = uniform(keys, 2, stream=stream).split(1, dim=1)
-    length = length * share * lengths
-    start = (place * (lengths - length)).long()
+    draws = uniform(keys, 2, stream=stream)
+    length = draws[:, :1] * share * lengths
+    start = (draws[:, 1:] * (lengths - length)).long()
     positions = torch.arange(size, device=keys.device)
 
     return (positions >= start) & (positions < start + length.long())

@@ -45,7 +45,8 @@ def is_eat(settings: Mapping[str, Any], student: Mapping[str, Tensor]) -> bool:
     positions = student.get(f"modality_encoders.IMAGE{_POSITIONS}")
     if positions is None or image.get("in_chans", 3) != 1:
         return False
-    return positions.size(1) != (image.get("input_size", 224) // image.get("patch_size", 16)) ** 2
+    side: int = image.get("input_size", 224) // image.get("patch_size", 16)
+    return positions.size(1) != side**2
 
 
 def as_audio(settings: Mapping[str, Any], positions: Tensor) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class SpectrogramFrontend(Frontend):
     modality = Modality.AUDIO
     num_spatial_dims = 2
     project_features = None
+    local_encoder: PatchEmbedding
 
     def __init__(self, config: Data2VecConfig, spectrogram: SpectrogramFrontendConfig) -> None:
         super().__init__(config, spectrogram, context_norm=True)
@@ -43,7 +44,7 @@ class SpectrogramFrontend(Frontend):
         if inputs.dim() == 2:
             inputs = self.compute_spectrogram(inputs, padding_mask)
         # One channel: (N, F, B) -> (N, 1, F, B)
-        image = inputs.unsqueeze(1).to(self.local_encoder["proj"].weight.dtype)
+        image = inputs.unsqueeze(1).to(self.local_encoder["proj"].get_parameter("weight").dtype)
         return scale_gradient(self.local_encoder, image, self.local_grad_scale)
 
     @override
