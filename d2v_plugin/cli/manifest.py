@@ -38,6 +38,7 @@ RANGES = {
     "workers": (1, 1024),
     "vocabulary_size": (1, 1 << 24),
     "sample_rate": (1, 10_000_000),
+    "channels": (1, 1 << 16),
     "min_samples": (0, 1 << 40),
     "segment_seconds": (1e-6, 1e9),
 }
@@ -91,6 +92,8 @@ def make_parser() -> argparse.ArgumentParser:
             made.add_argument("--reread", action="store_true", help="also read files that have not changed since the last run")
             made.add_argument("--labels", help="`folders` (the first folder below SRC is the class), or a file of path<TAB>label")
     audio, text = kinds.choices["audio"], kinds.choices["text"]
+    channels = "as which images are read (default: 3; 1 = grey): report.json has their means and deviations"
+    kinds.choices["image"].add_argument("--channels", type=int, default=3, help=channels)
     audio.add_argument("--sample-rate", type=int, default=16_000, help="rate of the model; others are noted in a column")
     audio.add_argument("--min-samples", type=int, help="drop what is shorter (default: 400, what makes the first frame)")
     audio.add_argument("--transcripts", help="a file of path<TAB>transcript, for speech recognition")
@@ -165,7 +168,7 @@ def make(args: argparse.Namespace) -> object:
         )
     common |= {"labels": args.labels, "shard_size": shard_size, "reread": args.reread}
     if args.kind == "image":
-        return prepare_images(sources, args.out, **common)
+        return prepare_images(sources, args.out, num_channels=args.channels, **common)
     if args.fairseq and (args.labels or args.transcripts or args.segment_seconds or shard_size):
         raise UsageError("`--fairseq` cannot be combined with labels, transcripts, `--segment-seconds` or `--shard-size`.")
     if args.transcripts and (args.labels or args.segment_seconds):

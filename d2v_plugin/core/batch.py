@@ -16,7 +16,7 @@ Grid = tuple[int, int]
 
 def as_grid(size: int | Sequence[int]) -> Grid:
     """Height and width as settings give them: two numbers, or one for both."""
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = size if isinstance(size, Sequence) else (size, size)
     return height, width
 
 

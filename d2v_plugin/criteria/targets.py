@@ -39,6 +39,10 @@ class TargetConfig:
     layer_norm_layers: bool = False
     """Normalise each token of each layer over its channels."""
 
+    separate_layers: bool = False
+    """Keep the layers apart instead of averaging them: each is predicted with a projection of its own, and they count equally.
+    What follows the average is done to each."""
+
     layer_norm: bool = False
     """Normalise each token of the average over its channels."""
 
@@ -62,12 +66,13 @@ class TargetConfig:
 
 
 def make_targets(config: TargetConfig, layers: Iterable[Tensor], padding_mask: Tensor | None = None) -> Tensor:
-    """Average K layers; they are summed as they come, never kept together.
+    """Average K layers; they are summed as they come, never kept together, unless they stay apart.
 
     :param layers: the top K layers, each (N, S, D).
     :param padding_mask: (N, S): positions that no statistic may include.
-    :returns: (N, S, D) fp32
+    :returns: (N, S, D) fp32; with ``separate_layers`` (N, S, K·D), layer by layer.
     """
+    kept: list[Tensor] = []
     total: Tensor | None = None
     num_layers = 0
     for layer in layers:
@@ -81,12 +86,20 @@ def make_targets(config: TargetConfig, layers: Iterable[Tensor], padding_mask: T
             layer = _normalize_samples(layer, padding_mask, config.original_axes, whole=True)
         if config.layer_norm_layers:
             layer = F.layer_norm(layer, layer.shape[-1:])
+        if config.separate_layers:
+            kept.append(_normalize_targets(config, layer, padding_mask))
+            continue
         total = layer if total is None else total + layer
         num_layers += 1
+    if kept:
+        return torch.cat(kept, dim=-1)
     if total is None:
         raise ValueError("`layers` must not be empty.")
 
-    targets = total / num_layers
+    return _normalize_targets(config, total / num_layers, padding_mask)
+
+
+def _normalize_targets(config: TargetConfig, targets: Tensor, padding_mask: Tensor | None) -> Tensor:
     if config.layer_norm:
         targets = F.layer_norm(targets, targets.shape[-1:])
     if config.instance_norm:

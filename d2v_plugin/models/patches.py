@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -76,7 +76,7 @@ class PatchConfig(Validatable):
 
 
 def _show(size: int | tuple[int, int]) -> str:
-    return f"{size:,}" if isinstance(size, int) else f"{list(size)}"
+    return f"{list(size)}" if isinstance(size, Sequence) else f"{size:,}"
 
 
 def check_patches(config: PatchConfig) -> Iterator[tuple[bool, str]]:

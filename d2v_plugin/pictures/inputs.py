@@ -21,7 +21,7 @@ def to_rgb(x: Tensor) -> NDArray[Any]:
     """A normalized image as it looked, up to contrast: (C, H, W) -> (H, W, 3), 0 to 1."""
     x = x.detach().float().cpu()
     x = (x - x.min()) / (x.max() - x.min()).clamp_min(1e-6)
-    x = x.expand(3, -1, -1) if x.size(0) == 1 else x[:3]
+    x = x[:1].expand(3, -1, -1) if x.size(0) < 3 else x[:3]
 
     return x.permute(1, 2, 0).numpy()
 

@@ -158,11 +158,12 @@ class Data2Vec1Criterion(DistillationCriterion[Data2Vec1Model]):
 
         # Where the rows mask equally many, this is the order of the rows and their positions.
         positions = mask.flatten().to(torch.uint8).argsort(descending=True, stable=True)[:num_targets]
-        predictions = model.predict(x[:, num_extra:].flatten(0, 1).index_select(0, positions)).float()
+        masked = x[:, num_extra:].flatten(0, 1).index_select(0, positions)
+        predictions = self.project_layers(model.predict(masked)).float()
         all_targets = self.compute_targets(model, batch, local)
         targets = all_targets.flatten(0, 1).index_select(0, positions)
 
-        terms = {"regression_loss": self.distance(predictions, targets) * self.scale(model)}
+        terms = {"regression_loss": self.regress(predictions, targets) * self.scale(model)}
         # Statistics of the batch, not of a target: they count as often as there are targets, which the trainer divides by.
         if config.variance_weight > 0.0:
             terms["variance_loss"] = variance_loss(predictions, config.variance_margin) * config.variance_weight * num_targets

@@ -176,7 +176,8 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
         local = model.extract_local(batch.inputs, batch.padding_mask, modality=batch.modality)
         views = self.draw_views(model, batch, local, step, mask)
         x = model.encode_views(local, views)
-        predictions = self.predict(model, frontend, x[:, num_extra:], views, noise)
+        decoded = self.predict(model, frontend, x[:, num_extra:], views, noise)
+        predictions = [self.project_layers(prediction) for prediction in decoded]
 
         targets = self.compute_targets(model, batch, local)
         masked_targets = select_tokens(targets, views.masked)
@@ -190,7 +191,7 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
             cls_loss = self._regress_samples(self._pool_views(x, num_extra, views), targets, padding_mask, views)
             terms["cls_loss"] = cls_loss * scale * config.cls_weight
         if config.reconstruction_weight > 0.0:
-            reconstruction_loss = self._reconstruct_pixels(model, batch, predictions[0], views)
+            reconstruction_loss = self._reconstruct_pixels(model, batch, decoded[0], views)
             terms["reconstruction_loss"] = reconstruction_loss * scale * config.reconstruction_weight
 
         observation = Observation(local.x.detach(), targets, predictions[0].detach(), local.padding_mask)
@@ -237,7 +238,7 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
 
     def _regress_tokens(self, predictions: list[Tensor], masked_targets: Tensor) -> Tensor:
         """The regression of masked tokens, summed over them and over the decoders."""
-        return torch.stack([self.distance(prediction, masked_targets) for prediction in predictions]).sum()
+        return torch.stack([self.regress(prediction, masked_targets) for prediction in predictions]).sum()
 
     def _pool_views(self, x: Tensor, num_extra: int, views: Views) -> Tensor:
         """What stands for each view as a whole: (N·M, X + K, D) -> (N·M, D)."""
@@ -249,11 +250,14 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
         return mean_valid(x[:, num_extra:], padding_mask)
 
     def _regress_samples(self, x: Tensor, targets: Tensor, padding_mask: Tensor | None, views: Views) -> Tensor:
-        """The regression of each sample's mean target.
+        """The regression of each sample's mean target, over layers too if they are kept apart.
 
         :param x: (N·M, D) what the encoder makes of each view as a whole.
         :param padding_mask: (N, S) what the mean leaves out.
         """
+        if self.layer_proj is not None:
+            # (N, S, K·D) -> (N, S, K, D) -> (N, S, D)
+            targets = targets.unflatten(-1, (-1, x.size(-1))).mean(dim=-2)
         means = mean_valid(targets, padding_mask).repeat_interleave(views.num_views, dim=0)
 
         # Each view counts as often as it has targets: the trainer's normalisation then leaves a mean over the views.

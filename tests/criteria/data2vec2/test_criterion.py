@@ -23,6 +23,7 @@ from d2v_plugin.masking.random_blocks import (
     RandomMaskConfig,
     RandomMaskSampler,
 )
+from d2v_plugin.models.base import drop_criterion
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, DecoderConfig
 from d2v_plugin.models.data2vec2.factory import create_model
@@ -131,6 +132,25 @@ def test_options_change_what_is_predicted(make_trained: MakeTrained) -> None:
     assert loss(targets=TargetConfig(num_layers=2, end_of_block=True)) != default
     assert loss(targets=TargetConfig(num_layers=3)) != default
     assert loss(cls_weight=1.0) > default
+
+
+def test_layers_that_are_kept_apart_have_each_a_projection(make_trained: MakeTrained) -> None:
+    model = make_trained("image_tiny", targets=TargetConfig(num_layers=2, separate_layers=True), cls_weight=0.01)
+    criterion = model.criterion
+    output = model(images(0, 1), STEP)
+    output.loss.backward()
+
+    projection = model.get_parameter("criterion.layer_proj.weight")
+    assert projection.shape == (2 * 96, 96) and projection.grad is not None
+    assert all(bool(rows.any()) for rows in projection.grad.view(2, 96, 96))
+    # Predicting nothing costs the mean of both layers' squares, whatever their number.
+    with torch.no_grad():
+        for parameter in criterion.layer_proj.parameters():  # type: ignore[union-attr]
+            parameter.zero_()
+    metrics, targets = model(images(0, 1), STEP).metrics, output.observation.targets
+    assert targets.shape[-1] == 2 * 96
+    assert metrics["regression_loss"].item() == pytest.approx(float(targets.square().mean()) * 96**0.5, rel=0.1)
+    assert "layer_proj" not in "".join(drop_criterion(model.state_dict()))
 
 
 def test_pixels_are_reconstructed_through_a_head_of_their_own(make_trained: MakeTrained) -> None:

@@ -216,7 +216,7 @@ def test_pre_norm_keeps_the_residual() -> None:
 
 
 def test_wrong_input_is_refused_with_its_shape() -> None:
-    with pytest.raises(ValueError, match=r"8 x 8 patches.*\(1, 3, 30, 32\)"):
+    with pytest.raises(ValueError, match=r"patches of 4 x 4 pixels.*\(1, 3, 30, 32\)"):
         create_model(ARCHS["image_tiny"]()).extract_features(torch.zeros(1, 3, 30, 32))
     with pytest.raises(ValueError, match="at most 128 tokens"):
         create_model(ARCHS["text_tiny"]()).extract_features(torch.zeros(1, 200, dtype=torch.int64))
