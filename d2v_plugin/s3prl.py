@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.models.spectrograms import sees_spectrograms
 from d2v_plugin.weights.loading import load
 from d2v_plugin.weights.sources import Weights
 
@@ -34,6 +35,8 @@ class UpstreamExpert(nn.Module):
         super().__init__()
         model = load(ckpt, weights=weights)
         blocks = model.blocks_of(Modality.AUDIO)
+        if sees_spectrograms(model.config):
+            raise ValueError(f"{ckpt} sees spectrograms: its tokens are patches, and s3prl wants one for each moment.")
 
         # s3prl freezes upstreams itself, unless it is told to fine-tune them.
         self.model = model.requires_grad_(True)

@@ -91,7 +91,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
 
     hugging_face = formats.add_parser(
         "huggingface",
-        help="a model of Hugging Face's transformers: data2vec 1.0, wav2vec2, hubert, roberta, bert, vit, vit_mae or beit",
+        help="a model of Hugging Face's transformers: data2vec 1.0, wav2vec2, hubert, roberta, bert, vit, vit_mae, beit or eat",
         description="Convert a folder of `save_pretrained`; data2vec 1.0 keeps its head and how inputs are read.",
     )
     hugging_face.add_argument("source", type=Path, metavar="IN")

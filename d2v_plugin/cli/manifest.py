@@ -39,6 +39,7 @@ RANGES = {
     "workers": (1, 1024),
     "vocabulary_size": (1, 1 << 24),
     "sample_rate": (1, 10_000_000),
+    "channels": (1, 1 << 16),
     "min_samples": (0, 1 << 40),
     "segment_seconds": (1e-6, 1e9),
 }
@@ -104,6 +105,8 @@ def make_parser() -> argparse.ArgumentParser:
     imported.add_argument("--workers", type=int, help="threads (default: one per processor)")
     imported.add_argument("--reread", action="store_true", help="also read files that have not changed since the last run")
     audio, text = kinds.choices["audio"], kinds.choices["text"]
+    channels = "as which images are read (default: 3; 1 = grey): report.json has their means and deviations"
+    kinds.choices["image"].add_argument("--channels", type=int, default=3, help=channels)
     for made in (audio, imported):
         made.add_argument("--sample-rate", type=int, default=16_000, help="rate of the model; others are noted in a column")
         made.add_argument("--min-samples", type=int, help="drop what is shorter (default: 400, what makes the first frame)")
@@ -199,7 +202,7 @@ def make(args: argparse.Namespace) -> object:
         )
     common |= {"labels": args.labels, "shard_size": shard_size, "reread": args.reread}
     if args.kind == "image":
-        return prepare_images(sources, args.out, **common)
+        return prepare_images(sources, args.out, num_channels=args.channels, **common)
     if args.fairseq and (args.labels or args.transcripts or args.segment_seconds or shard_size):
         raise UsageError("`--fairseq` cannot be combined with labels, transcripts, `--segment-seconds` or `--shard-size`.")
     if args.transcripts and (args.labels or args.segment_seconds):

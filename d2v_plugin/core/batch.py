@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
@@ -15,6 +15,15 @@ from typing_extensions import override
 _MOVED: Final = ("inputs", "ids", "padding_mask", "labels", "scaling")
 """The tensors of a batch that a device gets; lengths stay on the host."""
 
+Grid = tuple[int, int]
+"""Height and width: of an image in pixels or patches."""
+
+
+def as_grid(size: int | Sequence[int]) -> Grid:
+    """Height and width as settings give them: two numbers, or one for both."""
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return height, width
+
 
 class Modality(str, Enum):
     """The three kinds of input; the value is the name used in configurations and file names."""
@@ -22,12 +31,6 @@ class Modality(str, Enum):
     AUDIO = "audio"
     IMAGE = "image"
     TEXT = "text"
-
-    def grid_shape(self, num_tokens: int) -> tuple[int, ...]:
-        """The shape in which tokens lie: (H, W) for images, which are square, (S,) for sequences."""
-        side = round(num_tokens**0.5)
-
-        return (side, side) if self is Modality.IMAGE else (num_tokens,)
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Batch(SupportsDeviceTransfer):
     modality: Modality
 
     inputs: Tensor
-    """Waveforms (N, T) at 16 kHz, images (N, 3, H, W), or token ids (N, S)."""
+    """Waveforms (N, T) at 16 kHz, images (N, C, H, W), or token ids (N, S)."""
 
     ids: Tensor
     """(N,) int64: the index of each sample in its manifest; the same sample has the same id in every epoch."""

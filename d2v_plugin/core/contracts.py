@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
 
-from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.batch import Batch, Grid
 from d2v_plugin.core.random import row_keys
 
 
@@ -53,6 +53,9 @@ class Views:
 
     num_views: int = 1
     """M"""
+
+    grid: Grid | None = None
+    """(H, W) in which the S tokens lie, row by row; None = in a sequence."""
 
     @property
     def mask(self) -> Tensor:

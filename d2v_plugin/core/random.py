@@ -46,6 +46,8 @@ class Stream(IntEnum):
     CHANNELS = 34
     NUM_CHANNEL_SPANS = 35
     FRAME_NOISE = 36
+    HIDDEN_FRAMES = 37
+    HIDDEN_BANDS = 38
 
     # Mixtures of recordings.
     PARTNERS = 40

@@ -52,7 +52,8 @@ class Criterion(Objective, Generic[ModelT]):
         return False
 
     def masks_of(self, model: ModelT, batch: Batch, step: StepInfo) -> Tensor | None:
-        """The masks that :meth:`forward` draws, to look at: (N, M, S), True = masked; None = nothing is masked."""
+        """The masks that :meth:`forward` draws, to look at: (N, M, S), of images (N, M, H, W), True = masked; None = nothing is
+        masked."""
         return None
 
     def teacher_layers(self, model: ModelT, batch: Batch) -> list[Tensor]:
@@ -74,9 +75,9 @@ class MaskingCriterion(Criterion[ModelT]):
     @torch.no_grad()
     def masks_of(self, model: ModelT, batch: Batch, step: StepInfo) -> Tensor:
         local = model.extract_local(batch.inputs, batch.padding_mask, modality=batch.modality)
-        mask = self.draw_views(model, batch, local, step).mask
+        views = self.draw_views(model, batch, local, step)
 
-        return mask.view(batch.num_examples, -1, mask.size(1))
+        return views.mask.view(batch.num_examples, -1, *(views.grid or views.mask.shape[1:]))
 
 
 def criterion_of(model: EncoderModel) -> Criterion[Any] | None:

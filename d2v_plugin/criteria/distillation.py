@@ -70,6 +70,9 @@ class DistillationCriterion(MaskingCriterion[ModelT]):
 
     config: DistillationConfig
     teacher: Teacher[ModelT]
+    layer_proj: nn.Linear | None
+    """With ``targets.separate_layers`` the projections of all K layers, side by side."""
+
     compiled_methods: ClassVar[tuple[str, ...]] = ("add_layer",)
 
     @override
@@ -78,6 +81,10 @@ class DistillationCriterion(MaskingCriterion[ModelT]):
         num_layers = self.config.targets.count_layers(depth)
         if not 1 <= num_layers <= depth:
             raise RecipeError(f"`targets.num_layers` must be between 1 and the model's depth ({depth}), but is {num_layers}.")
+        self.layer_proj = None
+        if self.config.targets.separate_layers:
+            dim, device = model.config.dim, next(model.parameters()).device
+            self.layer_proj = nn.Linear(dim, num_layers * dim, device=device)
 
     @override
     def freeze_constants(self) -> None:
@@ -99,7 +106,7 @@ class DistillationCriterion(MaskingCriterion[ModelT]):
 
     @torch.no_grad()
     def compute_targets(self, model: ModelT, batch: Batch, local: LocalFeatures) -> Tensor:
-        """(N, S, D) fp32; one teacher pass per sample serves all of its views."""
+        """(N, S, D) fp32, or (N, S, K·D) if layers stay apart; one teacher pass per sample serves all of its views."""
         config = self.config.targets
         depth = len(model.blocks)
         top_layers = islice(self.run_teacher(model, batch, local), depth - config.count_layers(depth), None)
@@ -127,9 +134,18 @@ class DistillationCriterion(MaskingCriterion[ModelT]):
 
         return F.smooth_l1_loss(predictions, targets, reduction="sum", beta=beta)
 
+    def project_layers(self, predictions: Tensor) -> Tensor:
+        """Predict each layer that is kept apart: (..., D) -> (..., K·D); otherwise predictions stay as they are."""
+        return predictions if self.layer_proj is None else self.layer_proj(predictions)  # type: ignore[no-any-return]
+
     def scale(self, model: ModelT) -> float:
-        """The factor of all distances."""
+        """The factor of the distances of one layer, or of the average of all."""
         return self.config.loss_scale if self.config.loss_scale is not None else model.config.dim**-0.5
+
+    def regress(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """The :meth:`distance` of (..., D); its mean over layers if they are kept apart, (..., K·D)."""
+        distance = self.distance(predictions, targets)
+        return distance if self.layer_proj is None else distance * self.layer_proj.in_features / self.layer_proj.out_features
 
     def name_metrics(self, **terms: bool) -> None:
         """Announce the metrics of :meth:`sum_up`, given which terms the loss can have."""
@@ -143,7 +159,7 @@ class DistillationCriterion(MaskingCriterion[ModelT]):
         """Add the terms of the loss, and measure.
 
         :param terms: by name, sums over the masked positions.
-        :param predictions, targets: (..., D) at the masked positions.
+        :param predictions, targets: (..., D), or (..., K·D) if layers are kept apart, at the masked positions.
         :param share: of the positions that are masked.
         """
         loss, num_targets = torch.stack(list(terms.values())).sum(), targets[..., 0].numel()

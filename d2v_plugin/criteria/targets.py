@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2v_plugin.core.batch import Grid
 from d2v_plugin.models.statistics import mean_valid
 
 _USUAL_LAYERS: Final = 8
@@ -38,6 +39,10 @@ class TargetConfig:
     layer_norm_layers: bool = False
     """Normalise each token of each layer over its channels."""
 
+    separate_layers: bool = False
+    """Keep the layers apart instead of averaging them: each is predicted with a projection of its own, and they count equally.
+    What follows the average is done to each."""
+
     layer_norm: bool = False
     """Normalise each token of the average over its channels."""
 
@@ -48,6 +53,12 @@ class TargetConfig:
     """Take ``group_norm_layers`` and ``instance_norm`` over the samples of the batch, at each position, instead of over the
     tokens of the sample: what fairseq's data2vec 1.0 for speech does by mistake where neither ``batch_norm_layers`` nor
     ``instance_norm_layers`` is set. Only conversions of foreign checkpoints set it."""
+
+    @property
+    def mean_is_zero(self) -> bool:
+        """Whether the mean of a sample's targets is zero, whatever the sample: then it says nothing of it."""
+        normalized = self.instance_norm_layers and not (self.layer_norm_layers or self.layer_norm)
+        return normalized or (self.instance_norm and not self.original_axes)
 
     def count_layers(self, depth: int) -> int:
         """K for a model of ``depth`` blocks."""
@@ -80,22 +91,31 @@ def make_targets(
     *,
     add: Callable[[TargetConfig, Tensor | None, Tensor, Tensor | None], Tensor] = add_layer,
 ) -> Tensor:
-    """Average K layers; they are summed as they come, never kept together.
+    """Average K layers; they are summed as they come, never kept together, unless they stay apart.
 
     :param layers: the top K layers, each (N, S, D).
     :param padding_mask: (N, S): positions that no statistic may include.
     :param add: :func:`add_layer`, or the same compiled.
-    :returns: (N, S, D) fp32
+    :returns: (N, S, D) fp32; with ``separate_layers`` (N, S, K·D), layer by layer.
     """
+    kept: list[Tensor] = []
     total: Tensor | None = None
     num_layers = 0
     for layer in layers:
+        if config.separate_layers:
+            kept.append(_normalize_targets(config, add(config, None, layer, padding_mask), padding_mask))
+            continue
         total = add(config, total, layer, padding_mask)
         num_layers += 1
+    if kept:
+        return torch.cat(kept, dim=-1)
     if total is None:
         raise ValueError("`layers` must not be empty.")
 
-    targets = total / num_layers
+    return _normalize_targets(config, total / num_layers, padding_mask)
+
+
+def _normalize_targets(config: TargetConfig, targets: Tensor, padding_mask: Tensor | None) -> Tensor:
     if config.layer_norm:
         targets = F.layer_norm(targets, targets.shape[-1:])
     if config.instance_norm:
@@ -136,17 +156,17 @@ def _normalize_tokens(x: Tensor, padding_mask: Tensor | None, eps: float = 1e-5)
     return (x - mean) * torch.rsqrt(variance + eps)
 
 
-def normalize_patches(images: Tensor, patch_size: int) -> Tensor:
+def normalize_patches(images: Tensor, patch: Grid) -> Tensor:
     """Cut images into patches and give the pixels of each zero mean and unit variance (MAE, section 3).
 
     :param images: (N, C, H, W)
-    :param patch_size: P, in pixels.
-    :returns: (N, S, P·P·C) fp32, patches row by row, the channels of a pixel adjacent.
+    :param patch: (P, Q), height and width of a patch in pixels.
+    :returns: (N, S, P·Q·C) fp32, patches row by row, the channels of a pixel adjacent.
     """
-    num_samples, channels, height, width = images.shape
+    (down, across), (height, width) = patch, images.shape[-2:]
 
-    # (N, C, H, W) -> (N, C, H/P, P, W/P, P) -> (N, H/P, W/P, P, P, C)
-    x = images.float().view(num_samples, channels, height // patch_size, patch_size, width // patch_size, patch_size)
+    # (N, C, H, W) -> (N, C, H/P, P, W/Q, Q) -> (N, H/P, W/Q, P, Q, C)
+    x = images.float().view(*images.shape[:2], height // down, down, width // across, across)
     x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
     variance, mean = torch.var_mean(x, dim=-1, keepdim=True)
 

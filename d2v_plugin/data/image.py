@@ -19,10 +19,13 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as transforms
 from typing_extensions import override
 
+from d2v_plugin.core.batch import Grid, as_grid
 from d2v_plugin.core.validation import report
 from d2v_plugin.data.bad_samples import SampleError
+from d2v_plugin.data.color_jitter import ColorJitterConfig, jitter_colors
 from d2v_plugin.data.files import Location, read_bytes
 from d2v_plugin.data.headers import PILLOW_BYTES, check_picture, check_size, find_kind, has_alpha
+from d2v_plugin.data.image_channels import ARRAY_MAGIC, decode_channels, read_array
 from d2v_plugin.data.random import Purpose, draw_uniform
 
 FORMATS: Final = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF")
@@ -43,35 +46,20 @@ _MAX_ASPECT = 16
 
 
 @dataclass(kw_only=True)
-class ColorJitterConfig:
-    """Random changes of colour, as in data2vec 1.0 (which uses 0.4 for all three)."""
-
-    brightness: float = 0.0
-    """The factor is drawn from [1 - brightness, 1 + brightness]."""
-
-    contrast: float = 0.0
-    """As ``brightness``."""
-
-    saturation: float = 0.0
-    """As ``brightness``."""
-
-    @property
-    def is_off(self) -> bool:
-        return not (self.brightness or self.contrast or self.saturation)
-
-
-@dataclass(kw_only=True)
 class ImageReadingConfig(Validatable):
     """Settings of how images become tensors."""
 
-    size: int = 224
-    """Height and width, in pixels, of what the model sees."""
+    size: int | tuple[int, int] = 224
+    """Height and width, in pixels, of what the model sees; one number = both."""
+
+    sizes: Sequence[int | tuple[int, int]] = ()
+    """Training draws the size of an update from these, all as likely; empty = it is always ``size``."""
 
     crop_scale: Sequence[float] = (0.2, 1.0)
     """Smallest and largest area of the random crop, as a share of the image."""
 
     crop_ratio: Sequence[float] = (3 / 4, 4 / 3)
-    """Smallest and largest width / height of the random crop."""
+    """Smallest and largest width / height of the random crop, as a multiple of that of ``size``."""
 
     flip: float = 0.5
     """Probability of a horizontal flip; 0 where left and right matter, as in writing."""
@@ -83,10 +71,15 @@ class ImageReadingConfig(Validatable):
     """Without augmentation the shorter side is resized to this times ``size``, then the centre is cropped; 1 = no margin."""
 
     mean: Sequence[float] = (0.485, 0.456, 0.406)
-    """Subtracted from the red, green and blue values in [0, 1]; the default is ImageNet's."""
+    """Subtracted from the values of each channel in [0, 1]; the default is ImageNet's, for red, green and blue. There are as many
+    channels as numbers: one = pictures are read as grey."""
 
     std: Sequence[float] = (0.229, 0.224, 0.225)
     """Divides what is left."""
+
+    @property
+    def num_channels(self) -> int:
+        return len(self.mean)
 
     @override
     def validate(self) -> ValidationResult:
@@ -96,6 +89,14 @@ class ImageReadingConfig(Validatable):
             (not resize > 0.0, f"`eval_resize` must be greater than 0, but is {resize}."),
             (not _is_range(scale, most=1.0), f"`crop_scale` must be two numbers, 0 < smallest <= largest <= 1, but is {scale}."),
             (not _is_range(ratio), f"`crop_ratio` must be two numbers, 0 < smallest <= largest, but is {ratio}."),
+            (
+                len(self.mean) != len(self.std) or not self.mean,
+                f"`mean` and `std` must hold a number for each channel, but are {list(self.mean)} and {list(self.std)}.",
+            ),
+            (
+                self.num_channels != 3 and not self.color_jitter.is_off,
+                f"`color_jitter` is for 3 channels, but `mean` has {self.num_channels}; leave it out.",
+            ),
             (not all(map(math.isfinite, self.mean)), f"`mean` must be finite, but is {list(self.mean)}."),
             (not all(map(math.isfinite, self.std)), f"`std` must be finite, but is {list(self.std)}."),
         )
@@ -105,28 +106,34 @@ def _is_range(pair: Sequence[float], *, most: float = math.inf) -> bool:
     return len(pair) == 2 and 0.0 < pair[0] <= pair[1] <= most
 
 
-def decode(location: Location) -> Tensor:
-    """Read an image: (3, H, W) uint8, red, green, blue; see :func:`decode_picture`, which also says whether it is transparent."""
-    return decode_picture(location)[0]
+def decode(location: Location, num_channels: int = 3) -> Tensor:
+    """Read an image: (C, H, W) uint8; see :func:`decode_picture`, which also says whether it is transparent."""
+    return decode_picture(location, num_channels)[0]
 
 
-def decode_picture(location: Location) -> tuple[Tensor, bool]:
+def decode_picture(location: Location, num_channels: int = 3) -> tuple[Tensor, bool]:
     """Read an image: (3, H, W) uint8, red, green, blue, and whether any of it is transparent.
 
     Grey, palette, CMYK and 16-bit images are converted; what is transparent lies on white; a rotation noted in EXIF is applied;
     of an animation, or a file of several pages, the first is used.
 
-    :raises SampleError: the file is empty, too damaged or too large, or a format that is not read.
+    :param num_channels: C; 1 = grey, 4 = with transparency. Of other numbers there are arrays alone (``.npy``). Unless they are
+        three, channels of 16 bits keep them: (C, H, W) fp32 in the range of 8 bits.
+    :raises SampleError: the file is empty, too damaged or too large, a format that is not read, or has other channels.
     :raises OSError: it cannot be read.
     :raises RuntimeError: it is damaged.
     """
     data = read_bytes(location)
     if not data:
         raise SampleError("The file is empty.")
+    if data.startswith(ARRAY_MAGIC):
+        return read_array(data, num_channels), False
     kind = find_kind(data)
     if kind is None:
         raise SampleError(f"The file is no picture of a format that is read ({', '.join(FORMATS)}).")
     check_picture(data)
+    if num_channels != 3:
+        return decode_channels(data, kind, num_channels), False
     if kind not in ("JPEG", "PNG") or (kind == "PNG" and has_alpha(data)):
         return _decode_by_pillow(data, kind)
     image: Tensor = decode_image(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB, apply_exif_orientation=True)
@@ -185,28 +192,36 @@ def _lay_on_white(image: Tensor) -> tuple[Tensor, bool]:
     return colors, True
 
 
-def augment(image: Tensor, config: ImageReadingConfig, seed: int, epoch: int, sample_id: int) -> Tensor:
-    """Jitter, crop, resize and flip. (3, H, W) -> (3, size, size), uint8."""
+def augment(image: Tensor, config: ImageReadingConfig, seed: int, epoch: int, sample_id: int, size: Grid | None = None) -> Tensor:
+    """Jitter, crop, resize and flip. (C, H, W) -> (C, height, width), of the same type.
+
+    :param size: None = that of the settings.
+    """
+    new_height, new_width = as_grid(config.size) if size is None else size
     draws = draw_uniform(seed, epoch, Purpose.AUGMENTATION, sample_id, 2 * _NUM_CROP_TRIES + 7).tolist()
     if not config.color_jitter.is_off:
         # Of the whole picture, as in BEiT: changes of contrast are about its mean.
-        image = _jitter_colors(image, config.color_jitter, draws[-5:-1])
-    left, top, width, height = choose_crop(image.size(-1), image.size(-2), config, draws)
-    image = _resize(image.numpy()[:, top : top + height, left : left + width], config.size, config.size)
+        image = jitter_colors(image, config.color_jitter, draws[-5:-1])
+    left, top, width, height = choose_crop(image.size(-1), image.size(-2), config, draws, new_width / new_height)
+    image = _resize(image.numpy()[:, top : top + height, left : left + width], new_height, new_width)
     if draws[-1] < config.flip:
         image = image.flip(-1)
 
     return image
 
 
-def choose_crop(width: int, height: int, config: ImageReadingConfig, draws: Sequence[float]) -> tuple[int, int, int, int]:
+def choose_crop(
+    width: int, height: int, config: ImageReadingConfig, draws: Sequence[float], aspect: float = 1.0
+) -> tuple[int, int, int, int]:
     """Choose a crop of random area, shape and place, as torchvision's ``RandomResizedCrop`` does.
 
     :param draws: at least 22 numbers in [0, 1).
+    :param aspect: width / height of what it becomes, by which the ratios of the settings are multiplied.
     :returns: left, top, width and height.
     """
     shapes = iter(draws)
-    low, high = (math.log(ratio) for ratio in config.crop_ratio)
+    narrowest, widest = (ratio * aspect for ratio in config.crop_ratio)
+    low, high = math.log(narrowest), math.log(widest)
     smallest, largest = config.crop_scale
     across, down = draws[2 * _NUM_CROP_TRIES : 2 * _NUM_CROP_TRIES + 2]
     for _ in range(_NUM_CROP_TRIES):
@@ -217,7 +232,6 @@ def choose_crop(width: int, height: int, config: ImageReadingConfig, draws: Sequ
             return int(across * (width - w + 1)), int(down * (height - h + 1)), w, h
 
     # No try fits: the largest centred crop of an allowed shape.
-    narrowest, widest = config.crop_ratio
     w = min(width, round(height * widest))
     h = min(height, round(width / narrowest))
 
@@ -225,7 +239,7 @@ def choose_crop(width: int, height: int, config: ImageReadingConfig, draws: Sequ
 
 
 def fit(image: Tensor, config: ImageReadingConfig) -> Tensor:
-    """Resize and crop the centre, without randomness. (3, H, W) -> (3, size, size), uint8.
+    """Resize and crop the centre, without randomness. (C, H, W) -> (C, height, width), of the same type.
 
     Of an image more than 16 times as long as wide only the middle is resized: a line of pixels would become gigabytes.
     """
@@ -233,17 +247,18 @@ def fit(image: Tensor, config: ImageReadingConfig) -> Tensor:
     if max(image.shape[-2:]) > longest:
         image = transforms.center_crop_image(image, [min(side, longest) for side in image.shape[-2:]])
     height, width = image.shape[-2:]
-    side = max(config.size, round(config.size * config.eval_resize))
-    scale = side / min(height, width)
-    image = _resize(image.numpy(), max(side, round(height * scale)), max(side, round(width * scale)))
+    size = as_grid(config.size)
+    down, across = (max(side, round(side * config.eval_resize)) for side in size)
+    scale = max(down / height, across / width)
+    image = _resize(image.numpy(), max(down, round(height * scale)), max(across, round(width * scale)))
 
-    cropped: Tensor = transforms.center_crop_image(image, [config.size, config.size])
+    cropped: Tensor = transforms.center_crop_image(image, list(size))
 
     return cropped
 
 
 def normalize(images: Sequence[Tensor], config: ImageReadingConfig) -> Tensor:
-    """Stack and scale. N × (3, S, S) uint8 -> (N, 3, S, S) float32."""
+    """Stack and scale. N × (C, H, W) -> (N, C, H, W) float32."""
     normalized = np.empty((len(images), *images[0].shape), dtype=np.float32)
     normalizer = Normalizer(config)
     for image, place in zip(images, normalized, strict=True):
@@ -256,8 +271,8 @@ class Normalizer:
 
     def __init__(self, config: ImageReadingConfig) -> None:
         # (x / 255 - mean) / std = x · scale + shift
-        self._scale = 1 / (255 * np.array(config.std, dtype=np.float32).reshape(3, 1, 1))
-        self._shift = -255 * np.array(config.mean, dtype=np.float32).reshape(3, 1, 1) * self._scale
+        self._scale = 1 / (255 * np.array(config.std, dtype=np.float32).reshape(-1, 1, 1))
+        self._shift = -255 * np.array(config.mean, dtype=np.float32).reshape(-1, 1, 1) * self._scale
 
     @property
     def scaling(self) -> Tensor:
@@ -265,36 +280,26 @@ class Normalizer:
         return torch.from_numpy(np.stack([self._scale, self._shift]))
 
     def write(self, image: Tensor, place: NDArray[np.float32]) -> None:
-        """Scale. (3, S, S) uint8 -> (3, S, S) float32."""
+        """Scale. (C, H, W) -> (C, H, W) float32."""
         place[...] = image.numpy()
         place *= self._scale
         place += self._shift
 
 
-def _resize(image: NDArray[np.uint8], height: int, width: int) -> Tensor:
-    """(3, H, W) -> (3, height, width)"""
+def _resize(image: NDArray[np.uint8] | NDArray[np.float32], height: int, width: int) -> Tensor:
+    """(C, H, W) -> (C, height, width)"""
     if image.shape[-2:] == (height, width):
         return torch.from_numpy(image)
     # PyTorch resizes whole pixels, the layout in which images are decoded, and converts others there and back: also a crop,
     # unless it is copied and comes as a batch of one. Views are NumPy's, because with PyTorch each lets other threads interrupt.
-    # (3, H, W) -> (1, 3, H, W), channels last
+    # (C, H, W) -> (1, C, H, W), channels last
     pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(1, 2, 0))[None]).permute(0, 3, 1, 2)
     return interpolate(pixels, (height, width), mode="bicubic", antialias=True)[0]
 
 
-def _jitter_colors(image: Tensor, config: ColorJitterConfig, draws: Sequence[float]) -> Tensor:
-    """Change brightness, contrast and saturation, in a random order."""
-    order, *amounts = draws
-    steps = [
-        (config.brightness, transforms.adjust_brightness_image),
-        (config.contrast, transforms.adjust_contrast_image),
-        (config.saturation, transforms.adjust_saturation_image),
-    ]
-    rank = int(order * 6)
-    permutation = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)][rank]
-    for index in permutation:
-        strength, adjust = steps[index]
-        if strength:
-            image = adjust(image, max(0.0, 1 - strength) + amounts[index] * (1 + strength - max(0.0, 1 - strength)))
-
-    return image
+def draw_size(config: ImageReadingConfig, seed: int, update: int) -> Grid:
+    """Draw the height and width of an update."""
+    if not config.sizes:
+        return as_grid(config.size)
+    (place,) = draw_uniform(seed, update, Purpose.SIZE, 0, 1)
+    return as_grid(config.sizes[int(place * len(config.sizes))])

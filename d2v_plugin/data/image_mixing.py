@@ -55,7 +55,7 @@ class MixingConfig(Validatable):
 def erase(image: Tensor, probability: float, *, seed: int, epoch: int, sample_id: int) -> None:
     """Put noise into a random rectangle, in place (random erasing, arXiv 1708.04896; one rectangle of 2 to 33 % of the area).
 
-    :param image: (3, H, W) normalised.
+    :param image: (C, H, W) normalised.
     """
     draws = draw_uniform(seed, epoch, Purpose.ERASING, sample_id, 1 + 4 * _NUM_TRIES)
     if draws[0] >= probability:
@@ -70,8 +70,8 @@ def erase(image: Tensor, probability: float, *, seed: int, epoch: int, sample_id
         if h < height and w < width:
             top, left = int(down * (height - h + 1)), int(across * (width - w + 1))
             # The same stream, behind what was drawn above.
-            noise = draw_uniform(seed, epoch, Purpose.ERASING, sample_id, len(draws) + 3 * h * w)[len(draws) :]
-            image[:, top : top + h, left : left + w] = torch.from_numpy(ndtri(noise)).view(3, h, w).clamp_(-6.0, 6.0)
+            noise = draw_uniform(seed, epoch, Purpose.ERASING, sample_id, len(draws) + image.size(0) * h * w)[len(draws) :]
+            image[:, top : top + h, left : left + w] = torch.from_numpy(ndtri(noise)).view(-1, h, w).clamp_(-6.0, 6.0)
             return
 
 
@@ -84,7 +84,7 @@ def mix(images: Tensor, shares: Tensor, pairs: Sequence[tuple[int, int]], keys: 
         *, seed: int) -> None:  # fmt: skip
     """Mix pairs of samples, in place.
 
-    :param images: (N, 3, H, W)
+    :param images: (N, C, H, W)
     :param shares: (N, C) of all classes.
     :param pairs: rows of ``images`` that belong together.
     :param keys: (epoch, sample id) of the first of each pair: what is drawn depends on these.

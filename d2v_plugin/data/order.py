@@ -31,6 +31,9 @@ class RowBatch:
     epochs: Rows
     """(N,) the epoch of each row, from 0."""
 
+    update: int = 0
+    """The update that they are read for, from 0; other passes and ranks of it have the same."""
+
 
 @dataclass(frozen=True)
 class Plan:

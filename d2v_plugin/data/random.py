@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     ERASING = 7
     MIXING = 8
     DATASET = 9
+    SIZE = 10
 
 
 def draw_words(seed: int, epoch: int, purpose: Purpose, sample_id: int, count: int) -> NDArray[np.uint64]:

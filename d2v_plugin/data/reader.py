@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -198,7 +199,8 @@ def _read_pass(order: Order, share: Share, read: ReadBatch, bad_samples: BadSamp
     """Read a forward pass of one rank. No method of the reader, which the native pipeline would keep alive for ever."""
     start, stop = share.find_items(pass_nr)
     first = start
-    while (batch := read(order.read(start, stop))) is None:
+    update = pass_nr // share.num_accumulate
+    while (batch := read(replace(order.read(start, stop), update=update))) is None:
         # fairseq2 would wait for ever for a rank that computes nothing.
         bad_samples.raise_if_too_many()
         if stop - first >= 2 * order.num_items:

@@ -44,7 +44,7 @@ def draw_batch(model: AnyModel, modality: Modality) -> Batch:
     generator = torch.Generator().manual_seed(_SEED)
     config = model.config.frontends[modality]
     if modality is Modality.IMAGE:
-        inputs = torch.randn(2, config.num_channels, config.image_size, config.image_size, generator=generator)
+        inputs = torch.randn(2, config.num_channels, *config.image_shape, generator=generator)
         return Batch(modality, inputs, torch.arange(2))
 
     if modality is Modality.AUDIO:

@@ -76,6 +76,7 @@ def export_model(
         raise CheckpointError(unknown_name("format", format, FORMATS))
     check_place(out, force=force)
     exportable = read_exportable(path, resolver, weights=weights, head=head)
+    _check_square(exportable, format)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as aside:
@@ -88,6 +89,19 @@ def export_model(
         put_in_place(new, out)
 
     return Export(sorted(path for path in out.rglob("*") if path.is_file()), differences, exportable)
+
+
+def _check_square(exportable: Exportable, format: str) -> None:
+    image = exportable.model.config.image
+    if (
+        format in ("huggingface", "timm")
+        and image is not None
+        and not (isinstance(image.image_size, int) and isinstance(image.patch_size, int))
+    ):
+        raise CheckpointError(
+            f"The format `{format}` has square images and patches alone, but {exportable.path} has `image_size` "
+            f"{list(image.image_shape)} and `patch_size` {list(image.patch_shape)}; choose `torch_export` or `onnx`."
+        )
 
 
 def check_place(out: Path, *, force: bool) -> None:

@@ -14,6 +14,7 @@ from d2v_plugin.core.batch import Modality
 from d2v_plugin.data.order import Rows
 from d2v_plugin.layers.attention import LONG
 from d2v_plugin.models.base import EncoderModel, Features
+from d2v_plugin.models.spectrograms import sees_spectrograms
 
 SAMPLE_RATE: Final = 16_000
 
@@ -25,13 +26,15 @@ def iterate_chunks(model: EncoderModel, waveform: Tensor, chunk_seconds: float) 
     """The features of a recording chunk by chunk, each frame once: what one that fits into a chunk gets is exact.
 
     Frames see at least an eighth of a chunk before and after them. Whatever a model normalizes over time (group norm), it
-    normalizes within a chunk.
+    normalizes within a chunk; every chunk has extra tokens of its own, and absolute positions count from its start.
 
     :param waveform: (1, T)
     """
-    stride = model.config.frontends[Modality.AUDIO].samples_per_frame
-    width = model.shortest_input(Modality.AUDIO)
-    num_frames = model.output_length(waveform.size(1), Modality.AUDIO)
+    config = model.config.frontends[Modality.AUDIO]
+    stride, width = config.samples_per_frame, model.shortest_input(Modality.AUDIO)
+    # Of spectrograms a frame is a row of patches.
+    columns = getattr(config, "columns", 1)
+    num_frames = model.output_length(waveform.size(1), Modality.AUDIO) // columns
     chunk = max(8, int(chunk_seconds * SAMPLE_RATE) // stride)
     if num_frames <= chunk:
         yield model.extract_features(waveform, modality=Modality.AUDIO)
@@ -42,20 +45,25 @@ def iterate_chunks(model: EncoderModel, waveform: Tensor, chunk_seconds: float) 
         stop = min(num_frames, start + chunk - 2 * overlap)
         first, last = max(0, start - overlap), min(num_frames, stop + overlap)
         part = model.extract_features(waveform[:, first * stride : (last - 1) * stride + width], modality=Modality.AUDIO)
-        own = slice(start - first, stop - first)
+        own = slice((start - first) * columns, (stop - first) * columns)
         # Copies, so that what overlaps is not kept.
-        yield Features(part.x[:, own].clone(), None, [layer[:, own].clone() for layer in part.layers], None)
+        layers = [layer[:, own].clone() for layer in part.layers]
+        yield Features(part.x[:, own].clone(), None, layers, part.extra_tokens, part.extra_layers)
 
 
 def estimate_memory(model: EncoderModel, num_samples: int) -> int:
     """Bytes, roughly, that the features of one recording take while they are computed, in fp32."""
     whole: Any = model.config
     config = whole.frontends[Modality.AUDIO]
-    channels, _, stride = config.conv_layers[0]
-    # The output of the first convolution, that of its norm, and what the second makes of them.
-    convolutions = 3 * num_samples // stride * channels
+    if sees_spectrograms(whole):
+        # Frames of the waveform, their spectrum, and its power.
+        convolutions = 3 * num_samples // config.shift * config.fft_size
+    else:
+        channels, _, stride = config.conv_layers[0]
+        # The output of the first convolution, that of its norm, and what the second makes of them.
+        convolutions = 3 * num_samples // stride * channels
     # The outputs of all blocks, and what one keeps on its way.
-    num_frames = num_samples // config.samples_per_frame
+    num_frames = num_samples // config.samples_per_frame * getattr(config, "columns", 1)
     blocks = (len(model.blocks_of(Modality.AUDIO)) + 12) * whole.dim * num_frames
     weights = whole.num_heads * num_frames**2
     attention = 3 * (weights if weights <= LONG else LONG // 8)
@@ -69,7 +77,8 @@ def estimate_shard(model: EncoderModel, lengths: Rows, shard_size: int, num_arra
     :param lengths: (R,) of the recordings, in samples.
     """
     whole: Any = model.config
-    frames = lengths // whole.frontends[Modality.AUDIO].samples_per_frame
+    config = whole.frontends[Modality.AUDIO]
+    frames = lengths // config.samples_per_frame * getattr(config, "columns", 1)
     sizes = [int(frames[start : start + shard_size].sum()) for start in range(0, len(frames), shard_size)]
     copies = 2 if len(sizes) < 2 else 3
 

@@ -101,7 +101,10 @@ class Extractor:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
             for features in iterate_chunks(self.model, waveform.unsqueeze(0), chunk_seconds):
                 for name, layers in self.arrays.items():
-                    frames = _average_layers(features, layers).layers[0][0]
+                    merged = _average_layers(features, layers)
+                    frames = merged.layers[0][0]
+                    if self.pooling == "cls" and merged.extra_layers is not None:
+                        frames = merged.extra_layers[0][0, -1:]
                     parts[name].append(frames.to(self.dtype).cpu() if self.pooling == "none" else compute_moments(frames))
         if self.pooling == "none":
             return {name: torch.cat(found) for name, found in parts.items()}

@@ -109,8 +109,11 @@ class Engine:
             if self.criterion.framewise:
                 logits = torch.cat([self.criterion.apply_head(chunk) for chunk in chunks], dim=1)
             else:
-                x = torch.cat([chunk.x for chunk in chunks], dim=1)
-                logits = self.criterion.apply_head(Features(x, None, [x], None))
+                parts = [(chunk.x, chunk.extra_tokens) for chunk in chunks]
+                x = torch.cat([part for part, _ in parts], dim=1)
+                # What stands for the whole is the mean of what stands for its parts.
+                extra = [tokens for _, tokens in parts if tokens is not None]
+                logits = self.criterion.apply_head(Features(x, None, [x], torch.stack(extra).mean(dim=0) if extra else None))
         (answer,) = self.criterion.answer(logits, None)
 
         return answer

@@ -169,7 +169,7 @@ class ImageFiles(Files):
 
     @override
     def read(self, row: int) -> Any:
-        return fit(decode(Location(str(self._paths[row]))), self._config)
+        return fit(decode(Location(str(self._paths[row])), self._config.num_channels), self._config)
 
 
 class ManifestRows(Samples):
@@ -229,7 +229,7 @@ class ManifestImages(ManifestRows):
 
     @override
     def read(self, row: int) -> Any:
-        return fit(decode(self._manifest.location(row)), self._config)
+        return fit(decode(self._manifest.location(row), self._config.num_channels), self._config)
 
 
 @final

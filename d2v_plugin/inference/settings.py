@@ -20,6 +20,7 @@ from d2v_plugin.data.tokenizers import holds_vocabulary, open_tokenizer
 from d2v_plugin.inference.lines import TextReading
 from d2v_plugin.inference.reading import AudioReader, ImageReader, Reader, TextReader
 from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.models.spectrograms import sees_spectrograms
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.tasks.image import ImagePretrainingTask
 from d2v_plugin.tasks.multimodal import MultimodalPretrainingTask
@@ -87,6 +88,9 @@ class InputSettings:
 def _open_audio(model: EncoderModel, task: Task[Any, Any] | None) -> AudioReader:
     shortest = model.shortest_input(Modality.AUDIO)
     if task is None:
+        if sees_spectrograms(model.config):
+            rate = model.config.frontends[Modality.AUDIO].sample_rate
+            return AudioReader(AudioReadingConfig(sample_rate=rate, normalize=False), shortest)
         return AudioReader(AudioReadingConfig(), shortest)
     config = getattr(task.config, "audio", None)
     if not isinstance(config, AudioReadingConfig):
@@ -97,6 +101,10 @@ def _open_audio(model: EncoderModel, task: Task[Any, Any] | None) -> AudioReader
 
 def _open_images(model: EncoderModel, task: Task[Any, Any] | None) -> ImageReader:
     if task is None:
+        if (num_channels := model.config.frontends[Modality.IMAGE].num_channels) != 3:
+            raise RecipeError(
+                f"Nothing says how images of {num_channels} channel(s) are read: the model is of no run. Name a `task`."
+            )
         return ImageReader(ImageReadingConfig(size=model.config.frontends[Modality.IMAGE].image_size))
     config = getattr(task.config, "image", None)
     if not isinstance(config, ImageReadingConfig):

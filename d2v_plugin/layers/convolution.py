@@ -83,8 +83,8 @@ class ConvBlock(nn.Sequential):
 def convolve_blocks(x: Tensor, blocks: Iterable[nn.Module], padding_mask: Tensor | None, *, residual: bool = False) -> Tensor:
     """Run :class:`ConvBlock` s one after the other.
 
-    :param x: (R, S, C), or (R, H, W, C) without padding.
-    :param padding_mask: (R, S), True = padding; it acts as the zero padding behind a shorter sequence.
+    :param x: (R, S, C), or (R, H, W, C).
+    :param padding_mask: (R, S) or (R, H, W), True = padding; it acts as the zero padding behind a shorter sequence.
     :param residual: add the input of a block to its output where the numbers of channels agree.
     """
     if padding_mask is not None and wants_samples(x):

@@ -42,7 +42,7 @@ class MaskSampler(ABC):
         """Draw one mask for every key.
 
         :param keys: (R,) int64 from :meth:`d2v_plugin.core.contracts.StepInfo.keys`.
-        :param padding_mask: (R, S) bool, True = padding, at the end of the rows; sequences only.
+        :param padding_mask: (R, S) bool, True = padding, at the end: the last rows of a grid.
         :param min_length: the number of valid positions in the shortest row; required with ``padding_mask``. The share of
             masked positions is that of the shortest row; longer rows mask just as many.
         :returns: (R, S) bool, True = masked, rows of an image one after another. Every row masks exactly
@@ -51,9 +51,7 @@ class MaskSampler(ABC):
         """
         if (padding_mask is None) != (min_length is None):
             raise ValueError("`padding_mask` and `min_length` must be specified together.")
-        if padding_mask is not None and len(shape) != 1:
-            raise ValueError(f"`padding_mask` is for sequences, but `shape` is {shape}.")
-        shortest = shape if min_length is None else (min_length,)
+        shortest = shape if min_length is None else (min_length // math.prod(shape[1:]), *shape[1:])
         self.validate(shortest)
 
         # The largest of these numbers are masked: first the preferred cells, at random among equals. No two are equal, since

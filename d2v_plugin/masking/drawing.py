@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.batch import Batch, Grid
 from d2v_plugin.core.contracts import StepInfo, Views
-from d2v_plugin.masking.base import MaskSampler
+from d2v_plugin.masking.base import MaskSampler, Shape
 
 
 def draw_views(
@@ -22,6 +22,7 @@ def draw_views(
     output_length: Callable[[int], int] = int,
     num_views: int = 1,
     avoid_padding: bool = True,
+    grid: Grid | None = None,
     mask: Tensor | None = None,
 ) -> Views:
     """Draw M masked views of each sample; every view masks equally many tokens.
@@ -31,6 +32,7 @@ def draw_views(
     :param output_length: how many tokens an input of so many samples or token ids gives; as many, by default.
     :param num_views: M
     :param avoid_padding: False = draw as if padding were part of the sample, which the original does.
+    :param grid: (H, W) in which the tokens lie, row by row; None = in a sequence.
     :param mask: (N·M, S), True = masked, equally many in every row; None = drawn from (seed, step, sample id, view).
     :raises ValueError: the batch is padded and does not say the length of its shortest sample, or the sampler's settings mask
         nothing or everything of these samples.
@@ -40,9 +42,10 @@ def draw_views(
         padding_mask = padding_mask.repeat_interleave(num_views, dim=0)
 
     if mask is not None:
-        return Views(*split_mask(mask, int(mask[0].sum())), padding_mask, keys, num_views)
+        return Views(*split_mask(mask, int(mask[0].sum())), padding_mask, keys, num_views, grid)
 
-    shape, min_length = batch.modality.grid_shape(length), None
+    shape: Shape = (length,) if grid is None else grid
+    min_length = None
     avoided = padding_mask if avoid_padding else None
     if avoided is not None:
         if batch.min_length is None:
@@ -51,7 +54,7 @@ def draw_views(
     mask = sampler(keys, shape, padding_mask=avoided, min_length=min_length)
     num_masked = sampler.num_masked(shape if min_length is None else min_length)
 
-    return Views(*split_mask(mask, num_masked), padding_mask, keys, num_views)
+    return Views(*split_mask(mask, num_masked), padding_mask, keys, num_views, grid)
 
 
 def split_mask(mask: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:

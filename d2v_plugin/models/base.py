@@ -17,7 +17,7 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
-from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.batch import Batch, Grid, Modality
 from d2v_plugin.core.contracts import LossOutput, Objective, StepInfo
 from d2v_plugin.core.validation import report
 from d2v_plugin.layers.layer_drop import draw_layers
@@ -57,8 +57,11 @@ class EncoderConfig(Validatable):
     @property
     def frontends(self) -> dict[Modality, Any]:
         """The configuration of each modality that the model takes, in the original's order."""
-        configs = {modality: getattr(self, modality.value) for modality in (Modality.TEXT, Modality.AUDIO, Modality.IMAGE)}
+        configs = {modality: self._section(modality) for modality in (Modality.TEXT, Modality.AUDIO, Modality.IMAGE)}
         return {modality: config for modality, config in configs.items() if config is not None}
+
+    def _section(self, modality: Modality) -> Any:
+        return getattr(self, modality.value)
 
     @abstractmethod
     def count_layers(self) -> int:
@@ -86,6 +89,9 @@ class LocalFeatures:
     modality: Modality | None = None
     """Modality of the samples; None = the only one of the model."""
 
+    grid: Grid | None = None
+    """(H, W) in which the S tokens lie, row by row; None = in a sequence."""
+
 
 @dataclass
 class Features:
@@ -105,6 +111,9 @@ class Features:
 
     extra_layers: list[Tensor] | None = None
     """The output of every shared block at the extra tokens, each (N, X, D); None = the model has none."""
+
+    grid: Grid | None = None
+    """(H, W) in which the S tokens lie, row by row; None = in a sequence."""
 
 
 class EncoderModel(nn.Module, ABC):
@@ -191,10 +200,6 @@ class EncoderModel(nn.Module, ABC):
         """The shortest input (samples or token ids) that gives a token."""
         return next(length for length in count(1) if self.output_length(length, modality) > 0)
 
-    def grid_shape(self, num_tokens: int, modality: Modality | None = None) -> tuple[int, ...]:
-        """The shape in which tokens lie: (H, W) for images, (S,) for sequences."""
-        return self.resolve_modality(modality).grid_shape(num_tokens)
-
     @abstractmethod
     def blocks_of(self, modality: Modality) -> Sequence[nn.Module]:
         """All blocks that samples of a modality pass through; each returns its output first."""
@@ -239,18 +244,20 @@ def scale_gradient(function: Callable[[Tensor], Tensor], inputs: Tensor, scale: 
         return scale_grad(x, scale) if 0.0 < scale != 1.0 else x
 
 
-def split_extra(x: Tensor, padding_mask: Tensor | None, layers: Sequence[Tensor], num_extra: int) -> Features:
+def split_extra(x: Tensor, local: LocalFeatures, layers: Sequence[Tensor], num_extra: int) -> Features:
     """Separate extra tokens from the others.
 
     :param x: (N, X + S, D) the encoder's output.
+    :param local: what it was made of.
     :param layers: the outputs of its blocks, likewise.
     """
     return Features(
         x[:, num_extra:],
-        padding_mask,
+        local.padding_mask,
         [layer[:, num_extra:] for layer in layers],
         x[:, :num_extra] if num_extra > 0 else None,
         [layer[:, :num_extra] for layer in layers] if num_extra > 0 else None,
+        local.grid,
     )
 
 

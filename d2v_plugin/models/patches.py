@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,6 +11,7 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor, nn
 from typing_extensions import override
 
+from d2v_plugin.core.batch import Grid, as_grid
 from d2v_plugin.core.validation import report
 
 _MAX_PATCHES: Final = 1 << 14
@@ -17,39 +19,75 @@ _MAX_PATCHES: Final = 1 << 14
 
 @dataclass(kw_only=True)
 class PatchConfig(Validatable):
-    """Square images cut into square patches."""
+    """Images cut into patches."""
 
-    image_size: int = 224
-    """Height and width, in pixels."""
+    image_size: int | tuple[int, int] = 224
+    """Height and width, in pixels; one number = both. Other sizes are taken too, with positions interpolated."""
 
-    patch_size: int = 16
-    """Height and width of a patch, in pixels."""
+    patch_size: int | tuple[int, int] = 16
+    """Height and width of a patch, in pixels; one number = both."""
 
     num_channels: int = 3
     """Channels of the images."""
 
     @property
-    def side(self) -> int:
-        """Patches along each side."""
-        return self.image_size // self.patch_size
+    def image_shape(self) -> Grid:
+        """Height and width, in pixels."""
+        return as_grid(self.image_size)
+
+    @property
+    def patch_shape(self) -> Grid:
+        """Height and width of a patch, in pixels."""
+        return as_grid(self.patch_size)
+
+    @property
+    def grid(self) -> Grid:
+        """Patches down and across."""
+        (height, width), (down, across) = self.image_shape, self.patch_shape
+        return height // down, width // across
+
+    @property
+    def values_per_patch(self) -> int:
+        """Values of a patch in all channels."""
+        return self.num_channels * math.prod(self.patch_shape)
+
+    def cut(self, images: Tensor) -> Grid:
+        """Patches down and across of images (N, C, H, W).
+
+        :raises ValueError: they have other channels, or patches do not divide them.
+        """
+        shape, (down, across) = tuple(images.shape), self.patch_shape
+        if len(shape) != 4 or shape[1] != self.num_channels:
+            raise ValueError(
+                f"`inputs` must be images of {self.num_channels} channel(s), (N, C, H, W), but has the shape {shape}."
+            )
+        if shape[2] % down or shape[3] % across or not images.numel():
+            raise ValueError(f"`inputs` must divide into patches of {down} x {across} pixels, but has the shape {shape}.")
+
+        return shape[2] // down, shape[3] // across
 
     @override
     def validate(self) -> ValidationResult:
+        pairs = zip(self.image_shape, self.patch_shape, strict=True)
         return report(
             (
-                self.patch_size > 0 and self.image_size % self.patch_size != 0,
-                f"`patch_size` must divide `image_size` ({self.image_size}), but is {self.patch_size}.",
+                any(patch > 0 and size % patch for size, patch in pairs),
+                f"`patch_size` must divide `image_size` ({_show(self.image_size)}), but is {_show(self.patch_size)}.",
             )
         )
 
 
+def _show(size: int | tuple[int, int]) -> str:
+    return f"{list(size)}" if isinstance(size, Sequence) else f"{size:,}"
+
+
 def check_patches(config: PatchConfig) -> Iterator[tuple[bool, str]]:
     """Check that an image has a number of patches for which the tables of positions fit into memory."""
-    count = config.side**2
+    count = math.prod(config.grid)
     yield (
         count > _MAX_PATCHES,
-        f"`image.image_size` ({config.image_size:,}) and `image.patch_size` ({config.patch_size}) make {count:,} patches of an "
-        f"image; at most {_MAX_PATCHES:,} are possible.",
+        f"`image.image_size` ({_show(config.image_size)}) and `image.patch_size` ({_show(config.patch_size)}) make {count:,} "
+        f"patches of an image; at most {_MAX_PATCHES:,} are possible.",
     )
 
 
@@ -60,7 +98,7 @@ class PatchEmbedding(nn.ModuleDict):
     """
 
     def __init__(self, config: PatchConfig, dim: int, *, name: str) -> None:
-        super().__init__({name: nn.Conv2d(config.num_channels, dim, config.patch_size, stride=config.patch_size)})
+        super().__init__({name: nn.Conv2d(config.num_channels, dim, config.patch_shape, stride=config.patch_shape)})
 
     def forward(self, x: Tensor) -> Tensor:
         (conv,) = self.values()

@@ -23,6 +23,14 @@ RANGES: Final[Mapping[str, Range]] = {
     **dict.fromkeys(("dim", "ffn_dim", "embed_dim", "num_heads", "num_groups", "position_groups"), _SIZE),
     **dict.fromkeys(("image_size", "patch_size", "num_channels", "kernel_size", "position_width", "conv_layers"), _SIZE),
     "max_positions": (1, 1 << 20),
+    # Spectrograms.
+    "sample_rate": (1, 1 << 20),
+    "num_mels": (1, 4096),
+    **dict.fromkeys(("max_frames", "pad_frames"), (1, 1 << 20)),
+    **dict.fromkeys(("frame_length", "frame_shift"), (0.1, 1e4)),
+    **dict.fromkeys(("low_freq", "high_freq"), (-1e6, 1e6)),
+    "log_mel_mean": (-1e6, 1e6),
+    "log_mel_std": (0.0, 1e6),
     # Numbers of layers and tokens.
     "depth": (1, 1000),
     **dict.fromkeys(("prenet_depth", "position_depth", "num_layers", "projection_layers", "head_layers"), _COUNT),

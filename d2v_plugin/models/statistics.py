@@ -51,6 +51,50 @@ def describe(x: Tensor, padding_mask: Tensor | None = None) -> Signs:
     return Signs(float((total / x.square().sum()).sqrt()), float(rank), float(variation))
 
 
+@torch.no_grad()
+def rank_me(x: Tensor) -> float:
+    """RankMe, arXiv 2210.02885, equation 1: exp(entropy) of the singular values of (n, D), which is not centred, over their sum."""
+    return _effective_number(torch.linalg.svdvals(x.cpu().double()))
+
+
+@torch.no_grad()
+def lidar(x: Tensor, *, regularization: float = 1e-4) -> float:
+    """LiDAR, arXiv 2312.04000, section 4: exp(entropy) of the eigenvalues of the LDA matrix whose classes are samples.
+
+    :param x: (n, q, D), q views of each of n samples, both at least 2.
+    :param regularization: added to the diagonal of the covariance within samples.
+    """
+    x = x.cpu().double()
+    means = x.mean(dim=1)
+    between, within = means - means.mean(dim=0), (x - means.unsqueeze(1)).flatten(0, 1)
+    values, vectors = torch.linalg.eigh(within.T @ within / len(within))
+    # The eigenvalues of W^-1/2 B W^-1/2 are the squared singular values of the means times W^-1/2.
+    whitened = between @ vectors * (values.clamp(min=0.0) + regularization).rsqrt()
+
+    return _effective_number(torch.linalg.svdvals(whitened).square())
+
+
+@torch.no_grad()
+def alpha_req(x: Tensor) -> float:
+    """Alpha-ReQ, arXiv 2202.05808, section 3: the exponent by which the eigenvalues of the covariance of (n, D) decay.
+
+    The slope of a line through their logarithms over those of their places; 1 is best in the paper, a higher one is nearer collapse.
+    NaN if fewer than two are above rounding.
+    """
+    x = x.cpu().double()
+    spectrum = torch.linalg.svdvals(x - x.mean(dim=0)).square()
+    spectrum = spectrum[spectrum > spectrum.max() * 1e-12]
+    places, values = torch.arange(1, len(spectrum) + 1).double().log(), spectrum.log()
+    centred = places - places.mean()
+
+    return float(-(centred @ values) / centred.square().sum())
+
+
+def _effective_number(values: Tensor) -> float:
+    """exp(entropy) of values over their sum, with both papers' 1e-7 added to each share."""
+    return float(torch.special.entr(values / values.sum() + 1e-7).sum().exp())
+
+
 def mean_valid(x: Tensor, padding_mask: Tensor | None) -> Tensor:
     """Mean over the positions that are no padding: (N, S, ...) -> (N, ...).
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.batch import Batch, Grid, Modality
 from d2v_plugin.models.statistics import token_similarities
 from d2v_plugin.pictures.canvas import WIDTH, count_on, create_figure
 from d2v_plugin.pictures.inputs import SAMPLE_RATE
@@ -27,7 +27,11 @@ GAP = 0.125
 
 
 def draw_features(
-    batch: Batch, student: Sequence[Tensor], teacher: Sequence[Tensor], padding_mask: Tensor | None = None
+    batch: Batch,
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    padding_mask: Tensor | None = None,
+    grid: Grid | None = None,
 ) -> Figure:
     """Draw the first three principal components of each layer's features as red, green and blue.
 
@@ -36,6 +40,7 @@ def draw_features(
     :param student: the output of each block, (N, S, D).
     :param teacher: likewise the teacher's; may be empty.
     :param padding_mask: (N, S), True = padding, which stays white.
+    :param grid: (H, W) of the patches of images.
     """
     models = {"Student": student, "Teacher": teacher}
     colors = {
@@ -44,7 +49,8 @@ def draw_features(
         if layers
     }
 
-    return _draw_maps(batch, colors) if batch.modality is Modality.IMAGE else _draw_strips(batch, colors)
+    # Patches of spectrograms come in the order of time.
+    return _draw_strips(batch, colors) if grid is None or batch.modality is Modality.AUDIO else _draw_maps(batch, colors, grid)
 
 
 def color_by_components(x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
@@ -99,34 +105,34 @@ def draw_similarities(sample: int, layers: Sequence[Tensor]) -> Figure:
     return figure
 
 
-def _draw_maps(batch: Batch, colors: Mapping[str, Tensor]) -> Figure:
+def _draw_maps(batch: Batch, colors: Mapping[str, Tensor], grid: Grid) -> Figure:
     """The input of each sample and a map for each layer: the teacher's beside the student's if that fits, else below."""
     num_samples, num_layers = next(iter(colors.values())).shape[:2]
     rows, columns = (1, len(colors)) if num_layers <= MAX_BESIDE else (len(colors), 1)
     side = min(1.8, (WIDTH - 0.8 - 0.4 * columns) / (1 + columns * num_layers * (1 + GAP)))
     figure = create_figure((side + 0.1) * num_samples * rows + 1.2, COMPONENTS)
     ratios = [1.0, *[num_layers * (1 + GAP)] * columns]
-    grid = figure.subplots(num_samples * rows, 1 + columns, squeeze=False, sharex="col", width_ratios=ratios)
+    cells = figure.subplots(num_samples * rows, 1 + columns, squeeze=False, sharex="col", width_ratios=ratios)
     for sample in range(num_samples):
-        block = grid[sample * rows : (sample + 1) * rows]
+        block = cells[sample * rows : (sample + 1) * rows]
         show_image(block[0, 0], batch.inputs[sample])
         block[0, 0].set_ylabel(f"Sample {int(batch.ids[sample])}\nPixels")
         for axes in block[1:, 0]:
             axes.set_axis_off()
         for axes, (who, x) in zip(block[:, 1:].flat, colors.items(), strict=True):
-            _show_maps(axes, x[sample])
+            _show_maps(axes, x[sample], grid)
             axes.set_ylabel(f"{who}\nPatches")
-    grid[0, 0].set_title("Input", fontsize=12)
-    for axes in grid[-1, 1:]:
+    cells[0, 0].set_title("Input", fontsize=12)
+    for axes in cells[-1, 1:]:
         axes.set_xlabel("Layer")
 
     return figure
 
 
-def _show_maps(axes: Axes, colors: Tensor) -> None:
+def _show_maps(axes: Axes, colors: Tensor, grid: Grid) -> None:
     """(L, S, 3) -> L maps beside each other, a gap between them."""
-    height, width = Modality.IMAGE.grid_shape(colors.size(1))
-    cells: NDArray[Any] = colors.unflatten(1, (height, width)).numpy()
+    height, width = grid
+    cells: NDArray[Any] = colors.unflatten(1, grid).numpy()
     gap = max(1, round(GAP * width))
     canvas = np.full((height, len(cells) * (width + gap) - gap, 3), 255, dtype=np.uint8)
     for layer, cell in enumerate(cells):

@@ -74,7 +74,7 @@ def draw_figures(
 
     if masks is not None:
         figures.pictures["masks"] = render(draw_masks(batch, masks, spell))
-    figures.pictures["features"] = render(draw_features(batch, student, teacher, padding_mask))
+    figures.pictures["features"] = render(draw_features(batch, student, teacher, padding_mask, features.grid))
     figures.pictures["similarities"] = render(draw_similarities(int(batch.ids[0]), samples[0]))
     for name, parameter in model.named_parameters():
         if name.endswith("alibi_scale") and not name.startswith("criterion."):

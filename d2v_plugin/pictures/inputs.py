@@ -1,16 +1,15 @@
-"""Inputs as they are shown: images as red, green and blue, waveforms as spectrograms, masks on their grid."""
+"""Inputs as they are shown: images as red, green and blue; waveforms as spectrograms."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.batch import Batch
 
 SAMPLE_RATE = 16_000
 
@@ -22,7 +21,7 @@ def to_rgb(x: Tensor) -> NDArray[Any]:
     """A normalized image as it looked, up to contrast: (C, H, W) -> (H, W, 3), 0 to 1."""
     x = x.detach().float().cpu()
     x = (x - x.min()) / (x.max() - x.min()).clamp_min(1e-6)
-    x = x.expand(3, -1, -1) if x.size(0) == 1 else x[:3]
+    x = x[:1].expand(3, -1, -1) if x.size(0) < 3 else x[:3]
 
     return x.permute(1, 2, 0).numpy()
 
@@ -36,13 +35,6 @@ def to_spectrogram(x: Tensor) -> NDArray[Any]:
     decibels = 20 * torch.log10(spectrum.clamp_min(1e-5))
 
     return (decibels - decibels.max()).numpy()
-
-
-def to_grid(mask: Tensor, modality: Modality) -> NDArray[np.bool_]:
-    """A mask over tokens as they lie: (S) -> (H, W) of an image, (1, S) of a sequence."""
-    shape = modality.grid_shape(mask.numel())
-
-    return mask.detach().cpu().view(shape if len(shape) == 2 else (1, -1)).numpy()
 
 
 def find_length(batch: Batch, sample: int) -> int:

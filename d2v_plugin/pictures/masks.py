@@ -19,7 +19,7 @@ MAX_COLUMNS = 4
 def draw_masks(batch: Batch, masks: Tensor, spell: Spell | None = None) -> Figure:
     """Draw what the student sees: masked places are tinted.
 
-    :param masks: (N, M, S), True = masked.
+    :param masks: (N, M, S), of grids (N, M, H, W), True = masked.
     :param spell: for text; None = ids are shown.
     """
     masks = masks.cpu()
@@ -34,7 +34,7 @@ def draw_masks(batch: Batch, masks: Tensor, spell: Spell | None = None) -> Figur
 
 def describe_masks(masks: Tensor, what: str) -> str:
     """The title: how much is masked."""
-    return f"What is masked in each view (tinted): {masks.float().mean():.0%} of {masks.size(-1):,} {what}"
+    return f"What is masked in each view (tinted): {masks.float().mean():.0%} of {masks[0, 0].numel():,} {what}"
 
 
 def _draw_images(batch: Batch, masks: Tensor) -> Figure:

@@ -31,6 +31,7 @@ from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.recordings import read_lengths, recording_of
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.models.spectrograms import check_reading
 from d2v_plugin.tasks.base import Task, check_counts
 
 
@@ -113,12 +114,17 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
     """Whether a labelled split is read longest first, which pads least; otherwise in the order of the manifest."""
 
     shortest: int = 1
-    """Samples that the model needs for one frame; of fewer it makes nothing, so a shorter recording is a bad sample."""
+    longest: int | None = None
+    """Samples that the model needs for one frame, and for which it has positions (None = any); shorter and longer recordings are
+    bad samples."""
 
     @override
     def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:
         super().check_model(model, splits)
         self.shortest = model.shortest_input(Modality.AUDIO)
+        self.longest = getattr(model.config.frontends[Modality.AUDIO], "longest_input", None)
+        reading = self.config.audio
+        check_reading(model.config, sample_rate=reading.sample_rate, normalize=reading.normalize)
         most = self.config.max_sample_size
         if most is not None and most < self.shortest:
             raise RecipeError(
@@ -174,8 +180,12 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
 
     def _check_length(self, num_samples: int) -> None:
         """
-        :raises SampleError: the model makes nothing of so short a recording.
+        :raises SampleError: the model makes nothing of so short, or so long, a recording.
         """
+        if self.longest is not None and num_samples > self.longest:
+            raise SampleError(
+                f"The recording is too long: {num_samples:,} samples; the model has positions for {self.longest:,}."
+            )
         if num_samples < self.shortest:
             raise SampleError(
                 f"The recording is too short: {num_samples:,} samples, but the model needs {self.shortest:,} for one frame."
@@ -237,7 +247,7 @@ class AudioPretrainingTask(AudioTask[AudioPretrainingConfig]):
         bad_samples, buffers = self._count_bad(manifest), Buffers()
 
         def write_crop(row: int, epoch: int, place: Waveform) -> None:
-            self._check_length(int(whole[row]))
+            self._check_length(len(place) if whole[row] > self.config.max_sample_size else int(whole[row]))
             offset = draw_offset(seed, epoch, row, int(whole[row]) - len(place))
             read_recording(recording_of(manifest, row), config.audio, offset, len(place), place)
 

@@ -15,23 +15,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.batch import Batch, Grid, Modality, as_grid
 from d2v_plugin.core.validation import report
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
 from d2v_plugin.data.batches import ReadBatch, batch_rows, fill_batch
 from d2v_plugin.data.buffers import Buffers
 from d2v_plugin.data.dataset import ImageManifest
-from d2v_plugin.data.image import ImageReadingConfig, Normalizer, augment, decode, fit
+from d2v_plugin.data.image import ImageReadingConfig, Normalizer, augment, decode, draw_size, fit
 from d2v_plugin.data.labels import LabelKind, RowLabels
 from d2v_plugin.data.mixture import arrange
 from d2v_plugin.data.order import RowBatch, share_batch
 from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.models.patches import PatchConfig
 from d2v_plugin.tasks.base import Task, check_counts
 
-Transform = Callable[[Tensor, int, int], Tensor]
-"""Changes a decoded image: (image, row, epoch) -> (3, size, size), uint8."""
+Transform = Callable[[Tensor, int, int, Grid], Tensor]
+"""Changes a decoded image: (image, row, epoch, size) -> (C, height, width)."""
 
 
 @dataclass(kw_only=True)
@@ -58,12 +59,12 @@ class ImagePretrainingConfig(Validatable):
         image = self.image
         return report(
             *check_counts(batch_size=self.batch_size, max_batch_size=self.max_batch_size),
-            (image.size < 1, f"`image.size` must be at least 1, but is {image.size}."),
-            (len(image.mean) != 3, f"`image.mean` must hold 3 numbers, for red, green and blue, but is {list(image.mean)}."),
-            (
-                len(image.std) != 3 or min(image.std) <= 0.0,
-                f"`image.std` must hold 3 positive numbers, for red, green and blue, but is {list(image.std)}.",
+            *(
+                (min(as_grid(size)) < 1, f"`image.{name}` must be at least 1, but is {size}.")
+                for name, sizes in (("size", [image.size]), ("sizes", image.sizes))
+                for size in sizes
             ),
+            (min(image.std, default=1.0) <= 0.0, f"`image.std` must hold positive numbers, but is {list(image.std)}."),
         )
 
 
@@ -86,11 +87,26 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
     @override
     def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:
         super().check_model(model, splits)
-        size, expected = self.config.image.size, getattr(model.config.frontends.get(Modality.IMAGE), "image_size", None)
-        if expected is not None and size != expected:
+        image, patches = self.config.image, model.config.frontends.get(Modality.IMAGE)
+        if not isinstance(patches, PatchConfig):
+            return
+        expected, (down, across) = patches.image_shape, patches.patch_shape
+        if as_grid(image.size) != expected:
             raise RecipeError(
-                f"`task.config.image.size` is {size}, but the model takes images of {expected} x {expected} pixels; make it "
-                f"{expected}, or set the model's `image_size`."
+                f"`task.config.image.size` is {_show(image.size)}, but the model takes images of {expected[0]} x {expected[1]} "
+                f"pixels; make it {_show(patches.image_size)}, or set the model's `image_size`."
+            )
+        for size in image.sizes:
+            height, width = as_grid(size)
+            if height % down or width % across:
+                raise RecipeError(
+                    f"`task.config.image.sizes` has {_show(size)}, which the model's patches of {down} x {across} pixels do not divide."
+                )
+        if image.num_channels != patches.num_channels:
+            raise RecipeError(
+                f"`task.config.image.mean` and `std` are of {image.num_channels} channel(s), but the model's `num_channels` is "
+                f"{patches.num_channels}. Give a number for each channel; report.json of `fairseq2 recipe manifest image --channels "
+                f"{patches.num_channels}` has them."
             )
 
     @override
@@ -98,11 +114,11 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
         config = self.config
         share = share_batch(config.batch_size, config.max_batch_size, rank=gangs.dp.rank, world_size=gangs.dp.size)
 
-        def transform(image: Tensor, row: int, epoch: int) -> Tensor:
-            return augment(image, config.image, seed, epoch, row)
+        def transform(image: Tensor, row: int, epoch: int, size: Grid) -> Tensor:
+            return augment(image, config.image, seed, epoch, row, size)
 
-        # A quarter of the bytes to copy.
-        read, bad_samples = self._open_images(config.split, transform, as_bytes=gangs.device.type == "cuda")
+        # A quarter of the bytes to copy; other channels than three may be of 16 bits.
+        read, bad_samples = self._open_images(config.split, transform, seed=seed, as_bytes=gangs.device.type == "cuda" and config.image.num_channels == 3)
         manifest = self.dataset.split(config.split)
         order, mixture = arrange(manifest, np.arange(len(manifest)), seed)
 
@@ -126,10 +142,17 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
         return str(self.dataset.split(split).location(row))
 
     def _open_images(
-        self, split: str, transform: Transform | None = None, targets: RowLabels | None = None, *, as_bytes: bool = False
+        self,
+        split: str,
+        transform: Transform | None = None,
+        targets: RowLabels | None = None,
+        *,
+        seed: int = 0,
+        as_bytes: bool = False,
     ) -> tuple[ReadBatch, BadSamples]:
         """
         :param transform: None = resize and crop the centre.
+        :param seed: of the sizes that are drawn for ``transform``.
         :param as_bytes: whether scaling is left to :meth:`d2v_plugin.core.batch.Batch.to`; the numbers are the same.
         """
         config, manifest = self.config.image, self.dataset.split(split)
@@ -138,16 +161,18 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
         )
         buffers, normalizer = Buffers(), Normalizer(config)
 
-        def write(row: int, epoch: int, place: NDArray[Any]) -> None:
-            image = decode(manifest.location(row))
-            image = fit(image, config) if transform is None else transform(image, row, epoch)
-            if as_bytes:
-                place[...] = image.numpy()
-            else:
-                normalizer.write(image, place)
-
         def read(batch: RowBatch) -> Batch | None:
-            shape = (len(batch.rows), 3, config.size, config.size)
+            size = as_grid(config.size) if transform is None else draw_size(config, seed, batch.update)
+
+            def write(row: int, epoch: int, place: NDArray[Any]) -> None:
+                image = decode(manifest.location(row), config.num_channels)
+                image = fit(image, config) if transform is None else transform(image, row, epoch, size)
+                if as_bytes:
+                    place[...] = image.numpy()
+                else:
+                    normalizer.write(image, place)
+
+            shape = (len(batch.rows), config.num_channels, *size)
             places = np.empty(shape, np.uint8) if as_bytes else buffers.take(*shape)
             found = fill_batch(Modality.IMAGE, places, batch, bad_samples, write, targets)
             if as_bytes and found is not None:
@@ -155,3 +180,7 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
             return found
 
         return read, bad_samples
+
+
+def _show(size: int | tuple[int, int]) -> str:
+    return str(size) if isinstance(size, int) else str(list(size))

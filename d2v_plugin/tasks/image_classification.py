@@ -9,10 +9,12 @@ import numpy as np
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
 from fairseq2.recipe.error import RecipeError
+from fairseq2.utils.validation import ValidationResult
 from torch import Tensor
 from typing_extensions import override
 
-from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.batch import Batch, Grid
+from d2v_plugin.core.validation import report
 from d2v_plugin.data.batches import ReadBatch
 from d2v_plugin.data.image import ImageReadingConfig, augment
 from d2v_plugin.data.image_mixing import MixingConfig, erase, mix, one_hot
@@ -43,6 +45,17 @@ class ImageClassificationConfig(ImagePretrainingConfig):
     mixing: MixingConfig = field(default_factory=MixingConfig)
     """MixUp and CutMix; off by default. They need an even number of images in every forward pass."""
 
+    @override
+    def validate(self) -> ValidationResult:
+        channels, is_on = self.image.num_channels, self.rand_augment.num_operations > 0
+        return report(
+            (
+                is_on and channels != 3,
+                f"`rand_augment` is for 3 channels, but `image.mean` has {channels}; set `rand_augment: {{num_operations: 0}}`.",
+            ),
+            base=super().validate(),
+        )
+
 
 class ImageClassificationTask(ImagePretrainingTask):
     """Reads an ``image_manifest`` with labels."""
@@ -70,11 +83,13 @@ class ImageClassificationTask(ImagePretrainingTask):
         labels = self.dataset.read_labels(config.split, self.labels)
         fill = [round(255 * value) for value in config.image.mean]
 
-        def transform(image: Tensor, row: int, epoch: int) -> Tensor:
-            image = augment(image, config.image, seed, epoch, row)
+        def transform(image: Tensor, row: int, epoch: int, size: Grid) -> Tensor:
+            image = augment(image, config.image, seed, epoch, row, size)
+            if not config.rand_augment.num_operations:
+                return image
             return rand_augment(image, config.rand_augment, fill, seed=seed, epoch=epoch, sample_id=row)
 
-        read, bad_samples = self._open_images(config.split, transform, RowLabels(labels))
+        read, bad_samples = self._open_images(config.split, transform, RowLabels(labels), seed=seed)
         manifest = self.dataset.split(config.split)
         order, mixture = arrange(manifest, np.arange(len(manifest)), seed)
         read = self._regularize(read, seed)

@@ -96,7 +96,7 @@ def find_differences(config: Data2Vec1ModelConfig, model: Data2VecConfig) -> Ite
         Modality.TEXT: ("vocab_size", "pad_idx", "max_positions"),
     }
     source = config.frontends[modality]
-    wanted |= {f"{modality.value}.{name}": (getattr(source, name), getattr(frontend, name)) for name in names[modality]}
+    wanted |= {f"{modality.value}.{name}": (getattr(source, name), getattr(frontend, name, None)) for name in names[modality]}
     for name, (theirs, ours) in wanted.items():
         if theirs != ours:
             yield f"`{name}` is {theirs} in the checkpoint, but {ours} in the model (`model.config_overrides.{name}`)"

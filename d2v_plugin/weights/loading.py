@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from d2v_plugin.core.batch import Grid
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.log import log
 from d2v_plugin.models.base import EncoderModel, drop_criterion
@@ -81,7 +82,7 @@ def load_weights(model: EncoderModel, path_or_name: str | Path, *, weights: Weig
         if type(source.config) is type(model.config):
             state = source.read(weights)
             _match_decoders(own, state)
-            resize_positions(state, own)
+            resize_positions(state, own, old=_grid_of(source.config), new=_grid_of(model.config))
             mismatch = compare(own, state)
             mismatch.settings = list(find_differing_settings(source.config, model.config))
             mismatch.raise_if_any(f"{source.path} does not hold the weights of this model:")
@@ -94,6 +95,10 @@ def load_weights(model: EncoderModel, path_or_name: str | Path, *, weights: Weig
     state, transfer = fit(own, model.config, foreign, path_or_name)
     _copy(state, own)
     log.info("Loaded {} tensors from {}. {}", len(state), path_or_name, "\n".join(transfer.format()))
+
+
+def _grid_of(config: AnyConfig) -> Grid | None:
+    return None if config.image is None else config.image.grid
 
 
 def _copy(state: State, own: State) -> None:

@@ -79,3 +79,11 @@ def test_padding_does_not_change_targets(name: str, layers: list[Tensor]) -> Non
 
 def test_targets_are_fp32_whatever_the_teacher_computes_in(layers: list[Tensor]) -> None:
     assert make_targets(TargetConfig(), [layer.bfloat16() for layer in layers]).dtype == torch.float32
+
+
+def test_layers_that_stay_apart_are_what_would_be_averaged(layers: list[Tensor]) -> None:
+    apart = make_targets(TargetConfig(separate_layers=True), layers)
+
+    torch.testing.assert_close(
+        apart.unflatten(-1, (len(layers), -1)).mean(dim=-2), make_targets(TargetConfig(), layers), atol=1e-5, rtol=1e-5
+    )

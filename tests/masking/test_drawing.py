@@ -26,9 +26,9 @@ def test_views_are_the_masks_that_the_sampler_draws() -> None:
     images = Batch(Modality.IMAGE, torch.zeros(2, 3, 32, 32), torch.tensor([4, 7]))
     sampler = InverseBlockMaskSampler(BlockMaskConfig(ratio=0.75))
 
-    views = draw_views(sampler, STEP, images, 64, num_views=3)
+    views = draw_views(sampler, STEP, images, 64, num_views=3, grid=(4, 16))
 
-    assert torch.equal(views.mask, sampler(STEP.keys(images.ids, 3), (8, 8)))
+    assert views.grid == (4, 16) and torch.equal(views.mask, sampler(STEP.keys(images.ids, 3), (4, 16)))
     assert torch.equal(views.keys, STEP.keys(images.ids, 3))
     assert (views.kept.shape, views.masked.shape, views.num_views, views.padding_mask) == ((6, 16), (6, 48), 3, None)
     assert torch.equal(torch.cat([views.kept, views.masked], dim=1).sort(dim=1).values, torch.arange(64).expand(6, -1))

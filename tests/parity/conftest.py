@@ -23,6 +23,7 @@ from d2v_plugin.masking.random_blocks import RandomMaskConfig, RandomMaskSampler
 from d2v_plugin.models.data2vec2.factory import create_model
 from d2v_plugin.models.data2vec2.frontends.base import select_tokens
 from d2v_plugin.models.data2vec2.model import Data2VecModel
+from d2v_plugin.weights.convert import eat
 from d2v_plugin.weights.convert.fairseq_config import convert_config
 
 if str(Path(__file__).parent) not in sys.path:
@@ -30,14 +31,18 @@ if str(Path(__file__).parent) not in sys.path:
 
 from comparison import GOLDEN, read_ema, strip_prefix
 
-SCOPES = {Modality.AUDIO: "context", Modality.IMAGE: "all", Modality.TEXT: "blocks"}
+SCOPES = {"audio": "context", "image": "all", "text": "blocks", "spectrogram": "all"}
 
 
 @dataclass
 class Golden:
     """One model of the original and what came out of it."""
 
-    modality: Modality
+    name: str
+
+    @property
+    def modality(self) -> Modality:
+        return Modality.AUDIO if self.name == "spectrogram" else Modality(self.name)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -45,18 +50,23 @@ class Golden:
 
     @property
     def _folder(self) -> Path:
-        return GOLDEN / f"d2v2_{self.modality.value}_tiny"
+        return GOLDEN / f"d2v2_{self.name}_tiny"
 
     def load(self, name: str) -> dict[str, Tensor]:
-        return load_file(self._folder / f"{name}.safetensors")
+        """Tensors under our names: EAT, whose spectrograms are images to fairseq, calls its frontend so."""
+        state = load_file(self._folder / f"{name}.safetensors")
+        return eat.rename_modality(state) if self.name == "spectrogram" else state
 
     def build_model(self) -> Data2VecModel:
         """The student with the original's weights, and its treatment of padding."""
         vocab = self.config["vocab"] or {}
-        config = convert_config(self.config["model"], vocab_size=vocab.get("size"))
+        settings, weights = self.config["model"], strip_prefix(self.load("weights"), "model/")
+        if self.name == "spectrogram":
+            settings = eat.as_audio(settings, weights["modality_encoders.AUDIO.fixed_positional_encoder.positions"])
+        config = convert_config(settings, vocab_size=vocab.get("size"))
         config.original_padding = True
         model = create_model(config)
-        model.load_state_dict(strip_prefix(self.load("weights"), "model/"))
+        model.load_state_dict(weights)
 
         return model
 
@@ -65,7 +75,7 @@ class Golden:
         original = self.config["model"]
         config = Data2Vec2Config(
             num_views=original["clone_batch"],
-            teacher_scope=SCOPES[self.modality],
+            teacher_scope=SCOPES[self.name],
             targets=TargetConfig(
                 num_layers=original["average_top_k_layers"],
                 instance_norm_layers=original["instance_norm_target_layer"],
@@ -87,7 +97,7 @@ class Golden:
 
     def name_teacher(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The original's names for a teacher of blocks alone lack the first part."""
-        return {f"blocks.{k}" if SCOPES[self.modality] == "blocks" else k: v for k, v in state.items()}
+        return {f"blocks.{k}" if SCOPES[self.name] == "blocks" else k: v for k, v in state.items()}
 
     def make_batch(self, io: dict[str, Tensor]) -> tuple[Batch, Tensor, Tensor]:
         """The batch, and the masks and the noise that the original drew for it."""
@@ -98,11 +108,17 @@ class Golden:
         return Batch(self.modality, io["source"], ids, io.get("padding_mask")), mask, select_tokens(io["noise_full"], masked)
 
 
-@pytest.fixture(params=list(Modality), ids=lambda modality: modality.value)
+@pytest.fixture(params=list(SCOPES))
 def golden(request: pytest.FixtureRequest) -> Golden:
+    return Golden(request.param)
+
+
+@pytest.fixture(params=["audio", "image", "text"])
+def trained_golden(request: pytest.FixtureRequest) -> Golden:
+    """Of whom there are updates by fairseq's trainer."""
     return Golden(request.param)
 
 
 @pytest.fixture
 def audio_golden() -> Golden:
-    return Golden(Modality.AUDIO)
+    return Golden("audio")

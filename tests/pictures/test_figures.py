@@ -76,8 +76,8 @@ def test_pictures_show_the_masks_that_training_draws(model: Data2VecModel, batch
     assert model.criterion is not None
     masks = model.criterion.masks_of(model, batch, STEP)
 
-    assert masks is not None and masks.shape == (2, 2, 64)
-    assert torch.equal(masks.flatten(0, 1).nonzero()[:, 1].view(4, -1), seen[0])
+    assert masks is not None and masks.shape == (2, 2, 8, 8)
+    assert torch.equal(masks.view(4, 64).nonzero()[:, 1].view(4, -1), seen[0])
 
 
 def test_figures_have_all_pictures_and_leave_the_model_as_it_was(model: Data2VecModel, batch: Batch) -> None:
@@ -109,8 +109,8 @@ def test_training_loads_no_matplotlib_before_it_draws() -> None:
 
 
 def test_masked_patches_are_tinted_and_seen_through(batch: Batch) -> None:
-    masks = torch.zeros(2, 1, 64, dtype=torch.bool)
-    masks[0, 0, 9] = True
+    masks = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    masks[0, 0, 1, 1] = True
     figure = draw_masks(batch, masks)
     whole, view = figure.axes[:2]
     image, tint = view.images
@@ -159,7 +159,8 @@ def test_words_are_put_together_and_wrapped() -> None:
 
 def test_features_of_layers_stand_beside_the_input_or_below_it(batch: Batch, sound: Batch) -> None:
     layers = [torch.randn(2, 64, 8, generator=torch.Generator().manual_seed(i)) for i in range(6)]
-    few, many = draw_features(batch, layers[:2], layers[2:4]), draw_features(batch, layers, layers)
+    few = draw_features(batch, layers[:2], layers[2:4], grid=(8, 8))
+    many = draw_features(batch, layers, layers, grid=(8, 8))
     assert len(few.axes) == 2 * 3 and len(many.axes) == 2 * 2 * 2
     assert {"Layer", "Student\nPatches", "Teacher\nPatches"} <= labels_of(few) & labels_of(many)
 

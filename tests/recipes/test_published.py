@@ -12,10 +12,13 @@ ROOT = Path(__file__).parents[2] / "recipes"
 # Those of tools/experiments/sweep.py and tools/experiments/study.py name recipes instead of being one.
 RECIPES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.yaml") if path.parent.name not in ("sweeps", "study"))
 
-# config/v2 of the original: views, mask ratio, adjust, block size, EMA (start, end, steps), K, rate, warm-up, updates.
+# config/v2 of the original, and EAT's config/pretraining_*.yaml:
+# views, mask ratio, adjust, block size, EMA (start, end, steps), K, rate, warm-up, updates.
 PUBLISHED = {
     "audio/pretrain_base.yaml": (8, 0.5, 0.05, 5, (0.999, 0.99999, 75_000), 8, 7.5e-4, 8_000, 400_000),
     "audio/pretrain_large.yaml": (12, 0.55, 0.1, 5, (0.9997, 1.0, 300_000), 16, 4e-4, 10_000, 600_000),
+    "audio/eat_base.yaml": (16, 0.8, 0.07, 5, (0.9998, 0.99999, 100_000), 12, 5e-4, 53_333, 400_000),
+    "audio/eat_large.yaml": (16, 0.75, 0.1, 5, (0.9998, 0.99999, 150_000), 24, 4e-4, 53_333, 400_000),
     "image/pretrain_base.yaml": (16, 0.8, 0.07, 3, (0.9998, 0.99999, 100_000), 10, 1e-3, 50_040, 375_300),
     "image/pretrain_large.yaml": (16, 0.75, 0.1, 3, (0.9998, 0.99999, 150_000), 18, 4e-4, 50_040, 375_300),
     "image/pretrain_huge16.yaml": (16, 0.75, 0.1, 3, (0.9998, 0.99995, 150_000), 24, 4e-4, 50_040, 375_300),
@@ -28,6 +31,8 @@ PUBLISHED = {
 ADAM = {
     "audio/pretrain_base.yaml": ([0.9, 0.98], 1e-6, 0.01, None),
     "audio/pretrain_large.yaml": ([0.9, 0.98], 1e-6, 0.01, 1.0),
+    "audio/eat_base.yaml": ([0.9, 0.95], 1e-8, 0.05, 4.0),
+    "audio/eat_large.yaml": ([0.9, 0.95], 1e-8, 0.05, 4.0),
     "image": ([0.9, 0.95], 1e-8, 0.05, 4.0),
     "text": ([0.9, 0.98], 1e-6, 0.01, 1.0),
 }

@@ -42,9 +42,10 @@ def open_reader(
     seed: int = 1,
     bad_samples: BadSampleConfig | None = None,
     report: Path | None = None,
+    image: ImageReadingConfig = IMAGE,
 ) -> DataReader[Batch]:
     config = ImagePretrainingConfig(
-        batch_size=batch_size, max_batch_size=max_batch_size, image=IMAGE, bad_samples=bad_samples or BadSampleConfig()
+        batch_size=batch_size, max_batch_size=max_batch_size, image=image, bad_samples=bad_samples or BadSampleConfig()
     )
     task = ImagePretrainingTask(config).open(ImageManifest.open(ManifestConfig(path=path)), report=report)
 
@@ -73,6 +74,40 @@ def test_an_epoch_of_digits_is_the_whole_split() -> None:
 
     assert updates[0][1].shape == (48, 3, 16, 16)
     assert torch.cat([ids for ids, _ in updates]).sort().values.tolist() == list(range(1200))
+
+
+def test_passes_and_ranks_of_an_update_have_one_size_also_after_resuming() -> None:
+    image = ImageReadingConfig(size=16, sizes=[8, 16, (8, 24)], mean=[0.5], std=[0.25])
+    alone = open_reader(image=image)
+    shapes = [inputs.shape[1:] for _, inputs in take(alone, 12)]
+    assert {tuple(shape) for shape in shapes} == {(1, 8, 8), (1, 16, 16), (1, 8, 24)}
+
+    for rank in range(2):
+        reader = open_reader(rank=rank, size=2, max_batch_size=8, image=image)
+        assert [inputs.shape[1:] for _, inputs in take(reader, 12)] == shapes
+    resumed = open_reader(image=image)
+    middle = open_reader(image=image)
+    take(middle, 5)
+    resumed.load_state_dict(middle.state_dict())
+    assert_same(take(resumed, 7), take(open_reader(image=image), 12)[5:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"sizes": [32, (32, 30)]},
+            r"`task.config.image.sizes` has \[32, 30\], which the model's patches of 4 x 4 pixels do not",
+        ),
+        ({"mean": [0.5], "std": [0.5]}, r"are of 1 channel\(s\), but the model's `num_channels` is 3.*--channels 3"),
+        ({"size": (32, 64)}, r"`task.config.image.size` is \[32, 64\], but the model takes images of 32 x 32 pixels; make it 32"),
+    ],
+)
+def test_a_model_of_other_shapes_is_refused(changes: dict[str, Any], message: str) -> None:
+    config = ImagePretrainingConfig(image=ImageReadingConfig(**{"size": 32, **changes}))
+
+    with pytest.raises(RecipeError, match=message):
+        ImagePretrainingTask(config).check_model(Data2VecModel(ARCHS["image_tiny"]()))
 
 
 @pytest.mark.parametrize(("size", "max_batch_size"), [(2, None), (2, 8), (4, 3)])
@@ -249,8 +284,8 @@ def test_images_of_another_size_than_the_models_are_refused_by_key() -> None:
     [
         ({"batch_size": -4}, "`batch_size` must be at least 1, but is -4"),
         ({"max_batch_size": 0}, "`max_batch_size` must be at least 1, but is 0"),
-        ({"image": ImageReadingConfig(mean=[0.5])}, r"`image.mean` must hold 3 numbers, .*but is \[0.5\]"),
-        ({"image": ImageReadingConfig(std=[0, 0, 0])}, r"`image.std` must hold 3 positive numbers, .*but is \[0, 0, 0\]"),
+        ({"image": ImageReadingConfig(mean=[0.5])}, r"`mean` and `std` must hold a number for each channel, but are \[0.5\]"),
+        ({"image": ImageReadingConfig(std=[0, 0, 0])}, r"`image.std` must hold positive numbers, but is \[0, 0, 0\]"),
         ({"image": ImageReadingConfig(size=0)}, "`image.size` must be at least 1"),
     ],
 )

@@ -73,8 +73,7 @@ def check_models() -> str:
     from d2v_plugin.models.families import FAMILIES, create_model
 
     model = create_model(FAMILIES["data2vec"].archs["image_tiny"]())
-    size = model.config.image.image_size  # type: ignore[union-attr]
-    features = model.eval().extract_features(torch.zeros(1, 3, size, size)).x
+    features = model.eval().extract_features(torch.zeros(1, 3, *model.config.image.image_shape)).x  # type: ignore[union-attr]
 
     return f"a tiny model computes features {tuple(features.shape)}"
 

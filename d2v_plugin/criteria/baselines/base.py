@@ -69,4 +69,6 @@ class ComparisonCriterion(MaskingCriterion[Data2VecModel], Generic[ConfigT]):
     ) -> Views:
         length, output_length = local.x.size(1), model.output_length
 
-        return draw_views(self.sampler, step, batch, length, local.padding_mask, output_length=output_length, mask=mask)
+        return draw_views(
+            self.sampler, step, batch, length, local.padding_mask, output_length=output_length, grid=local.grid, mask=mask
+        )

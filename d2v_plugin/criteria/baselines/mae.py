@@ -92,7 +92,7 @@ class MaeCriterion(ComparisonCriterion[MaeConfig]):
         predictions = self.decoder(model.encode_views(local, views), views)
 
         assert model.config.image is not None
-        pixels = select_tokens(normalize_patches(batch.inputs, model.config.image.patch_size), views.masked)
+        pixels = select_tokens(normalize_patches(batch.inputs, model.config.image.patch_shape), views.masked)
         # Mean over the pixels of a patch, sum over patches.
         loss = F.mse_loss(predictions.float(), pixels, reduction="sum") / pixels.size(-1)
 
@@ -120,10 +120,10 @@ class MaeDecoder(nn.Module):
         )
         self.embed = nn.Linear(encoder.dim, dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.positions = SinusoidalPositions(image.image_size // image.patch_size, dim)
+        self.positions = SinusoidalPositions(image.grid, dim)
         self.blocks = build_blocks(transformer, transformer.depth, drop_path=(0.0, 0.0), layer_drop=0.0)
         self.norm = nn.LayerNorm(dim, eps=transformer.norm_eps)
-        self.proj = nn.Linear(dim, image.num_channels * image.patch_size**2)
+        self.proj = nn.Linear(dim, image.values_per_patch)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -137,14 +137,14 @@ class MaeDecoder(nn.Module):
     def forward(self, x: Tensor, views: Views) -> Tensor:
         """
         :param x: (N, X + K, D) the encoder's output, extra tokens first.
-        :returns: (N, S - K, P·P·C)
+        :returns: (N, S - K, P·Q·C)
         """
         x = self.embed(x)
         num_extra = x.size(1) - views.kept.size(1)
         extra, x = x[:, :num_extra], x[:, num_extra:]
         mask_tokens = self.mask_token.expand(*views.masked.shape, -1)
         # In the precision of the tokens, also where autocast made the encoded patches less precise.
-        x = fill_in(views, x.to(mask_tokens.dtype), mask_tokens) + self.positions.positions
+        x = fill_in(views, x.to(mask_tokens.dtype), mask_tokens) + self.positions(views.grid)
 
         x = torch.cat([extra, x], dim=1)
         for block in self.blocks:

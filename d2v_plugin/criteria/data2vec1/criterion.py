@@ -158,11 +158,12 @@ class Data2Vec1Criterion(DistillationCriterion[Data2Vec1Model]):
 
         # Where the rows mask equally many, this is the order of the rows and their positions.
         positions = mask.flatten().to(torch.uint8).argsort(descending=True, stable=True)[:num_targets]
-        predictions = model.predict(x[:, num_extra:].flatten(0, 1).index_select(0, positions)).float()
+        masked = x[:, num_extra:].flatten(0, 1).index_select(0, positions)
+        predictions = self.project_layers(model.predict(masked)).float()
         all_targets = self.compute_targets(model, batch, local)
         targets = all_targets.flatten(0, 1).index_select(0, positions)
 
-        terms = {"regression_loss": self.distance(predictions, targets) * self.scale(model)}
+        terms = {"regression_loss": self.regress(predictions, targets) * self.scale(model)}
         # Statistics of the batch, not of a target: they count as often as there are targets, which the trainer divides by.
         if config.variance_weight > 0.0:
             terms["variance_loss"] = variance_loss(predictions, config.variance_margin) * config.variance_weight * num_targets
@@ -181,7 +182,9 @@ class Data2Vec1Criterion(DistillationCriterion[Data2Vec1Model]):
     ) -> Views:
         length, output_length = local.x.size(1) - model.num_extra_tokens, model.output_length
 
-        return draw_views(self.sampler, step, batch, length, local.padding_mask, output_length=output_length, mask=mask)
+        return draw_views(
+            self.sampler, step, batch, length, local.padding_mask, output_length=output_length, grid=local.grid, mask=mask
+        )
 
     def encode_masked(self, model: Data2Vec1Model, local: LocalFeatures, mask: Tensor, keys: Tensor) -> Tensor:
         """Encode masked samples at full length: (N, X + S, D).
@@ -226,7 +229,7 @@ class Data2Vec1Criterion(DistillationCriterion[Data2Vec1Model]):
         share, window = self.config.target_context, self.config.target_window
         if share is None and window is None:
             return None
-        shape = model.grid_shape(local.x.size(1) - model.num_extra_tokens)
+        shape = local.grid or (local.x.size(1) - model.num_extra_tokens,)
         if local.padding_mask is None:
             lengths = torch.full((1,), math.prod(shape), device=local.x.device)
         else:

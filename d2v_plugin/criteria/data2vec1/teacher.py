@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,4 +71,4 @@ class Data2Vec1Teacher(Teacher[Data2Vec1Model]):
         x = copied.embed_tokens(batch.inputs, batch.padding_mask) if self.scope == "all" else local.x.detach()
         positions = model if self.scope == "layers" and not self.copies_positions else copied
 
-        yield from copied.context_encoder.run(positions.context_encoder.prepare(x, local.padding_mask, context))
+        yield from copied.context_encoder.run(positions.context_encoder.prepare(replace(local, x=x), context))

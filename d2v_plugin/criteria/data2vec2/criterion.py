@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from fairseq2.recipe.error import RecipeError
@@ -14,6 +15,7 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views
+from d2v_plugin.core.log import log
 from d2v_plugin.core.random import Stream, gaussian
 from d2v_plugin.core.validation import ensure_valid, report
 from d2v_plugin.criteria.data2vec2.teacher import Data2Vec2Teacher, TeacherScope
@@ -83,6 +85,10 @@ class Data2Vec2Config(Validatable):
     (0.01 x 16 x 16 = 2.56 for base, 0.01 x 8 x 16 = 1.28 for large and huge).
     """
 
+    cls_prediction: Literal["last", "mean", "tokens"] = "last"
+    """What regresses the sample's mean target: the last extra token (data2vec 2.0, EAT), the mean of all extra tokens
+    (emotion2vec's chunk embedding, which has 10), or that of the visible tokens (its global embedding, without extra ones)."""
+
     reconstruction_weight: float = 0.0
     """Weight of the regression of the normalised pixels of masked patches."""
 
@@ -141,15 +147,20 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
             settings = self.settings[modality]
             if max(settings.regression_weight, settings.cls_weight, settings.reconstruction_weight) <= 0.0:
                 raise RecipeError("One of `regression_weight`, `cls_weight` and `reconstruction_weight` must be greater than 0.")
-            if frontend.num_extra_tokens == 0 and self.settings[modality].cls_weight > 0.0:
+            if frontend.num_extra_tokens == 0 and settings.cls_weight > 0.0 and settings.cls_prediction != "tokens":
                 raise RecipeError(f"The CLS loss needs a token: set `num_extra_tokens` of `{modality.value}` or `cls_weight: 0`.")
+            if settings.cls_weight > 0.0 and self.config.targets.mean_is_zero:
+                log.warning(
+                    "The CLS loss regresses the mean of a sample's targets, which `criterion.config.targets` make zero for every "
+                    "sample: set `layer_norm: true` there to learn something from it."
+                )
         scopes = {name: self.settings[Modality[name]].teacher_scope for name in model.modality_encoders}
         self.teacher = Data2Vec2Teacher(model, scopes)
 
         image = model.config.image
         if image is not None and self.settings[Modality.IMAGE].reconstruction_weight > 0.0:
             device = next(model.parameters()).device
-            self.recon_proj = nn.Linear(model.config.dim, image.num_channels * image.patch_size**2, device=device)
+            self.recon_proj = nn.Linear(model.config.dim, image.values_per_patch, device=device)
 
     @override
     def forward(
@@ -166,7 +177,8 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
         local = model.extract_local(batch.inputs, batch.padding_mask, modality=batch.modality)
         views = self.draw_views(model, batch, local, step, mask)
         x = model.encode_views(local, views)
-        predictions = self.predict(model, frontend, x[:, num_extra:], views, noise)
+        decoded = self.predict(model, frontend, x[:, num_extra:], views, noise)
+        predictions = [self.project_layers(prediction) for prediction in decoded]
 
         targets = self.compute_targets(model, batch, local)
         masked_targets = select_tokens(targets, views.masked)
@@ -177,10 +189,10 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
             terms["regression_loss"] = self._regress_tokens(predictions, masked_targets) * scale * config.regression_weight
         if config.cls_weight > 0.0:
             padding_mask = None if model.config.original_padding else local.padding_mask
-            cls_loss = self._regress_samples(x[:, num_extra - 1], targets, padding_mask, views)
+            cls_loss = self._regress_samples(self._pool_views(x, num_extra, views), targets, padding_mask, views)
             terms["cls_loss"] = cls_loss * scale * config.cls_weight
         if config.reconstruction_weight > 0.0:
-            reconstruction_loss = self._reconstruct_pixels(model, batch, predictions[0], views)
+            reconstruction_loss = self._reconstruct_pixels(model, batch, decoded[0], views)
             terms["reconstruction_loss"] = reconstruction_loss * scale * config.reconstruction_weight
 
         observation = Observation(local.x.detach(), targets, predictions[0].detach(), local.padding_mask)
@@ -201,6 +213,7 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
             output_length=partial(model.output_length, modality=batch.modality),
             num_views=self.config.num_views,
             avoid_padding=not model.config.original_padding,
+            grid=local.grid,
             mask=mask,
         )
 
@@ -228,14 +241,26 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
 
     def _regress_tokens(self, predictions: list[Tensor], masked_targets: Tensor) -> Tensor:
         """The regression of masked tokens, summed over them and over the decoders."""
-        return torch.stack([self.distance(prediction, masked_targets) for prediction in predictions]).sum()
+        return torch.stack([self.regress(prediction, masked_targets) for prediction in predictions]).sum()
+
+    def _pool_views(self, x: Tensor, num_extra: int, views: Views) -> Tensor:
+        """What stands for each view as a whole: (N·M, X + K, D) -> (N·M, D)."""
+        if self.config.cls_prediction == "last":
+            return x[:, num_extra - 1]
+        if self.config.cls_prediction == "mean":
+            return x[:, :num_extra].mean(dim=1)
+        padding_mask = None if views.padding_mask is None else views.padding_mask.gather(1, views.kept)
+        return mean_valid(x[:, num_extra:], padding_mask)
 
     def _regress_samples(self, x: Tensor, targets: Tensor, padding_mask: Tensor | None, views: Views) -> Tensor:
-        """The regression of each sample's mean target.
+        """The regression of each sample's mean target, over layers too if they are kept apart.
 
-        :param x: (N·M, D) the encoder's output at the CLS token.
+        :param x: (N·M, D) what the encoder makes of each view as a whole.
         :param padding_mask: (N, S) what the mean leaves out.
         """
+        if self.layer_proj is not None:
+            # (N, S, K·D) -> (N, S, K, D) -> (N, S, D)
+            targets = targets.unflatten(-1, (-1, x.size(-1))).mean(dim=-2)
         means = mean_valid(targets, padding_mask).repeat_interleave(views.num_views, dim=0)
 
         # Each view counts as often as it has targets: the trainer's normalisation then leaves a mean over the views.
@@ -244,6 +269,6 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
     def _reconstruct_pixels(self, model: Data2VecModel, batch: Batch, prediction: Tensor, views: Views) -> Tensor:
         """The regression of the normalised pixels of masked patches."""
         assert model.config.image is not None
-        pixels = select_tokens(normalize_patches(batch.inputs, model.config.image.patch_size), views.masked)
+        pixels = select_tokens(normalize_patches(batch.inputs, model.config.image.patch_shape), views.masked)
 
         return self.distance(self.recon_proj(prediction), pixels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -47,7 +48,7 @@ class Data2Vec2Teacher(Teacher[Data2VecModel]):
         """
         name = batch.modality.name
         frontend = model.frontend(batch.modality)
-        local = LocalFeatures(local.x.detach(), local.padding_mask)
+        local = replace(local, x=local.x.detach())
         if name in self.modality_encoders:
             frontend = self.modality_encoders[name]  # type: ignore[assignment]
             if frontend.local_encoder is not None:

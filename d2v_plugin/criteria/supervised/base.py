@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic
+from typing import Generic
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class SupervisedCriterion(Criterion[ModelT], Generic[ModelT]):
     label_kinds: Sequence[LabelKind] = ()
     """What it learns from; empty = it does not say, and any task may try."""
 
-    framewise: ClassVar[bool] = False
+    framewise: bool = False
     """Whether the head's output at a frame depends on the features of that frame alone; long recordings are then computed in
     chunks without keeping their features."""
 

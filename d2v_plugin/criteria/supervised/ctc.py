@@ -18,6 +18,7 @@ from d2v_plugin.criteria.supervised.frames import FrameCriterion
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.transcripts import is_blank_first, join_symbols
 from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.models.spectrograms import sees_spectrograms
 from d2v_plugin.scoring.answers import Answer, Transcript
 from d2v_plugin.scoring.ctc_decoding import BeamSearchConfig, BeamSearchDecoder, Decoder, GreedyDecoder
 from d2v_plugin.scoring.predictions import Prediction, build_predictions
@@ -52,6 +53,14 @@ class CtcCriterion(FrameCriterion):
         super().__init__(config, dropout=config.dropout, masking=config.masking)
         self.config = config
         self._decoder: Decoder | None = None
+
+    @override
+    def build(self, model: EncoderModel) -> None:
+        if sees_spectrograms(model.config):
+            raise ValueError(
+                "`ctc` reads one frame after the other, but the model has patches of spectrograms; choose `audio_base`."
+            )
+        super().build(model)
 
     @override
     def set_labels(self, labels: LabelSet | None) -> None:

@@ -10,18 +10,19 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from fairseq2.utils.validation import Validatable, ValidationResult
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
-from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, StepInfo
 from d2v_plugin.core.random import Stream, uniform
 from d2v_plugin.core.validation import report
 from d2v_plugin.criteria.supervised.base import SupervisedConfig
 from d2v_plugin.criteria.supervised.feature_masks import FeatureMaskConfig
 from d2v_plugin.criteria.supervised.frames import FrameCriterion
+from d2v_plugin.criteria.supervised.spec_augment import SpecAugmentConfig, augment_spectrograms, find_spectrograms
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.models.base import EncoderModel
+from d2v_plugin.models.base import EncoderModel, Features
 from d2v_plugin.scoring.answers import Answer, Tagging, Value
 from d2v_plugin.scoring.predictions import Prediction, build_predictions
 from d2v_plugin.scoring.scores import mean_average_precision
@@ -34,8 +35,9 @@ _MAX_LOG_PROB = -1e-7
 class AudioTaggingConfig(SupervisedConfig, Validatable):
     """Settings of ``audio_tagging``; the defaults are the original's on AudioSet."""
 
-    pooling: Literal["linear_softmax", "mean"] = "linear_softmax"
-    """Weights of the probabilities of a tag at all frames: themselves, so that a short sound counts, or all alike."""
+    pooling: Literal["linear_softmax", "mean", "cls"] = "linear_softmax"
+    """Weights of the probabilities of a tag at all frames: themselves, so that a short sound counts, or all alike. ``cls`` asks
+    the class token alone, behind a layer norm (EAT)."""
 
     dropout: float = 0.0
     """Dropout before the output layer."""
@@ -44,6 +46,9 @@ class AudioTaggingConfig(SupervisedConfig, Validatable):
         default_factory=lambda: FeatureMaskConfig(probability=0.6, length=5, channel_probability=0.0)
     )
     """Features to hide in training; None = nothing."""
+
+    spec_augment: SpecAugmentConfig | None = None
+    """Parts of spectrograms to hide in training, for models that see some; None = nothing."""
 
     mixup: float | None = 0.5
     """Each recording is mixed with another one of its batch; its share is drawn between this and 1. None = no mixing."""
@@ -65,6 +70,7 @@ class AudioTaggingCriterion(FrameCriterion):
     def __init__(self, config: AudioTaggingConfig) -> None:
         super().__init__(config, dropout=config.dropout, masking=config.masking)
         self.config = config
+        self.framewise = config.pooling != "cls"
 
     @override
     def set_labels(self, labels: LabelSet | None) -> None:
@@ -75,8 +81,32 @@ class AudioTaggingCriterion(FrameCriterion):
     @override
     def build(self, model: EncoderModel) -> None:
         super().build(model)
-        # The original's starts as PyTorch's linear layers do.
-        self.head.reset_parameters()
+        if self.config.spec_augment is not None:
+            find_spectrograms(model)
+        if self.config.pooling != "cls":
+            # The original's starts as PyTorch's linear layers do.
+            self.head.reset_parameters()
+            return
+        if not getattr(model.config.frontends[Modality.AUDIO], "num_extra_tokens", 0):
+            raise ValueError(
+                "the model has no class token for `pooling: cls`; choose another `pooling`, or set `num_extra_tokens`."
+            )
+        self.norm = nn.LayerNorm(model.config.dim, eps=1e-6, device=self.head.weight.device)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+
+    @override
+    def extract(self, model: EncoderModel, batch: Batch, step: StepInfo | None) -> Features:
+        if step is not None and self.config.spec_augment is not None:
+            batch = augment_spectrograms(model, batch, step, self.config.spec_augment)
+        return super().extract(model, batch, step)
+
+    @override
+    def apply_head(self, features: Features) -> Tensor:
+        if self.config.pooling == "cls":
+            assert features.extra_tokens is not None
+            # As if it were the only frame: (N, 1, D)
+            features = Features(self.norm(features.extra_tokens[:, -1:]), None, [], None)
+        return super().apply_head(features)
 
     def compute_log_probs(self, model: EncoderModel, batch: Batch, step: StepInfo | None = None) -> Tensor:
         """(N, C) the logarithm of each tag's probability, float32, less than 0."""
@@ -106,8 +136,9 @@ class AudioTaggingCriterion(FrameCriterion):
 
     def pool(self, logits: Tensor, padding_mask: Tensor | None) -> Tensor:
         """From the tags' logits at all frames to log-probabilities: (N, S, C) -> (N, C)."""
-        pool = pool_linear_softmax if self.config.pooling == "linear_softmax" else pool_mean
-        return pool(logits, padding_mask)
+        if self.config.pooling == "linear_softmax":
+            return pool_linear_softmax(logits, padding_mask)
+        return pool_mean(logits, padding_mask if self.framewise else None)
 
     @override
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:

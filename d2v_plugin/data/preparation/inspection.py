@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from fairseq2.recipe.error import RecipeError
 from numpy.typing import NDArray
 
+from d2v_plugin.data.audio import AudioReadingConfig, read_recording
+from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestDataset, TextManifest, check_vocabulary
 from d2v_plugin.data.image import decode
+from d2v_plugin.data.log_mel import LogMelConfig, log_mel
 from d2v_plugin.data.manifest import Manifest, check_finished
 from d2v_plugin.data.manifest_text import decode as decode_text
 from d2v_plugin.data.preparation.audio import SUFFIXES as AUDIO_SUFFIXES
 from d2v_plugin.data.problems import Problems
+from d2v_plugin.data.recordings import recording_of
 from d2v_plugin.data.text import SENTENCEPIECE_FILE, VOCABULARY_FILE, Tokenizer, TokenStream, Vocabulary
 
 _NUM_ROWS = 5
 _NUM_BINS = 10
 _NUM_DECODED = 1000
+_NUM_HEARD = 100
 _BAR = 40
 
 
@@ -72,7 +79,28 @@ def _guess_family(path: Path) -> type[ManifestDataset]:
 def _describe_audio(manifest: Manifest) -> list[str]:
     rates = manifest.integers("rate")
     seconds = manifest.integers("size") / np.where(rates > 0, rates, 16_000)
-    return [f"total: {seconds.sum() / 3600:,.2f} hours", *_draw_histogram(seconds, "seconds")]
+    lines = [f"total: {seconds.sum() / 3600:,.2f} hours", *_draw_histogram(seconds, "seconds")]
+
+    return lines + _describe_spectrograms(manifest)
+
+
+def _describe_spectrograms(manifest: Manifest) -> list[str]:
+    """Mean and deviation of log-mel values at 16 kHz, of a hundred recordings at most, evenly spread, that can be read."""
+    config, moments, count = LogMelConfig(), torch.zeros(3, dtype=torch.float64), 0
+    reading = AudioReadingConfig(sample_rate=config.sample_rate, resample=True, normalize=False)
+    for row in np.unique(np.linspace(0, len(manifest) - 1, min(len(manifest), _NUM_HEARD)).astype(np.int64)):
+        try:
+            waveform = torch.from_numpy(read_recording(recording_of(manifest, int(row)), reading))
+            values = log_mel(waveform.unsqueeze(0), config).double()
+        except (SampleError, OSError, RuntimeError, ValueError):
+            continue
+        count += 1
+        moments += torch.stack([torch.tensor(values.numel()), values.sum(), values.square().sum()])
+    if not count:
+        return []
+    number, total, squares = moments.tolist()
+    mean = total / number
+    return [f"log-mel spectrograms of {count:,} recordings: mean {mean:.4g}, std {math.sqrt(squares / number - mean**2):.4g}"]
 
 
 def _describe_text(manifest: Manifest) -> list[str]:

@@ -85,8 +85,8 @@ class AudioEncoder(Encoder):
         self.original_padding = config.original_padding
 
     @override
-    def prepare(self, local: Tensor, padding_mask: Tensor | None = None, context: Tensor | None = None) -> EncoderInput:
-        x = local
+    def prepare(self, local: LocalFeatures, context: Tensor | None = None) -> EncoderInput:
+        x, padding_mask = local.x, local.padding_mask
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
         positions = convolve_blocks(x, self.pos_conv, None if self.original_padding else padding_mask)

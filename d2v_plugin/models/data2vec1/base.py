@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.batch import Grid, Modality
 from d2v_plugin.layers.attention import Bias
 from d2v_plugin.layers.packing import PackedBias, find_packing
 from d2v_plugin.models.base import BlockList, EncoderModel, Features, LocalFeatures, find_part, split_extra
@@ -42,6 +42,9 @@ class EncoderInput(NamedTuple):
     """The attention bias of all blocks: added to the logits if floating, selects the keys to attend to if boolean; broadcasts to
     (N, H, X + S, X + S)."""
 
+    grid: Grid | None = None
+    """(H, W) in which the tokens of images lie."""
+
 
 class Encoder(nn.Module, ABC):
     """Positions and the Transformer; the part of the model that has a moving average."""
@@ -58,11 +61,10 @@ class Encoder(nn.Module, ABC):
         return cast(BlockList, getattr(self, self.stack_name))
 
     @abstractmethod
-    def prepare(self, local: Tensor, padding_mask: Tensor | None = None, context: Tensor | None = None) -> EncoderInput:
+    def prepare(self, local: LocalFeatures, context: Tensor | None = None) -> EncoderInput:
         """Add positions; no dropout.
 
         :param local: from :meth:`Data2Vec1Model.extract_local` or ``mask_local``.
-        :param padding_mask: (N, S), True = padding.
         :param context: (N or 1, X + S, X + S), True = this query may attend to that key; None = to all.
         """
 
@@ -70,15 +72,15 @@ class Encoder(nn.Module, ABC):
         """Apply what comes between positions and blocks, dropout included."""
         return x
 
-    def bias_of(self, block: nn.Module, bias: Bias | None) -> Bias | None:
-        """Choose the attention bias of one block, given that of all."""
-        return bias
+    def bias_of(self, block: nn.Module, inputs: EncoderInput) -> Bias | None:
+        """Choose the attention bias of one block."""
+        return inputs.bias
 
     def run(self, inputs: EncoderInput) -> Iterator[BlockOutput]:
         """Run one block after the other."""
         x = self.start(inputs.x)
         for block in self.stack:
-            output: BlockOutput = block(x, self.bias_of(block, inputs.bias))
+            output: BlockOutput = block(x, self.bias_of(block, inputs))
             x = output.block
             yield output
 
@@ -138,8 +140,10 @@ class Data2Vec1Model(EncoderModel):
         self, inputs: Tensor, padding_mask: Tensor | None = None, *, modality: Modality | None = None
     ) -> LocalFeatures:
         modality = self.resolve_modality(modality)
+        grid = self.find_grid(inputs)
         x = self.embed_tokens(inputs, padding_mask)
-        return LocalFeatures(x, self.downsample_padding(padding_mask, x.size(1) - self.num_extra_tokens), modality)
+        padding_mask = self.downsample_padding(padding_mask, x.size(1) - self.num_extra_tokens)
+        return LocalFeatures(x, padding_mask, modality, grid)
 
     @abstractmethod
     def embed_tokens(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
@@ -147,6 +151,10 @@ class Data2Vec1Model(EncoderModel):
 
         :param padding_mask: as for :meth:`extract_local`.
         """
+
+    def find_grid(self, inputs: Tensor) -> Grid | None:
+        """The grid in which the tokens of inputs lie; None = they lie in a sequence."""
+        return None
 
     def predict(self, x: Tensor) -> Tensor:
         """Predict targets from the encoder's output, both (..., D)."""
@@ -164,21 +172,21 @@ class Data2Vec1Model(EncoderModel):
     def encode(self, local: LocalFeatures) -> Iterator[BlockOutput]:
         """Run the student's encoder over masked or whole samples."""
         encoder = self.context_encoder
-        return encoder.run(encoder.prepare(local.x, local.padding_mask))
+        return encoder.run(encoder.prepare(local))
 
     @override
     def encode_whole(self, local: LocalFeatures) -> Features:
         encoder = self.context_encoder
-        inputs = encoder.prepare(local.x, local.padding_mask)
+        inputs = encoder.prepare(local)
         packing = None if self.config.original_padding else find_packing(local.padding_mask)
         if packing is not None:
-            inputs = EncoderInput(packing.pack(inputs.x), PackedBias(packing, None))
+            inputs = EncoderInput(packing.pack(inputs.x), PackedBias(packing, None), inputs.grid)
         layers = [output.block for output in encoder.run(inputs)]
         x = encoder.finish(layers[-1])
         if packing is not None:
             x, *layers = (packing.unpack(part) for part in (x, *layers))
 
-        return split_extra(x, local.padding_mask, layers, self.num_extra_tokens)
+        return split_extra(x, local, layers, self.num_extra_tokens)
 
 
 def attention_mask(padding_mask: Tensor | None, context: Tensor | None) -> Tensor | None:

@@ -5,6 +5,7 @@ Every block returns all that the paper compares as targets (its ablation "target
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from d2v_plugin.layers.feed_forward import norm_two_layers
 from d2v_plugin.layers.layer_drop import LayerDrop
 from d2v_plugin.models.base import BlockList
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, ImageConfig
+from d2v_plugin.models.positions import NUM_CLS_ROWS, count_offsets
 
 BlockFeature = Literal["ffn", "ffn_residual", "block", "attention"]
 """Part of a block that can be a target; a field of :class:`BlockOutput`."""
@@ -197,7 +199,7 @@ def build_beit_blocks(config: Data2Vec1ModelConfig, image: ImageConfig) -> Block
 
 def table_size(image: ImageConfig) -> int:
     """Rows of a table of relative positions: all offsets of two patches, CLS to patch, patch to CLS, CLS to CLS."""
-    return int((2 * (image.side) - 1) ** 2 + 3)
+    return math.prod(count_offsets(image.grid)) + NUM_CLS_ROWS
 
 
 def _split_heads(x: Tensor, num_heads: int) -> Tensor:

@@ -68,8 +68,8 @@ class SentenceEncoder(TokenEmbedding, Encoder):
         self.original_padding = config.original_padding
 
     @override
-    def prepare(self, local: Tensor, padding_mask: Tensor | None = None, context: Tensor | None = None) -> EncoderInput:
-        x = self(local)
+    def prepare(self, local: LocalFeatures, context: Tensor | None = None) -> EncoderInput:
+        x, padding_mask = self(local.x), local.padding_mask
         if self.original_padding and padding_mask is not None:
             # Nobody attends to them, but they are in the statistics of normalised targets.
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)

@@ -9,6 +9,7 @@ passes the deviation as the mean.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -17,12 +18,14 @@ from fairseq2.device import Device
 from torch import Tensor, nn
 from typing_extensions import override
 
+from d2v_plugin.core.batch import Grid
 from d2v_plugin.layers.attention import Bias
 from d2v_plugin.models.base import LocalFeatures
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model, Encoder, EncoderInput, attention_mask
 from d2v_plugin.models.data2vec1.blocks import build_beit_blocks, table_size
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, ImageConfig
 from d2v_plugin.models.patches import PatchEmbedding, refuse_padding
+from d2v_plugin.models.positions import count_offsets, resize_absolute, resize_relative
 
 
 class Data2VecVisionModel(Data2Vec1Model):
@@ -51,14 +54,14 @@ class Data2VecVisionModel(Data2Vec1Model):
 
     @override
     def embed_tokens(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        size = self.image.image_size
-        if inputs.shape[-2:] != (size, size):
-            shape = tuple(inputs.shape)
-            raise ValueError(f"`inputs` must have the height and width {size} (`image_size`), but has the shape {shape}.")
         x = self.patch_embed(inputs)
 
         # The more precise of both, which under autocast is that of the parameters.
         return torch.cat([self.cls_emb.expand(x.size(0), -1, -1), x], dim=1)
+
+    @override
+    def find_grid(self, inputs: Tensor) -> Grid:
+        return self.image.cut(inputs)
 
     @override
     def mask_local(self, local: LocalFeatures, mask: Tensor | None, fill: Tensor | None = None) -> LocalFeatures:
@@ -84,11 +87,11 @@ class VisionEncoder(Encoder):
 
     def __init__(self, config: Data2Vec1ModelConfig, image: ImageConfig) -> None:
         super().__init__()
-        self.side = image.side
-        self.register_buffer("positions", relative_positions(image.side), persistent=False)
+        self.grid = image.grid
+        self.register_buffer("positions", relative_positions(image.grid), persistent=False)
         self.rel_pos_bias = RelativePositionBias(config, image) if image.relative_positions == "shared" else None
         self.blocks = build_beit_blocks(config, image)
-        positions = nn.Parameter(torch.empty(1, image.side**2, config.dim)) if image.absolute_positions else None
+        positions = nn.Parameter(torch.empty(1, math.prod(image.grid), config.dim)) if image.absolute_positions else None
         self.register_parameter("pos_embed", positions)
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if image.final_norm else None
         self.reset_parameters()
@@ -101,36 +104,39 @@ class VisionEncoder(Encoder):
 
     def reset_non_persistent_buffers(self) -> None:
         """Compute again what no checkpoint has: fairseq2's call for models that come from the meta device."""
-        self.positions = relative_positions(self.side, self.positions.device)
+        self.positions = relative_positions(self.grid, self.positions.device)
 
     @override
-    def prepare(self, local: Tensor, padding_mask: Tensor | None = None, context: Tensor | None = None) -> EncoderInput:
+    def prepare(self, local: LocalFeatures, context: Tensor | None = None) -> EncoderInput:
+        x, grid = local.x, local.grid
+        assert grid is not None
         if self.pos_embed is not None:
             # The CLS token needs none: it is learned, too.
-            local = local + F.pad(self.pos_embed, (0, 0, 1, 0))
-        mask = attention_mask(padding_mask, context)
+            x = x + F.pad(resize_absolute(self.pos_embed, self.grid, grid), (0, 0, 1, 0))
+        mask = attention_mask(local.padding_mask, context)
         table = None if self.rel_pos_bias is None else self.rel_pos_bias.relative_position_bias_table
-        return EncoderInput(local, self._add_table(table, mask))
+        return EncoderInput(x, self._add_table(table, mask, grid), grid)
 
     @override
-    def bias_of(self, block: nn.Module, bias: Bias | None) -> Bias | None:
+    def bias_of(self, block: nn.Module, inputs: EncoderInput) -> Bias | None:
         # Images have no padding to be packed.
-        assert bias is None or isinstance(bias, Tensor)
-        return self._add_table(block.attn.relative_position_bias_table, bias)  # type: ignore[union-attr,arg-type]
+        assert inputs.grid is not None and (inputs.bias is None or isinstance(inputs.bias, Tensor))
+        return self._add_table(block.attn.relative_position_bias_table, inputs.bias, inputs.grid)  # type: ignore[union-attr,arg-type]
 
     @override
     def finish(self, x: Tensor) -> Tensor:
         return x if self.norm is None else self.norm(x)
 
-    def _add_table(self, table: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    def _add_table(self, table: Tensor | None, mask: Tensor | None, grid: Grid) -> Tensor | None:
         """One bias for what is added to the logits and what is attended to.
 
         :param table: (P, H); None = nothing is added.
         """
         if table is None:
             return mask
+        index = self.positions if grid == self.grid else relative_positions(grid, table.device)
         # (P, H) -> (H, 1 + S, 1 + S), contiguous: CUDA's fused kernels take no other bias.
-        bias = F.embedding(self.positions, table).permute(2, 0, 1).contiguous()
+        bias = F.embedding(index, resize_relative(table, self.grid, grid)).permute(2, 0, 1).contiguous()
         return bias if mask is None else bias.masked_fill(~mask, -torch.inf)
 
 
@@ -152,21 +158,20 @@ def cut_normal_(weight: Tensor) -> None:
     nn.init.trunc_normal_(weight, std=0.02, a=-0.02, b=0.02)
 
 
-def relative_positions(side: int, device: Device | None = None) -> Tensor:
+def relative_positions(grid: Grid, device: Device | None = None) -> Tensor:
     """The row of the table for every pair of tokens, in the original's order: (1 + S, 1 + S) int64.
 
     The table holds the offsets of two patches row by row, then CLS to patch, patch to CLS, CLS to CLS.
     """
-    patches = torch.arange(side * side, device=device)
-    rows, columns = patches // side, patches % side
-    width = 2 * side - 1
-    down = rows[:, None] - rows[None, :] + side - 1
-    across = columns[:, None] - columns[None, :] + side - 1
+    patches, (height, width) = torch.arange(math.prod(grid), device=device), count_offsets(grid)
+    rows, columns = patches // grid[1], patches % grid[1]
+    down = rows[:, None] - rows[None, :] + grid[0] - 1
+    across = columns[:, None] - columns[None, :] + grid[1] - 1
 
     # (S, S) -> (1 + S, 1 + S)
     index = F.pad(down * width + across, (1, 0, 1, 0))
-    index[0, :] = width * width
-    index[:, 0] = width * width + 1
-    index[0, 0].fill_(width * width + 2)  # an assignment would copy the number from the host, and wait
+    index[0, :] = height * width
+    index[:, 0] = height * width + 1
+    index[0, 0].fill_(height * width + 2)  # an assignment would copy the number from the host, and wait
 
     return index

@@ -12,6 +12,7 @@ from d2v_plugin.models.data2vec2.config import (
     Data2VecConfig,
     DecoderConfig,
     ImageFrontendConfig,
+    SpectrogramFrontendConfig,
     TextFrontendConfig,
 )
 
@@ -51,6 +52,26 @@ def audio_tiny() -> Data2VecConfig:
     )
 
     return Data2VecConfig(audio=audio, **_TINY)
+
+
+def spectrogram_base() -> Data2VecConfig:
+    decoder = DecoderConfig(dim=768, num_groups=16, kernel_size=3, num_layers=6, input_dropout=0.0)
+    spectrogram = SpectrogramFrontendConfig(num_extra_tokens=1, init_extra_tokens_zero=False, decoder=decoder)
+    return Data2VecConfig(spectrogram=spectrogram, dim=768, depth=12, num_heads=12, norm_eps=1e-6, **_NO_DROPOUT)
+
+
+def spectrogram_large() -> Data2VecConfig:
+    decoder = DecoderConfig(dim=1024, num_groups=16, kernel_size=5, num_layers=3, input_dropout=0.0)
+    spectrogram = SpectrogramFrontendConfig(num_extra_tokens=1, init_extra_tokens_zero=False, decoder=decoder)
+    return replace(spectrogram_base(), spectrogram=spectrogram, dim=1024, depth=24, num_heads=16)
+
+
+def spectrogram_tiny() -> Data2VecConfig:
+    decoder = DecoderConfig(dim=64, num_groups=8, kernel_size=3, num_layers=3, input_dropout=0.0)
+    spectrogram = SpectrogramFrontendConfig(
+        num_mels=32, patch_size=8, max_frames=1024, num_extra_tokens=1, init_extra_tokens_zero=False, decoder=decoder
+    )
+    return replace(spectrogram_base(), spectrogram=spectrogram, **_TINY)
 
 
 def _image(*, prenet_depth: int, decoder: DecoderConfig, image_size: int = 224, patch_size: int = 16) -> ImageFrontendConfig:
@@ -118,6 +139,9 @@ ARCHS: Final[dict[str, Callable[[], Data2VecConfig]]] = {
         audio_base,
         audio_large,
         audio_tiny,
+        spectrogram_base,
+        spectrogram_large,
+        spectrogram_tiny,
         image_base,
         image_large,
         image_huge16,

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from typing_extensions import Self, override
 
+from d2v_plugin.core.batch import Modality
 from d2v_plugin.models.base import EncoderConfig
 from d2v_plugin.models.patches import PatchConfig, check_patches
 from d2v_plugin.models.ranges import check_parameters
+from d2v_plugin.models.spectrograms import SpectrogramConfig, check_spectrograms
 from d2v_plugin.models.tokens import check_ids
 from d2v_plugin.models.waveforms import WaveformConfig, check_waveforms
 
@@ -130,6 +132,11 @@ class ImageFrontendConfig(PatchConfig, FrontendConfig):
 
 
 @dataclass(kw_only=True)
+class SpectrogramFrontendConfig(SpectrogramConfig, FrontendConfig):
+    """Recordings as log-mel spectrograms, cut into square patches (EAT, arXiv 2401.03497)."""
+
+
+@dataclass(kw_only=True)
 class TextFrontendConfig(FrontendConfig):
     """Token ids with learned positions."""
 
@@ -156,6 +163,9 @@ class Data2VecConfig(EncoderConfig):
 
     audio: AudioFrontendConfig | None = None
     """Frontend of waveforms."""
+
+    spectrogram: SpectrogramFrontendConfig | None = None
+    """Frontend of recordings as spectrograms, instead of ``audio``."""
 
     image: ImageFrontendConfig | None = None
     """Frontend of images."""
@@ -220,12 +230,18 @@ class Data2VecConfig(EncoderConfig):
 
     @override
     def check_together(self) -> Iterator[tuple[bool, str]]:
-        yield not self.frontends, "One of `audio`, `image` and `text` must be configured, but all are None."
+        names = "`audio`, `spectrogram`, `image` and `text`"
+        yield not self.frontends, f"One of {names} must be configured, but all are None."
+        yield (
+            None not in (self.audio, self.spectrogram),
+            "`audio` and `spectrogram` must not be configured together: set one to null.",
+        )
         yield self.dim % self.num_heads != 0, f"`num_heads` must divide `dim` ({self.dim}), but is {self.num_heads}."
         width = 4 * self.dim + 2 * self.mlp_ratio * self.dim
         yield from check_parameters(self.depth * self.dim * width, "the blocks", "`depth`, `dim` and `mlp_ratio`")
         for modality, frontend in self.frontends.items():
-            yield from self._check_frontend(modality.value, frontend)
+            is_spectrogram = isinstance(frontend, SpectrogramFrontendConfig)
+            yield from self._check_frontend("spectrogram" if is_spectrogram else modality.value, frontend)
         if self.shared_decoder is not None:
             yield from self._check_decoder("shared_decoder", self.shared_decoder)
 
@@ -246,6 +262,9 @@ class Data2VecConfig(EncoderConfig):
             yield from check_patches(frontend)
         if isinstance(frontend, AudioFrontendConfig):
             yield from check_waveforms(frontend, self.dim)
+        if isinstance(frontend, SpectrogramFrontendConfig):
+            yield from check_spectrograms(frontend)
+            yield frontend.alibi is not None, "`spectrogram.alibi` must be null: patches have fixed positions."
         if isinstance(frontend, TextFrontendConfig):
             yield from check_ids(frontend)
 
@@ -257,6 +276,11 @@ class Data2VecConfig(EncoderConfig):
                 decoder.num_layers > 0 and width % decoder.num_groups != 0,
                 f"`{name}.num_groups` must divide `{place}` ({width}), but is {decoder.num_groups}.",
             )
+
+    @override
+    def _section(self, modality: Modality) -> Any:
+        is_spectrogram = modality is Modality.AUDIO and self.audio is None
+        return self.spectrogram if is_spectrogram else super()._section(modality)
 
     @override
     def count_layers(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.batch import Grid
 from d2v_plugin.layers.convolution import ConvBlock, convolve_blocks
 from d2v_plugin.layers.dropout import Dropout
 from d2v_plugin.layers.feed_forward import build_projection
@@ -22,7 +22,7 @@ class ConvDecoder(nn.Module):
     def __init__(self, config: DecoderConfig, dim: int, *, num_spatial_dims: int) -> None:
         """
         :param dim: width of the encoder.
-        :param num_spatial_dims: 1 for sequences, 2 for square images.
+        :param num_spatial_dims: 1 for sequences, 2 for images.
         """
         super().__init__()
         conv_kls = nn.Conv1d if num_spatial_dims == 1 else nn.Conv2d
@@ -46,16 +46,19 @@ class ConvDecoder(nn.Module):
         self.num_spatial_dims = num_spatial_dims
         self.residual = config.residual
 
-    def convolve(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def convolve(self, x: Tensor, padding_mask: Tensor | None = None, grid: Grid | None = None) -> Tensor:
         """
         :param x: (R, S, D)
         :param padding_mask: (R, S); padded positions act as the zero padding behind a shorter sequence.
+        :param grid: (H, W) of the tokens of images; a decoder of sequences takes them row by row.
         :returns: (R, S, C)
         """
         rows, length, _ = x.shape
         if self.num_spatial_dims == 2:
+            assert grid is not None
             # (R, S, D) -> (R, H, W, D)
-            x = x.unflatten(1, Modality.IMAGE.grid_shape(length))
+            x = x.unflatten(1, grid)
+            padding_mask = None if padding_mask is None else padding_mask.unflatten(1, grid)
         x = convolve_blocks(x, self.blocks, padding_mask, residual=self.residual)
 
         return x.view(rows, length, -1)

@@ -8,6 +8,7 @@ from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.frontends.audio import AudioFrontend
 from d2v_plugin.models.data2vec2.frontends.image import ImageFrontend
+from d2v_plugin.models.data2vec2.frontends.spectrogram import SpectrogramFrontend
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.models.initialization import initialize_as_bert, normal, scale_prediction
 from d2v_plugin.models.patches import PatchEmbedding
@@ -38,7 +39,7 @@ def initialize(model: Data2VecModel, *, mae_init: bool = False) -> None:
     for frontend in model.modality_encoders.values():
         if isinstance(frontend, AudioFrontend) and frontend.project_features is not None:
             frontend.project_features[2].reset_parameters()  # type: ignore[index]
-        if isinstance(frontend, AudioFrontend | ImageFrontend) and frontend.decoder is not None:
+        if isinstance(frontend, AudioFrontend | ImageFrontend | SpectrogramFrontend) and frontend.decoder is not None:
             for module in frontend.decoder.proj.modules():
                 if isinstance(module, nn.Linear):
                     module.reset_parameters()

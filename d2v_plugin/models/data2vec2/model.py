@@ -27,6 +27,7 @@ from d2v_plugin.models.data2vec2.encoder import build_blocks
 from d2v_plugin.models.data2vec2.frontends.audio import AudioFrontend
 from d2v_plugin.models.data2vec2.frontends.base import Frontend, Tokens, fill_in, select_tokens
 from d2v_plugin.models.data2vec2.frontends.image import ImageFrontend
+from d2v_plugin.models.data2vec2.frontends.spectrogram import SpectrogramFrontend
 from d2v_plugin.models.data2vec2.frontends.text import TextFrontend
 
 
@@ -69,7 +70,7 @@ class Data2VecModel(EncoderModel):
         layers = [x for x, _ in self.encode(frontend.contextualize(local, packing=packing))]
         if packing is not None:
             layers = [packing.unpack(x) for x in layers]
-        return split_extra(layers[-1], local.padding_mask, layers, frontend.num_extra_tokens)
+        return split_extra(layers[-1], local, layers, frontend.num_extra_tokens)
 
     def encode(self, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
         """Run the shared blocks.
@@ -99,7 +100,7 @@ class Data2VecModel(EncoderModel):
         x = decoder.input_dropout(x)
         # The encoder ends with a norm, which under autocast is fp32; the decoder need not go on in it.
         x = fill_in(views, x.to(compute_dtype(x)), noise)
-        x = decoder.convolve(x, None if self.config.original_padding else views.padding_mask)
+        x = decoder.convolve(x, None if self.config.original_padding else views.padding_mask, views.grid)
 
         return decoder.project(select_tokens(x, views.masked))
 
@@ -149,6 +150,8 @@ class Data2VecModel(EncoderModel):
 def _build_frontend(config: Data2VecConfig, modality: Modality) -> Frontend:
     if modality is Modality.AUDIO and config.audio is not None:
         return AudioFrontend(config, config.audio)
+    if modality is Modality.AUDIO and config.spectrogram is not None:
+        return SpectrogramFrontend(config, config.spectrogram)
     if modality is Modality.IMAGE and config.image is not None:
         return ImageFrontend(config, config.image)
     assert config.text is not None

@@ -21,11 +21,12 @@ from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, Observation
 from d2v_plugin.core.log import log
 from d2v_plugin.core.validation import report
-from d2v_plugin.models.statistics import Signs, describe
+from d2v_plugin.models.statistics import Signs, alpha_req, describe, lidar, rank_me
 from d2v_plugin.training.observers import Observer
 
 MAX_ROWS: Final = 16
 MAX_POSITIONS: Final = 8
+MAX_SAMPLES: Final = 64
 PATIENCE: Final = 3
 SILENCE: Final = 100
 
@@ -133,6 +134,15 @@ def sample(x: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tenso
     return choose(x), None if padding_mask is None else choose(padding_mask)
 
 
+def average_views(observation: Observation) -> Tensor | None:
+    """The mean prediction in each view of at most 64 samples, (n, M, D); None = there are not several samples and views."""
+    local, x = observation.local, observation.predictions
+    if local is None or x is None or x.dim() != 3 or len(local) < 2 or len(x) < 2 * len(local):
+        return None
+
+    return x.detach().float().mean(dim=1).unflatten(0, (len(local), -1))[:MAX_SAMPLES]
+
+
 def _spread(size: int, count: int, device: torch.device) -> Tensor:
     """At most ``count`` of ``size`` indices, spread by the golden ratio: equal steps would run down a column of patches."""
     indices = torch.arange(min(size, count), device=device)
@@ -157,6 +167,8 @@ class CollapseObserver(Observer):
         self._explained: Tensor | None = None
         self._highest: dict[Fall, float] = {}
         self.last: dict[str, Signs] = {}
+        self._views: Tensor | None = None
+        self._published: dict[str, float] = {}
 
     @override
     def before_update(self, step_nr: int) -> None:
@@ -175,6 +187,7 @@ class CollapseObserver(Observer):
 
     @override
     def add_metrics(self, values: MutableMapping[str, object]) -> None:
+        values.update(self._published)
         if "targets" in self.last:
             values["target_rank"] = self.last["targets"].rank
         if "local features" in self.last:
@@ -186,7 +199,7 @@ class CollapseObserver(Observer):
 
     def look(self, observation: Observation | None) -> None:
         """Take samples of what a criterion observed in a forward pass, for :meth:`judge`."""
-        self._samples = {}
+        self._samples, self._views = {}, None
         if observation is None:
             return
         sets = {
@@ -195,13 +208,14 @@ class CollapseObserver(Observer):
             "local features": (observation.local, observation.padding_mask),
         }
         self._samples = {name: sample(x, mask) for name, (x, mask) in sets.items() if x is not None}
+        self._views = average_views(observation)
 
     def judge(self, step_nr: int) -> None:
         """Measure the samples, compare them with the limits, and warn. Waits until the device has taken them."""
         if not self._samples:
             return
         found = {name: describe(x, mask) for name, (x, mask) in self._samples.items()}
-        self._samples = {}
+        (samples, self._samples), (views, self._views) = (self._samples, {}), (self._views, None)
         values = {(name, sign): value for name, signs in found.items() for sign, value in signs._asdict().items()}
         if self._explained is not None:
             values["predictions", "explained variance"] = float(self._explained)
@@ -212,6 +226,11 @@ class CollapseObserver(Observer):
             return
 
         self.last = found
+        self._published = {} if views is None else {"prediction_lidar": lidar(views)}
+        if "targets" in samples:
+            x, mask = samples["targets"]
+            tokens = x.flatten(0, 1) if mask is None else x[~mask]
+            self._published |= {"target_rankme": rank_me(tokens), "target_alpha_req": alpha_req(tokens)}
         for name, signs in self.last.items():
             bad = [sign for sign in Signs._fields if getattr(signs, sign) < getattr(LIMITS[name].signs, sign)]
             if "deviation" in bad:

@@ -52,8 +52,9 @@ class ExtractRecipe(CheckpointRecipe):
         path = config.checkpoint.choose()
         model = load(path, weights=config.checkpoint.weights, device=context.device)
         task.check_model(model, ())
-        if section.pooling == "cls" and task.modality is Modality.AUDIO:
-            raise RecipeError("`features.pooling` must not be cls for speech, whose models have no class token; choose mean.")
+        extra = getattr(model.config.frontends.get(task.modality), "num_extra_tokens", 0)
+        if section.pooling == "cls" and task.modality is Modality.AUDIO and not extra:
+            raise RecipeError("`features.pooling` must not be cls for a model of sound without a class token; choose mean.")
         try:
             arrays = name_arrays(section.layers, section.top_k, model.num_layers)
         except ValueError as ex:

@@ -101,7 +101,8 @@ class InspectTask(RecipeTask):
 
     def _draw_samplers(self, batch: Batch) -> Image.Image:
         """Draw the masks of every registered sampler with its defaults, on inputs of the model's size."""
-        shape = batch.modality.grid_shape(self._extract(batch).x.size(1))
+        features = self._extract(batch)
+        shape = features.grid or (features.x.size(1),)
         drawable = {}
         for name, sampler in self.samplers.items():
             try:

@@ -78,7 +78,7 @@ def _count_inputs(modality: Modality, task: Mapping[str, Any], config: Data2VecC
             assert config.image is not None
             size = task["image"]["size"]
             batch = task.get("max_batch_size") or task["batch_size"]
-            return 3.0 * batch * size**2, batch * math.ceil(size / config.image.patch_size) ** 2
+            return 3.0 * batch * size**2, batch * math.prod(math.ceil(size / patch) for patch in config.image.patch_shape)
         case Modality.TEXT:
             batch = task.get("max_batch_size") or task["batch_size"]
             return 0.0, batch * task["tokens_per_sample"]

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.weights.convert import fairseq_data2vec1, fairseq_data2vec2, fairseq_speech, image, text
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
+from d2v_plugin.weights.convert import eat, fairseq_data2vec1, fairseq_data2vec2, fairseq_speech, image, text
 from d2v_plugin.weights.convert.converted import TEACHER_KEY, Converted, check_agreement, explained
-from d2v_plugin.weights.convert.fairseq_heads import Head, convert_head
+from d2v_plugin.weights.convert.fairseq_head_parts import Head
+from d2v_plugin.weights.convert.fairseq_heads import convert_head
 from d2v_plugin.weights.convert.fairseq_info import attributes_of, read_labels, read_step
 from d2v_plugin.weights.convert.fairseq_settings import (
     AUTHORS,
@@ -67,6 +69,8 @@ def convert_fairseq(
     model = _choose(settings)(path, settings.model, student, teacher)
 
     model.config.original_padding = original_padding
+    if isinstance(model.config, Data2VecConfig):
+        eat.fit_reading(model.config, settings.outer, original_padding=original_padding)
     student = model.student
     if teacher_weights:
         if model.teacher is None:

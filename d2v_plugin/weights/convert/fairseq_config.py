@@ -16,6 +16,7 @@ from d2v_plugin.models.data2vec2.config import (
     Data2VecConfig,
     DecoderConfig,
     ImageFrontendConfig,
+    SpectrogramFrontendConfig,
     TextFrontendConfig,
 )
 from d2v_plugin.weights.convert.fairseq_keys import EMA_KEYS, LOSS_KEYS, MASK_KEYS, TARGET_KEYS, check_keys
@@ -70,6 +71,7 @@ _MODALITIES: Final[dict[str, Fields]] = {
     },
     "TEXT": {"max_source_positions": ("max_positions", 512), "dropout": ("dropout", 0.1)},
 }
+_SPECTROGRAM: Final[Fields] = {"patch_size": ("patch_size", 16), "target_length": ("pad_frames", 1024)}
 _DECODER: Final[Fields] = {
     "decoder_dim": ("dim", 384),
     "decoder_groups": ("num_groups", 16),
@@ -106,7 +108,7 @@ _CONVERTED: Final[dict[str, set[str]]] = {
         "ema_local_encoder",
     },
     "audio": {*_MODALITIES["AUDIO"], "feature_encoder_spec", "extractor_mode"},
-    "image": {*_MODALITIES["IMAGE"], "alibi_dims", "alibi_distance"},
+    "image": {*_MODALITIES["IMAGE"], "alibi_dims", "alibi_distance", "target_length", "max_length"},
     "text": {*_MODALITIES["TEXT"]},
 }
 """By section: the keys that are converted, or recorded by :func:`fairseq_info.describe_pretraining`."""
@@ -132,12 +134,15 @@ def convert_config(
     check_keys(model.get("modalities", {}), (), [m.value for m in Modality], place="modalities.")
     for name, section in sections.items():
         kind = name.lower()
-        check_keys(section, ("modality", kind), _CONVERTED["modality"] | _CONVERTED[kind], place=f"modalities.{kind}.")
+        # EAT's frontend is that of images.
+        keys = "image" if _is_spectrogram(section) else kind
+        check_keys(section, ("modality", keys), _CONVERTED["modality"] | _CONVERTED[keys], place=f"modalities.{kind}.")
         section["num_alibi_heads"] = _biased_heads(model, section, kind)
     decoder = model.get("shared_decoder")
 
     return Data2VecConfig(
-        audio=_audio(sections["AUDIO"]) if "AUDIO" in sections else None,
+        audio=_audio(sections["AUDIO"]) if "AUDIO" in sections and not _is_spectrogram(sections["AUDIO"]) else None,
+        spectrogram=_spectrogram(sections["AUDIO"]) if _is_spectrogram(sections.get("AUDIO", {})) else None,
         image=_image(sections["IMAGE"]) if "IMAGE" in sections else None,
         text=_text(sections["TEXT"], vocab_size, pad_idx) if "TEXT" in sections else None,
         **_take(model, _MODEL),
@@ -175,6 +180,20 @@ def _audio(section: Mapping[str, Any]) -> AudioFrontendConfig:
         conv_layers=parse_conv_layers(section.get("feature_encoder_spec", _CONV_LAYERS)),
         conv_norm="layer_norm" if section.get("extractor_mode", "layer_norm") == "layer_norm" else "group_norm",
     )
+
+
+def _is_spectrogram(section: Mapping[str, Any]) -> bool:
+    return "in_chans" in section and "max_length" in section
+
+
+def _spectrogram(section: Mapping[str, Any]) -> SpectrogramFrontendConfig:
+    if not section.get("fixed_positions", True):
+        raise ValueError("`modalities.image.fixed_positions` must be True.")
+    settings = _frontend(section, "IMAGE")
+    for name, _ in _MODALITIES["IMAGE"].values():
+        del settings[name]
+    settings |= _take(section, _SPECTROGRAM)
+    return SpectrogramFrontendConfig(**settings, max_frames=section["max_length"] * settings["patch_size"])
 
 
 def _image(section: Mapping[str, Any]) -> ImageFrontendConfig:

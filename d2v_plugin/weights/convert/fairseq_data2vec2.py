@@ -12,6 +12,7 @@ from torch import Tensor
 
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
+from d2v_plugin.weights.convert import eat
 from d2v_plugin.weights.convert.converted import Converted, check_agreement, explained
 from d2v_plugin.weights.convert.fairseq_config import convert_config
 from d2v_plugin.weights.convert.fairseq_info import attributes_of, describe_pretraining, teacher_scope
@@ -30,6 +31,10 @@ def convert(path: Path, settings: Mapping[str, Any], student: State, teacher: St
     transfer = Transfer("fairseq's data2vec 2.0")
     has_pixel_head = any(key.startswith("recon_proj.") for key in student)
     given, student = student, _rename(student)
+    if eat.is_eat(settings, student):
+        settings = eat.as_audio(settings, student["modality_encoders.IMAGE.fixed_positional_encoder.positions"])
+        student = eat.rename_modality(student)
+        teacher = None if teacher is None else eat.rename_modality(teacher)
     transfer.add("came over", student)
     transfer.add("left out", [key for key in given if not _rename({key: given[key]})], "no weights of the model")
     teacher = None if teacher is None else _rename_teacher(teacher)

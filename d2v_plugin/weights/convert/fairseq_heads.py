@@ -7,44 +7,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fairseq2.recipe.error import RecipeError
 from torch import Tensor
 
-from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.data.labels import LabelSet
-from d2v_plugin.data.lines import read_lines
-from d2v_plugin.data.problems import Problems
 from d2v_plugin.data.transcripts import BLANK
 from d2v_plugin.models.families import AnyConfig
+from d2v_plugin.weights.convert import eat
+from d2v_plugin.weights.convert.fairseq_head_parts import (
+    Head,
+    LeftOutError,
+    check_count,
+    found_head,
+    name_classes,
+    read_linear,
+    read_names,
+)
 from d2v_plugin.weights.convert.fairseq_settings import Settings
-from d2v_plugin.weights.provenance import Provenance
 from d2v_plugin.weights.state import State
 
 _DICTIONARY_SPECIAL: Final = ("<pad>", "</s>", "<unk>")
 _TAG_POOLING: Final = {"lin_softmax": "linear_softmax", "average_sigmoid": "mean"}
 _TEXT_HEAD: Final = r"classification_heads\.([^.]+)\."
-
-
-@dataclass(frozen=True)
-class Head:
-    """What stands on top of a fine-tuned model."""
-
-    state: State | None
-    """Under the names of our criterion; None = it is left out."""
-
-    provenance: Provenance | None
-    """What our evaluation needs to know."""
-
-    reason: str = ""
-    """Why it is left out."""
-
-
-class _LeftOutError(Exception):
-    """Nothing here computes what the head does."""
 
 
 def convert_head(
@@ -72,10 +58,12 @@ def convert_head(
             return _convert_ctc(path, settings, head, symbols, labels)
         if kind == "audio_tagging":
             return _convert_tagging(path, settings, head, symbols, labels)
+        if kind == "image_classification" and getattr(config, "spectrogram", None) is not None:
+            return eat.convert_clips(path, settings, head, symbols, labels)
         if kind == "image_classification":
             return _convert_image(path, settings, config, head, symbols, labels)
         return _convert_text(path, settings, config, head, symbols, labels)
-    except _LeftOutError as ex:
+    except LeftOutError as ex:
         return Head(None, None, str(ex))
 
 
@@ -83,21 +71,21 @@ def _convert_ctc(
     path: Path, settings: Settings, head: Mapping[str, Tensor], symbols: Sequence[str] | None, labels: Path | None
 ) -> Head:
     get = settings.outer.get
-    weight, bias = _linear(path, head, "proj")
+    weight, bias = read_linear(path, head, "proj")
     if blank_weight := get("blank_weight", 0):
         if get("blank_mode", "add") != "add":
-            raise _LeftOutError("`blank_mode` sets the blank to a constant, which `ctc` cannot")
+            raise LeftOutError("`blank_mode` sets the blank to a constant, which `ctc` cannot")
         bias = bias.clone()
         bias[0] += blank_weight
     if labels is not None:
-        symbols = ["<s>", *_DICTIONARY_SPECIAL, *(row.rsplit(" ", 1)[0] for row in _read(labels))]
+        symbols = ["<s>", *_DICTIONARY_SPECIAL, *(row.rsplit(" ", 1)[0] for row in read_names(labels))]
     if symbols is None:
-        raise _LeftOutError("nothing says what its outputs are: name the dictionary, `--labels dict.ltr.txt`")
+        raise LeftOutError("nothing says what its outputs are: name the dictionary, `--labels dict.ltr.txt`")
     # fairseq takes its first symbol, `<s>`, for the blank.
-    names = _check_count(path, [BLANK, *symbols[1:]], len(weight), labels)
+    names = check_count(path, [BLANK, *symbols[1:]], len(weight), labels)
     criterion = {"dropout": get("final_dropout", 0.0), "masking": _masking(settings), "freeze_updates": _freeze_updates(settings)}
 
-    return _found(
+    return found_head(
         {"head.weight": weight, "head.bias": bias},
         LabelSet(names),
         ("speech_recognition", {"audio": {"normalize": _is_normalized(settings)}}),
@@ -112,9 +100,9 @@ def _convert_tagging(
     get = settings.outer.get
     mode = get("eval_prediction_mode") or get("prediction_mode", "lin_softmax")
     if mode not in _TAG_POOLING or get("conv_kernel", -1) > 0:
-        raise _LeftOutError(f"`prediction_mode: {mode}`, with convolutions or not, is nothing that `audio_tagging` computes")
-    weight, bias = _linear(path, head, "proj")
-    names = _name_classes(path, symbols, labels, len(weight))
+        raise LeftOutError(f"`prediction_mode: {mode}`, with convolutions or not, is nothing that `audio_tagging` computes")
+    weight, bias = read_linear(path, head, "proj")
+    names = name_classes(path, symbols, labels, len(weight))
     mixup = get("source_mixup", -1)
     criterion = {
         "pooling": _TAG_POOLING[mode],
@@ -124,7 +112,7 @@ def _convert_tagging(
         "freeze_updates": _freeze_updates(settings),
     }
 
-    return _found(
+    return found_head(
         {"head.weight": weight, "head.bias": bias},
         LabelSet(names),
         ("audio_classification", {"tags": True, "audio": {"normalize": _is_normalized(settings)}}),
@@ -142,18 +130,18 @@ def _convert_image(
     labels: Path | None,
 ) -> Head:
     if settings.name == "data2vec_image_classification":
-        raise _LeftOutError("its norm has another epsilon (1e-5) than that of `classification` (1e-6)")
+        raise LeftOutError("its norm has another epsilon (1e-5) than that of `classification` (1e-6)")
     mode = str(settings.outer.get("prediction_mode", "MEAN_POOLING")).rpartition(".")[2].upper()
     poolings = {"MEAN_POOLING": "mean", "CLS_TOKEN": "cls"}
     image = config.image
     assert image is not None
     if mode not in poolings or (mode == "CLS_TOKEN" and getattr(image, "num_extra_tokens", 1) != 1):
-        raise _LeftOutError(f"`prediction_mode: {mode}` is nothing that `classification` computes")
-    weight, bias = _linear(path, head, "head")
+        raise LeftOutError(f"`prediction_mode: {mode}` is nothing that `classification` computes")
+    weight, bias = read_linear(path, head, "head")
     state = {"head.proj.weight": weight, "head.proj.bias": bias}
     has_norm = "fc_norm.weight" in head
     if has_norm:
-        state["head.norm.weight"], state["head.norm.bias"] = _linear(path, head, "fc_norm")
+        state["head.norm.weight"], state["head.norm.bias"] = read_linear(path, head, "fc_norm")
     criterion = {
         "pooling": poolings[mode],
         "norm": has_norm,
@@ -161,9 +149,9 @@ def _convert_image(
         "scores": ["accuracy", "top5_accuracy"],
     }
 
-    return _found(
+    return found_head(
         state,
-        LabelSet(_name_classes(path, symbols, labels, len(weight))),
+        LabelSet(name_classes(path, symbols, labels, len(weight))),
         ("image_classification", {"image": {"size": image.image_size}}),
         "image_manifest",
         ("classification", criterion),
@@ -180,15 +168,15 @@ def _convert_text(
 ) -> Head:
     names = sorted({found[1] for key in head if (found := re.match(_TEXT_HEAD, key)) is not None})
     if len(names) != 1:
-        raise _LeftOutError(f"there are {len(names)} ({', '.join(names)}), but a model has one")
+        raise LeftOutError(f"there are {len(names)} ({', '.join(names)}), but a model has one")
     if (activation := settings.outer.get("pooler_activation_fn", "tanh")) != "tanh":
-        raise _LeftOutError(f"`pooler_activation_fn: {activation}` is nothing that `classification` computes")
+        raise LeftOutError(f"`pooler_activation_fn: {activation}` is nothing that `classification` computes")
     prefix = f"classification_heads.{names[0]}."
     state: State = {}
     for theirs, ours in (("dense", "dense"), ("out_proj", "proj")):
-        state[f"head.{ours}.weight"], state[f"head.{ours}.bias"] = _linear(path, head, f"{prefix}{theirs}")
+        state[f"head.{ours}.weight"], state[f"head.{ours}.bias"] = read_linear(path, head, f"{prefix}{theirs}")
     if state["head.dense.weight"].shape != (config.dim, config.dim):
-        raise _LeftOutError("its hidden layer has another width than the model")
+        raise LeftOutError("its hidden layer has another width than the model")
     num_outputs = len(state["head.proj.weight"])
     is_number = num_outputs == 1
     # The dictionary of labels begins with the symbols that every dictionary has.
@@ -205,58 +193,13 @@ def _convert_text(
         "scores": ["pearson"] if is_number else ["accuracy"],
     }
 
-    return _found(
+    return found_head(
         state,
-        None if is_number else LabelSet(_name_classes(path, classes, labels, num_outputs)),
+        None if is_number else LabelSet(name_classes(path, classes, labels, num_outputs)),
         ("text_classification", {"max_length": min(512, text.max_positions)}),
         "sentences",
         ("classification", criterion),
     )
-
-
-def _found(
-    state: State, labels: LabelSet | None, task: tuple[str, dict[str, Any]], family: str, criterion: tuple[str, dict[str, Any]]
-) -> Head:
-    sections = {
-        "task": {"name": task[0], "config": task[1]},
-        "dataset": {"family": family, "config_overrides": {}},
-        "criterion": {"name": criterion[0], "config": criterion[1]},
-    }
-    return Head({key: tensor.float() for key, tensor in state.items()}, Provenance(sections, labels))
-
-
-def _linear(path: Path, head: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    try:
-        return head[f"{name}.weight"], head[f"{name}.bias"]
-    except KeyError as ex:
-        raise CheckpointError(f"{path} lacks {ex} of its head.") from ex
-
-
-def _name_classes(path: Path, symbols: Sequence[str] | None, labels: Path | None, count: int) -> list[str]:
-    """The names of classes or tags; their numbers where nothing names them."""
-    if labels is not None:
-        return _check_count(path, _read(labels), count, labels)
-    if symbols is not None and len(symbols) == count:
-        return list(symbols)
-    return [str(number) for number in range(count)]
-
-
-def _check_count(path: Path, names: Sequence[str], count: int, labels: Path | None) -> list[str]:
-    if len(names) != count:
-        raise CheckpointError(f"{labels or path} names {len(names)} outputs, but the head of {path} has {count}.")
-    if len(set(names)) != count:
-        raise CheckpointError(f"{labels or path} names some outputs twice.")
-    return list(names)
-
-
-def _read(labels: Path) -> list[str]:
-    problems = Problems()
-    try:
-        rows = [row for row in read_lines(labels, problems) if row.strip()]
-        problems.raise_if_any()
-    except RecipeError as ex:
-        raise CheckpointError(str(ex)) from ex
-    return rows
 
 
 def _masking(settings: Settings) -> dict[str, Any] | None:

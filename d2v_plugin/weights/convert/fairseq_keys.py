@@ -73,6 +73,7 @@ FIXED: Final[dict[str, dict[str, object]]] = {
         "shift_targets_down_updates": 0,
         "shift_targets_down_scale": 1,
         "modality_discrim_depth": 0,
+        "utterance_level": False,  # EAT's experiment with DINO's loss
     },
     "modality": {
         "learned_alibi": False,
@@ -157,6 +158,10 @@ IDLE: Final[dict[str, dict[str, str]]] = {
         "decoder_group": "names a group of the optimizer",
         "extra_tokens_group": "names a group of the optimizer",
         "bert_init": "initial weights",
+        **dict.fromkeys(
+            ("init_center_token_zero", "center_exp", "softmax_temperature_student", "softmax_temperature_teacher"),
+            "read only with utterance_level",
+        ),
         "modality_discrim_weight": "read only with modality_discrim_depth",
         "modality_discrim_ema": "read only with modality_discrim_depth",
     },

@@ -5,14 +5,16 @@ Tensors are read as they lie in the files, without the originals' classes: those
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 from torch import Tensor
 
 from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.weights.convert import image, speech, text
+from d2v_plugin.weights.convert import eat, image, speech, text
 from d2v_plugin.weights.convert.transfer import Foreign
 from d2v_plugin.weights.directory import read_weights
 from d2v_plugin.weights.torch_file import POINTER, is_pointer, read_torch_file
@@ -26,6 +28,7 @@ MODEL_TYPES: Final[Mapping[str, Callable[[Path, Any, Mapping[str, Tensor]], Fore
     "vit": image.adopt_hugging_face,
     "vit_mae": image.adopt_hugging_face,
     "beit": image.adopt_hugging_face,
+    "eat": eat.adopt_hugging_face,
 }
 """By ``model_type`` of a folder's ``config.json``."""
 
@@ -40,7 +43,10 @@ def adopt(folder: Path) -> Foreign:
     from transformers import AutoConfig
 
     try:
-        source = AutoConfig.from_pretrained(folder, local_files_only=True)
+        # EAT's class comes with the folder, and is not run: its settings all stand in the file.
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        is_eat = settings.get("model_type") == "eat"
+        source: Any = SimpleNamespace(**settings) if is_eat else AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as ex:  # transformers lets through whatever the file provokes
         reason = " ".join(f"{type(ex).__name__}: {ex}".split())
         raise CheckpointError(f"{folder} is not a folder of Hugging Face's `save_pretrained`: {reason}") from ex

@@ -127,7 +127,7 @@ def test_decoder_sees_positions_and_kept_patches() -> None:
     criterion = MaeCriterion(MaeConfig(decoder_dim=32, decoder_depth=1, decoder_num_heads=2), SAMPLER)
     criterion.build(model)
     x = torch.randn(1, 1 + 16, 96)
-    views = Views(torch.arange(16).unsqueeze(0), torch.arange(16, 64).unsqueeze(0), None, torch.arange(1))
+    views = Views(torch.arange(16).unsqueeze(0), torch.arange(16, 64).unsqueeze(0), None, torch.arange(1), grid=(8, 8))
 
     predictions = criterion.decoder(x, views)
 

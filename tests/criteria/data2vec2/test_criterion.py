@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, StepInfo
 from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Config, Data2Vec2Criterion, ModalityOverrides
 from d2v_plugin.criteria.ema import EmaConfig
-from d2v_plugin.criteria.targets import TargetConfig
+from d2v_plugin.criteria.targets import TargetConfig, make_targets
 from d2v_plugin.masking.random_blocks import (
     BlockMaskConfig,
     BlockMaskSampler,
@@ -22,6 +23,7 @@ from d2v_plugin.masking.random_blocks import (
     RandomMaskConfig,
     RandomMaskSampler,
 )
+from d2v_plugin.models.base import drop_criterion
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, DecoderConfig
 from d2v_plugin.models.data2vec2.factory import create_model
@@ -132,6 +134,25 @@ def test_options_change_what_is_predicted(make_trained: MakeTrained) -> None:
     assert loss(cls_weight=1.0) > default
 
 
+def test_layers_that_are_kept_apart_have_each_a_projection(make_trained: MakeTrained) -> None:
+    model = make_trained("image_tiny", targets=TargetConfig(num_layers=2, separate_layers=True), cls_weight=0.01)
+    criterion = model.criterion
+    output = model(images(0, 1), STEP)
+    output.loss.backward()
+
+    projection = model.get_parameter("criterion.layer_proj.weight")
+    assert projection.shape == (2 * 96, 96) and projection.grad is not None
+    assert all(bool(rows.any()) for rows in projection.grad.view(2, 96, 96))
+    # Predicting nothing costs the mean of both layers' squares, whatever their number.
+    with torch.no_grad():
+        for parameter in criterion.layer_proj.parameters():  # type: ignore[union-attr]
+            parameter.zero_()
+    metrics, targets = model(images(0, 1), STEP).metrics, output.observation.targets
+    assert targets.shape[-1] == 2 * 96
+    assert metrics["regression_loss"].item() == pytest.approx(float(targets.square().mean()) * 96**0.5, rel=0.1)
+    assert "layer_proj" not in "".join(drop_criterion(model.state_dict()))
+
+
 def test_pixels_are_reconstructed_through_a_head_of_their_own(make_trained: MakeTrained) -> None:
     model = make_trained("image_tiny", reconstruction_weight=1.0)
     output = model(images(0), STEP)
@@ -223,6 +244,44 @@ def test_the_mean_target_leaves_padding_out_unless_the_original_is_asked_for(
 
     expected = targets[1].mean(dim=0) if original_padding else targets[1, :10].mean(dim=0)
     torch.testing.assert_close(seen[-1][-1], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["mean", "tokens"])
+def test_losses_of_whole_utterances_are_emotion2vecs(make_trained: MakeTrained, prediction: Any) -> None:
+    """The mean of ten learned tokens, or of the frames that are seen, regresses the mean of the targets (arXiv 2312.15185)."""
+    config = ARCHS["audio_tiny"]()
+    assert config.audio is not None
+    num_extra = 10 if prediction == "mean" else 0
+    config = dataclasses.replace(config, audio=dataclasses.replace(config.audio, num_extra_tokens=num_extra))
+    targets = TargetConfig(num_layers=2, layer_norm=True)
+    model = make_trained(config, cls_weight=2.0, cls_prediction=prediction, targets=targets)
+    batch = Batch(Modality.AUDIO, torch.randn(2, 8000, generator=torch.Generator().manual_seed(1)), torch.arange(2))
+    criterion = model.criterion
+    assert isinstance(criterion, Data2Vec2Criterion)
+
+    output = criterion(model, batch, STEP)
+
+    local = model.extract_local(batch.inputs)
+    x = model.encode_views(local, criterion.draw_views(model, batch, local, STEP))
+    predicted = x[:, :10].mean(dim=1) if num_extra else x.mean(dim=1)
+    wanted = criterion.compute_targets(model, batch, local).mean(dim=1).repeat_interleave(3, dim=0)
+    expected = 2.0 * (predicted - wanted).square().sum(dim=1).mean() * config.dim**-0.5
+    assert float(output.metrics["cls_loss"]) == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("targets", "is_zero"),
+    [
+        (TargetConfig(), True),
+        (TargetConfig(layer_norm=True), False),
+        (TargetConfig(instance_norm_layers=False), False),
+        (TargetConfig(layer_norm=True, instance_norm=True), True),
+    ],
+)
+def test_targets_whose_mean_says_nothing_are_known(targets: TargetConfig, is_zero: bool) -> None:
+    layers = [torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+
+    assert targets.mean_is_zero is is_zero is bool(make_targets(targets, layers).mean(dim=1).abs().max() < 1e-5)
 
 
 def test_what_does_not_fit_is_refused(make_trained: MakeTrained) -> None:

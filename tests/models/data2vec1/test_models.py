@@ -162,7 +162,7 @@ def test_tables_of_each_layer_take_part() -> None:
     [
         ("audio_tiny", torch.zeros(1, 100), "`inputs` must be long enough for one frame, but has 100 samples"),
         ("text_tiny", torch.full((1, 200), 5), "`inputs` must have at most 128 tokens"),
-        ("vision_tiny", torch.zeros(1, 3, 64, 64), r"must have the height and width 32 \(`image_size`\)"),
+        ("vision_tiny", torch.zeros(1, 3, 64, 66), "must divide into patches of 4 x 4 pixels, but has the shape"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(arch: str, inputs: Tensor, message: str) -> None:

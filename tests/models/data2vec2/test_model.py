@@ -116,7 +116,7 @@ def test_masked_tokens_do_not_reach_the_encoder() -> None:
     model = create_model(ARCHS["image_tiny"]()).eval()
     frontend = model.frontend()
     masked = torch.tensor([[i for i in range(64) if i % 4]])
-    views = Views(torch.arange(0, 64, 4).unsqueeze(0), masked, None, torch.arange(1))
+    views = Views(torch.arange(0, 64, 4).unsqueeze(0), masked, None, torch.arange(1), grid=(8, 8))
     images = torch.randn(1, 3, 32, 32)
     changed = images.clone().unflatten(3, (8, 4)).unflatten(2, (8, 4))
     rows, columns = masked[0] // 8, masked[0] % 8
@@ -233,7 +233,7 @@ def test_pre_norm_keeps_the_residual() -> None:
 
 
 def test_wrong_input_is_refused_with_its_shape() -> None:
-    with pytest.raises(ValueError, match=r"8 x 8 patches.*\(1, 3, 30, 32\)"):
+    with pytest.raises(ValueError, match=r"patches of 4 x 4 pixels.*\(1, 3, 30, 32\)"):
         create_model(ARCHS["image_tiny"]()).extract_features(torch.zeros(1, 3, 30, 32))
     with pytest.raises(ValueError, match="at most 128 tokens"):
         create_model(ARCHS["text_tiny"]()).extract_features(torch.zeros(1, 200, dtype=torch.int64))

@@ -44,8 +44,9 @@ class AudioFrontend(Frontend):
         return mark_padded_frames(padding_mask, length, self.conv_layers)
 
     @override
-    def _add_positions(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
-        return x + self.relative_positional_encoder(x, None if self.original_padding else padding_mask)  # type: ignore[no-any-return]
+    def _add_positions(self, local: LocalFeatures) -> Tensor:
+        padding_mask = None if self.original_padding else local.padding_mask
+        return local.x + self.relative_positional_encoder(local.x, padding_mask)  # type: ignore[no-any-return]
 
     @override
     def _keep_tokens(self, local: LocalFeatures, views: Views) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.batch import Grid, Modality
 from d2v_plugin.core.contracts import Views
 from d2v_plugin.layers.alibi import DistanceBias, align_bias, attention_biases, distance_weights, token_distances
 from d2v_plugin.layers.attention import Bias, is_long
@@ -43,8 +43,8 @@ class Frontend(nn.Module):
 
     modality: ClassVar[Modality]
 
-    side: int | None = None
-    """Patches along each side of an image; None for sequences."""
+    num_spatial_dims: ClassVar[int] = 1
+    """2 where tokens lie in a grid, 1 where they are a sequence."""
 
     local_encoder: nn.Module | None
     project_features: nn.Module | None
@@ -74,8 +74,7 @@ class Frontend(nn.Module):
         )
         self.decoder = None
         if frontend.decoder is not None:
-            num_spatial_dims = 2 if self.modality is Modality.IMAGE else 1
-            self.decoder = ConvDecoder(frontend.decoder, config.dim, num_spatial_dims=num_spatial_dims)
+            self.decoder = ConvDecoder(frontend.decoder, config.dim, num_spatial_dims=self.num_spatial_dims)
         if frontend.num_extra_tokens > 0:
             self.extra_tokens = nn.Parameter(torch.empty(1, frontend.num_extra_tokens, config.dim))
         if frontend.alibi is not None:
@@ -104,18 +103,23 @@ class Frontend(nn.Module):
         :param inputs: waveforms (N, T), images (N, C, H, W) or token ids (N, S).
         :param padding_mask: True = padding, at the resolution of the input.
         """
-        return self.project_local(self.encode_local(inputs, padding_mask), padding_mask)
+        grid = self.find_grid(inputs)
+        return self.project_local(self.encode_local(inputs, padding_mask), padding_mask, grid)
 
     def encode_local(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The first half of :meth:`extract_local`: raw input -> (N, S, C)."""
         assert self.local_encoder is not None
         return scale_gradient(self.local_encoder, inputs, self.local_grad_scale)
 
-    def project_local(self, x: Tensor, padding_mask: Tensor | None = None) -> LocalFeatures:
+    def find_grid(self, inputs: Tensor) -> Grid | None:
+        """The grid in which the tokens of inputs lie; None = they lie in a sequence."""
+        return None
+
+    def project_local(self, x: Tensor, padding_mask: Tensor | None = None, grid: Grid | None = None) -> LocalFeatures:
         """The second half of :meth:`extract_local`: from the local encoder's channels to the model's width."""
         if self.project_features is not None:
             x = self.project_features(x)
-        return LocalFeatures(x, self._downsample_padding(padding_mask, x.size(1)), self.modality)
+        return LocalFeatures(x, self._downsample_padding(padding_mask, x.size(1)), self.modality, grid)
 
     def contextualize(self, local: LocalFeatures, views: Views | None = None, packing: Packing | None = None) -> Tokens:
         """Add positions, drop the masked tokens and run the prenet.
@@ -125,7 +129,7 @@ class Frontend(nn.Module):
         :param packing: of whole samples and the extra tokens, which then become one row; None = they stay padded.
         """
         if views is None:
-            x, padding_mask = self._add_positions(local.x, local.padding_mask), local.padding_mask
+            x, padding_mask = self._add_positions(local), local.padding_mask
             positions = torch.arange(x.size(1), device=x.device).unsqueeze(0)
         else:
             x, positions = self._keep_tokens(local, views), views.kept
@@ -136,7 +140,7 @@ class Frontend(nn.Module):
             x = torch.cat([self.extra_tokens.expand(x.size(0), -1, -1), x], dim=1)
         if packing is not None:
             x = packing.pack(x)
-        biases = self._build_biases(positions, padding_mask, packing)
+        biases = self._build_biases(positions, padding_mask, local.grid, packing)
         x = self.context_encoder(x, biases[: self.prenet_depth])
 
         return Tokens(x, biases[self.prenet_depth :])
@@ -157,22 +161,20 @@ class Frontend(nn.Module):
         """Number of tokens that an input of this length (samples or token ids) gives."""
         return input_length
 
-    def grid_shape(self, num_tokens: int) -> tuple[int, ...]:
-        """The shape in which tokens lie: (H, W) for images, (S,) for sequences."""
-        return self.modality.grid_shape(num_tokens)
-
     def _downsample_padding(self, padding_mask: Tensor | None, length: int) -> Tensor | None:
         """The padding mask at the resolution of the tokens, (N, S)."""
         return padding_mask
 
-    def _add_positions(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
-        return x
+    def _add_positions(self, local: LocalFeatures) -> Tensor:
+        return local.x
 
     def _keep_tokens(self, local: LocalFeatures, views: Views) -> Tensor:
         """Kept tokens with positions, (N·M, K, D)."""
-        return select_tokens(self._add_positions(local.x, local.padding_mask), views.kept)
+        return select_tokens(self._add_positions(local), views.kept)
 
-    def _build_biases(self, positions: Tensor, padding_mask: Tensor | None, packing: Packing | None) -> list[Bias | None]:
+    def _build_biases(
+        self, positions: Tensor, padding_mask: Tensor | None, grid: Grid | None, packing: Packing | None
+    ) -> list[Bias | None]:
         """The attention bias of every block of this frontend and of the shared encoder."""
         num_extra = self.num_extra_tokens
         if packing is not None:
@@ -185,7 +187,7 @@ class Frontend(nn.Module):
                 distance_scores(
                     positions,
                     weights,
-                    grid_width=self.side,
+                    grid_width=None if grid is None else grid[1],
                     metric=self.alibi.distance,
                     num_extra_tokens=num_extra,
                     padding_mask=padding_mask,
@@ -199,14 +201,14 @@ class Frontend(nn.Module):
             return [only] * self.num_layers
 
         learns = torch.is_grad_enabled() and self.alibi_scale.requires_grad
-        if self.side is None and not learns and is_long((len(positions), self.num_heads, num_extra + positions.size(1))):
+        if grid is None and not learns and is_long((len(positions), self.num_heads, num_extra + positions.size(1))):
             weights = distance_weights(self.alibi_scale, self.num_heads, self.alibi.num_heads)
             return self._share(
                 [DistanceBias(positions, w, num_extra_tokens=num_extra, padding_mask=padding_mask) for w in weights]
             )
 
         with without_autocast(positions):
-            distances = token_distances(positions, self.side, self.alibi.distance)
+            distances = token_distances(positions, None if grid is None else grid[1], self.alibi.distance)
             biases = attention_biases(
                 distances,
                 self.alibi_scale,
