@@ -10,7 +10,6 @@ from fairseq2.device import Device, SupportsDeviceTransfer
 from torch import Tensor
 from typing_extensions import override
 
-
 Grid = tuple[int, int]
 """Height and width: of an image in pixels or patches."""
 

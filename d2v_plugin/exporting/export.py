@@ -93,8 +93,10 @@ def export_model(
 
 def _check_square(exportable: Exportable, format: str) -> None:
     image = exportable.model.config.image
-    if format in ("huggingface", "timm") and image is not None and not (
-        isinstance(image.image_size, int) and isinstance(image.patch_size, int)
+    if (
+        format in ("huggingface", "timm")
+        and image is not None
+        and not (isinstance(image.image_size, int) and isinstance(image.patch_size, int))
     ):
         raise CheckpointError(
             f"The format `{format}` has square images and patches alone, but {exportable.path} has `image_size` "

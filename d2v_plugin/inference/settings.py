@@ -98,7 +98,9 @@ def _open_audio(model: EncoderModel, task: Task[Any, Any] | None) -> AudioReader
 def _open_images(model: EncoderModel, task: Task[Any, Any] | None) -> ImageReader:
     if task is None:
         if (num_channels := model.config.frontends[Modality.IMAGE].num_channels) != 3:
-            raise RecipeError(f"Nothing says how images of {num_channels} channel(s) are read: the model is of no run. Name a `task`.")
+            raise RecipeError(
+                f"Nothing says how images of {num_channels} channel(s) are read: the model is of no run. Name a `task`."
+            )
         return ImageReader(ImageReadingConfig(size=model.config.frontends[Modality.IMAGE].image_size))
     config = getattr(task.config, "image", None)
     if not isinstance(config, ImageReadingConfig):

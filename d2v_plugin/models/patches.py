@@ -58,7 +58,9 @@ class PatchConfig(Validatable):
         """
         shape, (down, across) = tuple(images.shape), self.patch_shape
         if len(shape) != 4 or shape[1] != self.num_channels:
-            raise ValueError(f"`inputs` must be images of {self.num_channels} channel(s), (N, C, H, W), but has the shape {shape}.")
+            raise ValueError(
+                f"`inputs` must be images of {self.num_channels} channel(s), (N, C, H, W), but has the shape {shape}."
+            )
         if shape[2] % down or shape[3] % across or not images.numel():
             raise ValueError(f"`inputs` must divide into patches of {down} x {across} pixels, but has the shape {shape}.")
 

@@ -93,13 +93,14 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
             height, width = as_grid(size)
             if height % down or width % across:
                 raise RecipeError(
-                    f"`task.config.image.sizes` has {_show(size)}, which the model's patches of {down} x {across} pixels do not divide."
+                    f"`task.config.image.sizes` has {_show(size)}, which the model's patches of {down} x {across} pixels do not "
+                    "divide."
                 )
         if image.num_channels != patches.num_channels:
             raise RecipeError(
                 f"`task.config.image.mean` and `std` are of {image.num_channels} channel(s), but the model's `num_channels` is "
-                f"{patches.num_channels}. Give a number for each channel; report.json of `fairseq2 recipe manifest image --channels "
-                f"{patches.num_channels}` has them."
+                f"{patches.num_channels}. Give a number for each channel; report.json of `fairseq2 recipe manifest image "
+                f"--channels {patches.num_channels}` has them."
             )
 
     @override

@@ -52,7 +52,9 @@ def prepare_images(
         )
 
     sources = find_files(roots, SUFFIXES, labels, report)
-    sums = prepare_files(sources, out, inspect, report, settings={"kind": "image", "channels": num_channels}, columns=_COLUMNS, **options)
+    sums = prepare_files(
+        sources, out, inspect, report, settings={"kind": "image", "channels": num_channels}, columns=_COLUMNS, **options
+    )
     # Of any size: whole numbers.
     moments = np.array([sums[name] for name in names], dtype=object).reshape(3, num_channels)
     mean, square = ((moments[power] / moments[0]).astype(np.float64) / _FULL**power for power in (1, 2))
