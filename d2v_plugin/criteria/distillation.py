@@ -136,7 +136,7 @@ class DistillationCriterion(MaskingCriterion[ModelT]):
 
     def project_layers(self, predictions: Tensor) -> Tensor:
         """Predict each layer that is kept apart: (..., D) -> (..., K·D); otherwise predictions stay as they are."""
-        return predictions if self.layer_proj is None else self.layer_proj(predictions)  # type: ignore[no-any-return]
+        return predictions if self.layer_proj is None else self.layer_proj(predictions)
 
     def scale(self, model: ModelT) -> float:
         """The factor of the distances of one layer, or of the average of all."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -32,7 +32,8 @@ def read_array(data: bytes | bytearray, num_channels: int) -> Tensor:
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
         shape, is_fortran, dtype = read_header(file)
         # A view of what is there, whatever the header claims.
-        values = np.frombuffer(data, dtype, math.prod(shape), file.tell()).reshape(shape, order="F" if is_fortran else "C")
+        found = np.frombuffer(data, dtype, math.prod(shape), file.tell())
+        values: NDArray[Any] = found.reshape(shape, order="F" if is_fortran else "C")
     except (ValueError, KeyError, TypeError) as ex:
         raise SampleError(f"The array cannot be read: {ex}") from ex
     if dtype not in (np.uint8, np.uint16):

@@ -13,7 +13,7 @@ NUM_CLS_ROWS = 3
 
 
 def resize_absolute(table: Tensor, old: Grid, new: Grid) -> Tensor:
-    """Stretch positions, (1, S, D): the first and the last patch mean the edges of the image at any size (as MAE's fine-tuning)."""
+    """Stretch positions, (1, S, D): as in MAE's fine-tuning the outer patches mean the edges of the image at any size."""
     if old == new:
         return table
     # (1, S, D) -> (1, D, H, W)

@@ -53,7 +53,7 @@ def describe(x: Tensor, padding_mask: Tensor | None = None) -> Signs:
 
 @torch.no_grad()
 def rank_me(x: Tensor) -> float:
-    """RankMe, arXiv 2210.02885, equation 1: exp(entropy) of the singular values of (n, D), which is not centred, over their sum."""
+    """RankMe, arXiv 2210.02885, equation 1: exp(entropy) of the singular values of (n, D), not centred, over their sum."""
     return _effective_number(torch.linalg.svdvals(x.cpu().double()))
 
 
@@ -78,8 +78,8 @@ def lidar(x: Tensor, *, regularization: float = 1e-4) -> float:
 def alpha_req(x: Tensor) -> float:
     """Alpha-ReQ, arXiv 2202.05808, section 3: the exponent by which the eigenvalues of the covariance of (n, D) decay.
 
-    The slope of a line through their logarithms over those of their places; 1 is best in the paper, a higher one is nearer collapse.
-    NaN if fewer than two are above rounding.
+    The slope of a line through their logarithms over those of their places; the paper finds the best near 1. It is NaN
+    if fewer than two are above rounding.
     """
     x = x.cpu().double()
     spectrum = torch.linalg.svdvals(x - x.mean(dim=0)).square()

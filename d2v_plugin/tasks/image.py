@@ -100,13 +100,14 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
             height, width = as_grid(size)
             if height % down or width % across:
                 raise RecipeError(
-                    f"`task.config.image.sizes` has {_show(size)}, which the model's patches of {down} x {across} pixels do not divide."
+                    f"`task.config.image.sizes` has {_show(size)}, which the model's patches of {down} x {across} pixels do not "
+                    "divide."
                 )
         if image.num_channels != patches.num_channels:
             raise RecipeError(
                 f"`task.config.image.mean` and `std` are of {image.num_channels} channel(s), but the model's `num_channels` is "
-                f"{patches.num_channels}. Give a number for each channel; report.json of `fairseq2 recipe manifest image --channels "
-                f"{patches.num_channels}` has them."
+                f"{patches.num_channels}. Give a number for each channel; report.json of `fairseq2 recipe manifest image "
+                f"--channels {patches.num_channels}` has them."
             )
 
     @override
@@ -118,7 +119,9 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
             return augment(image, config.image, seed, epoch, row, size)
 
         # A quarter of the bytes to copy; other channels than three may be of 16 bits.
-        read, bad_samples = self._open_images(config.split, transform, seed=seed, as_bytes=gangs.device.type == "cuda" and config.image.num_channels == 3)
+        read, bad_samples = self._open_images(
+            config.split, transform, seed=seed, as_bytes=gangs.device.type == "cuda" and config.image.num_channels == 3
+        )
         manifest = self.dataset.split(config.split)
         order, mixture = arrange(manifest, np.arange(len(manifest)), seed)
 

@@ -97,7 +97,7 @@ def test_passes_and_ranks_of_an_update_have_one_size_also_after_resuming() -> No
     [
         (
             {"sizes": [32, (32, 30)]},
-            r"`task.config.image.sizes` has \[32, 30\], which the model's patches of 4 x 4 pixels do not",
+            r"`task.config.image.sizes` has \[32, 30\], which the model's patches of 4 x 4 pixels",
         ),
         ({"mean": [0.5], "std": [0.5]}, r"are of 1 channel\(s\), but the model's `num_channels` is 3.*--channels 3"),
         ({"size": (32, 64)}, r"`task.config.image.size` is \[32, 64\], but the model takes images of 32 x 32 pixels; make it 32"),

@@ -230,8 +230,8 @@ def draw_batch(setting: Setting) -> Batch:
             inputs = torch.randn(setting.batch, setting.num_audio_samples, generator=generator)
         case Modality.IMAGE:
             assert config.image is not None
-            size = config.image.image_size
-            inputs = torch.randn(setting.batch, config.image.num_channels, size, size, generator=generator)
+            height, width = config.image.image_shape
+            inputs = torch.randn(setting.batch, config.image.num_channels, height, width, generator=generator)
         case Modality.TEXT:
             assert config.text is not None
             inputs = torch.randint(4, config.text.vocab_size, (setting.batch, setting.tokens), generator=generator)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.batch import Modality, as_grid
 from d2v_plugin.core.log import log
 from d2v_plugin.criteria.supervised.ctc import CtcCriterion
 from d2v_plugin.data.audio import AudioReadingConfig
@@ -75,14 +75,16 @@ def _describe_speech(reading: AudioReadingConfig) -> dict[str, Any]:
 
 
 def _describe_images(reading: ImageReadingConfig) -> dict[str, Any]:
+    size, _ = as_grid(reading.size)  # squares alone are exported
+
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": max(reading.size, round(reading.size * reading.eval_resize))},
+        "size": {"shortest_edge": max(size, round(size * reading.eval_resize))},
         "resample": _BICUBIC,
         "do_center_crop": True,
-        "crop_size": {"height": reading.size, "width": reading.size},
+        "crop_size": {"height": size, "width": size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

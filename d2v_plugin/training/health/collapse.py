@@ -140,7 +140,9 @@ def average_views(observation: Observation) -> Tensor | None:
     if local is None or x is None or x.dim() != 3 or len(local) < 2 or len(x) < 2 * len(local):
         return None
 
-    return x.detach().float().mean(dim=1).unflatten(0, (len(local), -1))[:MAX_SAMPLES]
+    means = x.detach().float().mean(dim=1)
+
+    return means.view(len(local), -1, means.size(-1))[:MAX_SAMPLES]
 
 
 def _spread(size: int, count: int, device: torch.device) -> Tensor:

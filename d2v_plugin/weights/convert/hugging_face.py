@@ -165,7 +165,7 @@ def _read_inputs(src_dir: Path, config: Data2Vec1ModelConfig, scratch: Path | No
     if config.text is not None:
         return read_text_inputs(src_dir, config.text.max_positions, scratch)
     assert config.image is not None
-    return read_image_inputs(src_dir, config.image.image_size)
+    return read_image_inputs(src_dir, config.image.image_shape[0])
 
 
 def _import_config(source: PretrainedConfig) -> Data2Vec1ModelConfig:

@@ -1,0 +1,56 @@
+"""Arrays of two channels and 16 bits, as rectangles of several sizes: from a folder to predictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["pictures.enabled=false", "common.torch.num_threads=1", "common.metric_recorders.tensorboard.enabled=false"]
+STEPS = ["regime.num_steps=4", "regime.validate_every_n_steps=null", "regime.checkpoint_every_n_steps=2"]
+
+
+def test_images_of_any_shape_are_learned_from_fine_tuned_and_predicted(command: Any, tmp_path: Path) -> None:
+    def run(*words: str | Path) -> None:
+        outcome = command(*words)
+        assert outcome.status == 0, outcome.err
+
+    generator = np.random.default_rng(0)
+    for index in range(60):
+        folder = tmp_path / "arrays" / "ab"[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"{index}.npy", generator.integers(0, 4096, (20, 36, 2)).astype(np.uint16))
+    data, out, tuned = tmp_path / "data", tmp_path / "pretrained", tmp_path / "tuned"
+    run("recipe", "manifest", "image", tmp_path / "arrays", data, "--labels", "folders", "--channels", 2, "--valid-percent", 20)
+    facts = json.loads((data / "report.json").read_text())["facts"]
+    # Of 12 bits in 16: nothing of them is lost.
+    assert facts["mean"] == pytest.approx([2048 / 65535] * 2, rel=0.05) and len(facts["std"]) == 2
+
+    shape = "image_size: [16, 32], patch_size: [4, 8], num_channels: 2"
+    reading = f"size: [16, 32], mean: {facts['mean']}, std: {facts['std']}, flip: 0.0"
+    common = [*QUICK, *STEPS, "probing.probes=[]", f"dataset.config_overrides.path={data}"]
+    run(
+        *("recipe", "train", "--config-file", ROOT / "recipes" / "demo" / "digits.yaml", out, "--config", *common),
+        f"task.config={{batch_size: 8, max_batch_size: 4, image: {{{reading}, sizes: [[16, 32], [24, 32]]}}}}",
+        f"model.config_overrides={{image: {{{shape}}}, depth: 2}}",
+        "criterion.config.masking={name: inverse_block, config: {ratio: 0.7, block_size: 2}}",
+        "criterion.config.num_views=2",
+    )
+    run(
+        *("recipe", "train", "--config-file", ROOT / "recipes" / "demo" / "finetune_digits.yaml", tuned, "--config", *common),
+        f"task.config={{batch_size: 8, split: train, rand_augment: {{num_operations: 0}}, image: {{{reading}}}}}",
+        f"model.config_overrides={{image: {{{shape}, decoder: null}}, depth: 2, drop_path: [0.0, 0.0]}}",
+        f"init.path={out}",
+        "regime.validate_every_n_steps=2",
+    )
+    run("recipe", "evaluate", tmp_path / "scores", "--config", f"checkpoint.path={tuned}")
+    run("recipe", "extract", tmp_path / "features", "--config", f"checkpoint.path={out}", "split=valid")
+    run("recipe", "predict", tmp_path / "answers", "--config", f"checkpoint.path={tuned}", f"inputs=[{tmp_path / 'arrays'}]")
+
+    assert (tmp_path / "features" / "index.json").is_file()
+    answers = (tmp_path / "answers" / "predictions.jsonl").read_text().splitlines()
+    assert len(answers) == 60 and all("classes" in json.loads(answer) for answer in answers)
