@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.layers.packing import find_packing
 from d2v_plugin.models.spectrograms import sees_spectrograms
 from d2v_plugin.weights.loading import load
 from d2v_plugin.weights.sources import Weights
@@ -63,10 +64,16 @@ class UpstreamExpert(nn.Module):
 
         self._states = []
         features = self.model.extract_features(inputs, padding_mask, modality=Modality.AUDIO)
-        # Extra tokens come first.
-        states, self._states = [state[:, -features.x.size(1) :] for state in self._states], []
-
         assert features.padding_mask is not None
+        states, self._states = self._states, []
+        if len(states[0]) != len(wavs):
+            # One row of the valid tokens of all, each recording's after its extra ones.
+            num_extra = (states[0].size(1) - int((~features.padding_mask).sum())) // len(wavs)
+            packing = find_packing(features.padding_mask, num_extra)
+            assert packing is not None
+            states = [packing.unpack(state) for state in states]
+        # Extra tokens come first.
+        states = [state[:, -features.x.size(1) :] for state in states]
         states[-1] = features.layers[-1]  # with the final norm, where there is one
         hidden_states = [state.masked_fill(features.padding_mask.unsqueeze(-1), 0.0) for state in states]
 

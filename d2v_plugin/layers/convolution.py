@@ -87,7 +87,7 @@ def convolve_blocks(x: Tensor, blocks: Iterable[nn.Module], padding_mask: Tensor
     :param padding_mask: (R, S) or (R, H, W), True = padding; it acts as the zero padding behind a shorter sequence.
     :param residual: add the input of a block to its output where the numbers of channels agree.
     """
-    if padding_mask is not None and wants_samples(x):
+    if padding_mask is not None and padding_mask.dim() == 2 and wants_samples(x):
         blocks = list(blocks)
         return map_samples(lambda row: convolve_blocks(row, blocks, None, residual=residual), x, padding_mask, length=x.size(1))
 

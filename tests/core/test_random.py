@@ -50,6 +50,8 @@ def test_no_two_streams_are_the_same_and_numbers_keep_their_meaning() -> None:
         "CHANNELS": 34,
         "NUM_CHANNEL_SPANS": 35,
         "FRAME_NOISE": 36,
+        "HIDDEN_FRAMES": 37,
+        "HIDDEN_BANDS": 38,
         "PARTNERS": 40,
         "SHARES": 41,
         "DISTRACTORS": 48,

@@ -216,9 +216,9 @@ def test_a_stop_ends_a_search_for_samples_that_can_be_read(
         computed[0] = unit.step_nr
         return compute(unit, *arguments)
 
-    def decode_or_fail(location: Any) -> Any:
+    def decode_or_fail(location: Any, num_channels: int) -> Any:
         if computed[0] < step:
-            return decode(location)
+            return decode(location, num_channels)
         failed[0] += 1
         if failed[0] == 250:
             os.kill(os.getpid(), signal.SIGTERM)

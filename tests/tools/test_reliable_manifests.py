@@ -236,10 +236,10 @@ def test_a_decoder_may_fail_in_any_way(tmp_path: Path, monkeypatch: pytest.Monke
         write_picture(tmp_path / "in" / f"{row}.png", row)
     decode = image.decode_picture
 
-    def fail(location: Location) -> object:
+    def fail(location: Location, num_channels: int) -> object:
         if location.path.endswith("1.png"):
             raise SyntaxError("broken PNG file")
-        return decode(location)
+        return decode(location, num_channels)
 
     monkeypatch.setattr(image, "decode_picture", fail)
     assert run("image", tmp_path / "in", tmp_path / "out", "--valid-percent", 0) == 0

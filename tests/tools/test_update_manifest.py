@@ -24,9 +24,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     decode, get_info = image.decode_picture, audio.read_info
 
-    def decode_image(location: object) -> object:
+    def decode_image(location: object, num_channels: int = 3) -> object:
         names.append(Path(str(location)).name)
-        return decode(location)  # type: ignore[arg-type]
+        return decode(location, num_channels)  # type: ignore[arg-type]
 
     def open_sound(location: object) -> object:
         names.append(Path(str(location)).name)

@@ -200,7 +200,7 @@ def test_bad_samples_are_left_out_and_named(command: Any, short_run: Any, tmp_pa
         (["split=tests"], "`tests` is not a known split"),
         (["features.layers=[4]"], "`features`: `layers` must be between -4 and 3, or `all`, but has 4"),
         (["features.top_k=5"], "`features`: `top_k` must be at most 4, the number of blocks, but is 5"),
-        (["features.pooling=cls"], "`features.pooling` must not be cls for speech"),
+        (["features.pooling=cls"], "`features.pooling` must not be cls for a model of sound"),
         (["features.format=numpy", "features.dtype=bfloat16"], "`dtype` must not be bfloat16 if `format` is numpy"),
         (["checkpoint.path=nowhere/at_all"], "nowhere/at_all does not exist"),
         (PICTURES, "reads image, which the model does not take"),

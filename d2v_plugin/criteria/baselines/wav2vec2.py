@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.nn.functional as F
 from fairseq2.models.wav2vec2.vector_quantizer import GumbelWav2Vec2VectorQuantizer
+from fairseq2.recipe.error import RecipeError
 from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor, nn
 from typing_extensions import override
@@ -115,7 +116,8 @@ class Wav2Vec2Criterion(ComparisonCriterion[Wav2Vec2Config]):
     @override
     def build_head(self, model: Data2VecModel) -> None:
         config, audio = self.config, model.config.audio
-        assert audio is not None
+        if audio is None:
+            raise RecipeError("`wav2vec2` needs a model of waveforms (`audio`), but this one has none.")
         self.mask_embedding = nn.Parameter(torch.empty(model.config.dim))
         temperatures = (config.max_temperature, config.min_temperature, config.temperature_decay)
         self.quantizer = GumbelWav2Vec2VectorQuantizer(

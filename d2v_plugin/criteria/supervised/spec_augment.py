@@ -64,20 +64,21 @@ def augment_spectrograms(model: EncoderModel, batch: Batch, step: StepInfo, conf
         # Whole patches, as of a recording by itself.
         rows = frontend.config.count_tokens((~batch.padding_mask).sum(dim=1, keepdim=True)) // frontend.config.columns
         lengths = (rows * frontend.config.patch_size).clamp(max=num_frames)
-    frames = draw_span(keys, num_frames, lengths, config.frames, Stream.HIDDEN_FRAMES)
-    bands = draw_span(keys, num_bands, torch.full_like(lengths, num_bands), config.bands, Stream.HIDDEN_BANDS)
+    frames = draw_span(uniform(keys, 2, stream=Stream.HIDDEN_FRAMES), num_frames, lengths, config.frames)
+    draws = uniform(keys, 2, stream=Stream.HIDDEN_BANDS)
+    bands = draw_span(draws, num_bands, torch.full_like(lengths, num_bands), config.bands)
 
     return replace(batch, inputs=spectrograms.masked_fill(frames.unsqueeze(2) | bands.unsqueeze(1), 0.0))
 
 
-def draw_span(keys: Tensor, size: int, lengths: Tensor, share: float, stream: int) -> Tensor:
-    """Draw one span for every key, as long as anything up to ``share``: (R, size), True = in it.
+def draw_span(draws: Tensor, size: int, lengths: Tensor, share: float) -> Tensor:
+    """Place one span in every row, as long as anything up to ``share``: (R, size), True = in it.
 
+    :param draws: (R, 2) from [0, 1): how long it is, and where it begins.
     :param lengths: (R, 1) how many positions of each row count; the span lies inside them.
     """
-    draws = uniform(keys, 2, stream=stream)
     length = draws[:, :1] * share * lengths
     start = (draws[:, 1:] * (lengths - length)).long()
-    positions = torch.arange(size, device=keys.device)
+    positions = torch.arange(size, device=draws.device)
 
     return (positions >= start) & (positions < start + length.long())

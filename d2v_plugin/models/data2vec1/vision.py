@@ -81,14 +81,13 @@ class VisionEncoder(Encoder):
     """The Transformer with its relative positions."""
 
     stack_name = "blocks"
-    positions: Tensor
     pos_embed: nn.Parameter | None
     position_modules = ("rel_pos_bias", "pos_embed")
 
     def __init__(self, config: Data2Vec1ModelConfig, image: ImageConfig) -> None:
         super().__init__()
         self.grid = image.grid
-        self.register_buffer("positions", relative_positions(image.grid), persistent=False)
+        self._positions: dict[tuple[Grid, Device], Tensor] = {}
         self.rel_pos_bias = RelativePositionBias(config, image) if image.relative_positions == "shared" else None
         self.blocks = build_beit_blocks(config, image)
         positions = nn.Parameter(torch.empty(1, math.prod(image.grid), config.dim)) if image.absolute_positions else None
@@ -98,13 +97,8 @@ class VisionEncoder(Encoder):
 
     def reset_parameters(self) -> None:
         """Initialise the parameters that no child module owns."""
-        self.reset_non_persistent_buffers()
         if self.pos_embed is not None:
             cut_normal_(self.pos_embed)
-
-    def reset_non_persistent_buffers(self) -> None:
-        """Compute again what no checkpoint has: fairseq2's call for models that come from the meta device."""
-        self.positions = relative_positions(self.grid, self.positions.device)
 
     @override
     def prepare(self, local: LocalFeatures, context: Tensor | None = None) -> EncoderInput:
@@ -134,10 +128,19 @@ class VisionEncoder(Encoder):
         """
         if table is None:
             return mask
-        index = self.positions if grid == self.grid else relative_positions(grid, table.device)
+        index = self._find_positions(grid, table.device)
         # (P, H) -> (H, 1 + S, 1 + S), contiguous: CUDA's fused kernels take no other bias.
         bias = F.embedding(index, resize_relative(table, self.grid, grid)).permute(2, 0, 1).contiguous()
         return bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+
+    def _find_positions(self, grid: Grid, device: Device) -> Tensor:
+        """:func:`relative_positions`, computed once; a program that is traced has its own."""
+        if torch.compiler.is_compiling():
+            return relative_positions(grid, device)
+        if (grid, device) not in self._positions:
+            self._positions[grid, device] = relative_positions(grid, device)
+
+        return self._positions[grid, device]
 
 
 class RelativePositionBias(nn.Module):

@@ -9,7 +9,7 @@ import torch
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import StepInfo
-from d2v_plugin.core.random import Stream
+from d2v_plugin.core.random import Stream, uniform
 from d2v_plugin.criteria.supervised.ctc import CtcConfig, CtcCriterion
 from d2v_plugin.criteria.supervised.spec_augment import SpecAugmentConfig, augment_spectrograms, draw_span, find_spectrograms
 from d2v_plugin.criteria.supervised.tagging import AudioTaggingConfig, AudioTaggingCriterion
@@ -38,7 +38,7 @@ def test_spans_are_as_long_as_torchaudios_and_lie_inside() -> None:
     keys = STEP.keys(torch.arange(4000))
     lengths = torch.tensor([[40], [100]]).repeat(2000, 1)
 
-    spans = draw_span(keys, 100, lengths, 0.2, Stream.HIDDEN_FRAMES)
+    spans = draw_span(uniform(keys, 2, stream=Stream.HIDDEN_FRAMES), 100, lengths, 0.2)
 
     counts = spans.sum(dim=1)
     assert not spans[::2, 40:].any()

@@ -81,5 +81,5 @@ def test_wrong_sizes_are_refused_by_name() -> None:
         create_model(Data2VecConfig(image=ImageFrontendConfig(), dim=100, num_heads=3))
     with pytest.raises(ValueError, match="`patch_size` must divide `image_size`"):
         create_model(Data2VecConfig(image=ImageFrontendConfig(image_size=30, patch_size=16)))
-    with pytest.raises(ValueError, match="One of `audio`, `image` and `text`"):
+    with pytest.raises(ValueError, match="One of `audio`, `spectrogram`, `image` and `text`"):
         create_model(Data2VecConfig())

@@ -138,7 +138,7 @@ def test_the_decoder_works_in_the_compute_dtype(enabled: bool, dtype: torch.dtyp
     for block in decoder.blocks:
         block.register_forward_hook(lambda module, inputs, output: seen.extend((inputs[0].dtype, output.dtype)))
     order = torch.arange(64).unsqueeze(0)
-    views = Views(order[:, :20], order[:, 20:], None, torch.zeros(1, dtype=torch.long))
+    views = Views(order[:, :20], order[:, 20:], None, torch.zeros(1, dtype=torch.long), grid=(8, 8))
 
     with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
         model.decode(decoder, torch.randn(1, 20, 96), views, torch.randn(1, 44, 96)).sum().backward()
