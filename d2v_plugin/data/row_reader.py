@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from fairseq2.data.data_pipeline import read_sequence
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.bad_samples import BadSamples
 from d2v_plugin.data.batches import ReadBatch, batch_by_length
 from d2v_plugin.data.order import Rows
-from d2v_plugin.data.reader import build_pipeline
+from d2v_plugin.data.reader import read_batches
+from d2v_plugin.data.store_reading import Locate
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class RowReader:
     samples: str = "rows of the manifest"
     """What the samples are, for people."""
 
+    to_fetch: Locate | None = None
+    """The place of each on a store, which is asked ahead; None = there is nothing to fetch."""
+
     def __len__(self) -> int:
         return len(self.lengths)
 
@@ -48,7 +51,7 @@ class RowReader:
         """
         rows = start + np.argsort(-self.lengths[start:stop], kind="stable")
         batches = batch_by_length(rows, self.lengths[rows], self.max_num_elements, max_batch_size)
-        for batch in build_pipeline(read_sequence(batches), self.read_batch):
+        for batch in read_batches(batches, self.read_batch, self.to_fetch):
             self.bad_samples.raise_if_too_many()
             yield batch
         self.bad_samples.raise_if_too_many()

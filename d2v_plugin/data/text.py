@@ -15,13 +15,15 @@ from fairseq2.recipe.error import RecipeError
 from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor
 
+from d2v_plugin.core.remote import place
 from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.batches import Padded, pad
-from d2v_plugin.data.files import check_regular
+from d2v_plugin.data.files import Location, check_regular
 from d2v_plugin.data.lines import read_content, read_json
 from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.problems import ManifestError, Problems
+from d2v_plugin.data.store_reading import Locate
 from d2v_plugin.data.token_files import TokenFile
 
 TokenIds = NDArray[np.int64]
@@ -161,7 +163,7 @@ class TokenStream:
         problems = Problems()
         for row, count in enumerate(manifest.integers("tokens").tolist()):
             location = manifest.location(row)
-            size = Path(location.path).stat().st_size if location.size is None else location.size
+            size = place(location.path).stat().st_size if location.size is None else location.size
             if size != count * vocabulary.dtype.itemsize:
                 message = f"{location} has {size:,} bytes, but {count:,} tokens of {vocabulary.dtype} need another number"
                 problems.add(manifest.path, manifest.line_of(row), message)
@@ -199,6 +201,20 @@ class TokenStream:
             for shard, first, last, is_whole in zip(shards.tolist(), firsts, lasts, whole, strict=True)
         ]
 
+    def to_fetch(self, starts: TokenIds, stops: TokenIds) -> Locate | None:
+        """The place of each of several samples, up to the end of its first shard; None = they are local."""
+        if self.manifest.to_fetch is None:
+            return None
+
+        def locate(sample: int) -> Location:
+            shard = int(np.searchsorted(self._ends, starts[sample], side="right"))
+            first = int(self._starts[shard])
+            return self._shards[shard].locate(
+                int(starts[sample]) - first, min(int(stops[sample]), int(self._ends[shard])) - first
+            )
+
+        return locate
+
     def _join(self, shard: int, first: int, last: int) -> NDArray[Any]:
         """Tokens [first, last), counted from the beginning of a shard, beyond its end."""
         parts = []
@@ -219,7 +235,7 @@ class TokenStream:
         """
         found, first = [np.empty(0, dtype=np.int64)], 0
         for row, shard in enumerate(self._shards):
-            path = Path(self.manifest.location(row).path).with_suffix(".idx")
+            path = place(self.manifest.location(row).path).with_suffix(".idx")
             try:
                 check_regular(path)
                 content = path.read_bytes()

@@ -137,12 +137,13 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
         rows = np.argsort(-lengths, kind="stable") if self.longest_first else np.arange(len(lengths))
         batches = batch_by_length(rows, lengths[rows], self.config.max_num_elements)
 
-        return LabelledReader(batches, gangs, *self._open_padded(manifest, targets))
+        return LabelledReader(batches, gangs, *self._open_padded(manifest, targets), to_fetch=manifest.to_fetch)
 
     @override
     def open_rows(self, split: str) -> RowReader:
         config, manifest = self.config, self.dataset.split(split)
-        return RowReader(read_lengths(manifest, config.audio), config.max_num_elements, *self._open_padded(manifest))
+        lengths = read_lengths(manifest, config.audio)
+        return RowReader(lengths, config.max_num_elements, *self._open_padded(manifest), to_fetch=manifest.to_fetch)
 
     @override
     def locate(self, split: str, row: int) -> str:
@@ -190,7 +191,8 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
         config = self.config
         share = share_batch(config.batches_per_update, 1, rank=gangs.dp.rank, world_size=gangs.dp.size, name="batches_per_update")
         order = LengthOrder(rows, lengths[rows], config.max_num_elements, seed)
-        return TrainReader(order, share, gangs, read, bad_samples, data_hash=self.hash_data())
+        to_fetch = self.dataset.split(config.split).to_fetch
+        return TrainReader(order, share, gangs, read, bad_samples, data_hash=self.hash_data(), to_fetch=to_fetch)
 
     def hash_data(self) -> str:
         """The hash of what training reads, by which a resumed run knows it again."""

@@ -75,9 +75,9 @@ class ImageClassificationTask(ImagePretrainingTask):
         read, bad_samples = self._open_images(config.split, transform, RowLabels(labels))
         order = SampleOrder(len(labels), seed)
 
-        data_hash = self.dataset.split(config.split).hash_rows()
+        manifest, read = self.dataset.split(config.split), self._regularize(read, seed)
 
-        return TrainReader(order, share, gangs, self._regularize(read, seed), bad_samples, data_hash=data_hash)
+        return TrainReader(order, share, gangs, read, bad_samples, data_hash=manifest.hash_rows(), to_fetch=manifest.to_fetch)
 
     def _regularize(self, read: ReadBatch, seed: int) -> ReadBatch:
         """Erase and mix what ``read`` returns."""

@@ -96,7 +96,8 @@ class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
         order = SampleOrder(len(starts), seed)
 
         read, bad_samples = self._open_samples(stream, starts, ends)
-        return TrainReader(order, share, gangs, read, bad_samples, data_hash=stream.manifest.hash_rows())
+        to_fetch = stream.to_fetch(starts, ends)
+        return TrainReader(order, share, gangs, read, bad_samples, data_hash=stream.manifest.hash_rows(), to_fetch=to_fetch)
 
     @override
     def create_labelled_reader(self, gangs: Gangs, split: str) -> DataReader[Batch]:
@@ -106,7 +107,8 @@ class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
         starts, ends = stream.row_bounds(config.tokens_per_sample - 1)
         read, bad_samples = self._open_samples(stream, starts, ends, stream.manifest.name_of, RowLabels(labels))
         batch_size = config.max_batch_size or max(1, config.batch_size // gangs.dp.size)
-        return LabelledReader(batch_rows(np.arange(len(labels)), batch_size), gangs, read, bad_samples)
+        batches, to_fetch = batch_rows(np.arange(len(labels)), batch_size), stream.to_fetch(starts, ends)
+        return LabelledReader(batches, gangs, read, bad_samples, to_fetch=to_fetch)
 
     @override
     def open_rows(self, split: str) -> RowReader:
@@ -123,7 +125,7 @@ class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
             name, samples = None, f"blocks of at most {size} tokens"
         read, bad_samples = self._open_samples(stream, starts, ends, name)
 
-        return RowReader(ends - starts + 1, None, read, bad_samples, samples)
+        return RowReader(ends - starts + 1, None, read, bad_samples, samples, stream.to_fetch(starts, ends))
 
     @override
     def locate(self, split: str, row: int) -> str:

@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.plain_yaml import PlainYamlError, read_yaml
+from d2v_plugin.core.remote import is_url, place
 from d2v_plugin.core.secrets import hide_in_data
 from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.data.labels import LabelSet
@@ -122,6 +123,8 @@ def _make_absolute(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     return {
-        key: os.path.abspath(item) if key == "path" and isinstance(item, str | Path) else _make_absolute(item)
+        key: (str(place(item)) if is_url(item) else os.path.abspath(item))
+        if key == "path" and isinstance(item, str | Path)
+        else _make_absolute(item)
         for key, item in value.items()
     }

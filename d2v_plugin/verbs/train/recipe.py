@@ -5,7 +5,6 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, final
 
 import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported before it
@@ -23,6 +22,7 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.log import log
 from d2v_plugin.core.registry import create
+from d2v_plugin.core.remote import RemotePath, place
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.base import Criterion, criterion_of
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
@@ -98,7 +98,11 @@ class TrainRecipe(ExtensibleRecipe):
         args = super().resolve_arguments(args)
         args, self._notes = fit_arguments(args, look_up(recipe, "regime.num_steps"))
         if args.output_dir is not None and not args.dump_config:
-            lock_run(args.output_dir, *([] if args.checkpoint_dir is None else [Path(args.checkpoint_dir)]))
+            folders = [args.output_dir, *([] if args.checkpoint_dir is None else [place(args.checkpoint_dir)])]
+            for folder in folders:
+                if isinstance(folder, RemotePath):
+                    folder.check_writable()
+            lock_run(*(folder for folder in folders if not isinstance(folder, RemotePath)))
 
         return args
 
