@@ -14,7 +14,7 @@ from d2v_plugin.cli.running import ending_with_its_reader
 from d2v_plugin.cli.staging import staged_words
 from d2v_plugin.cli.verbs import VERBS
 from d2v_plugin.cli.words import PROGRAM, fail, fail_unknown, find_recipe_file, take_device, take_extensions
-from d2v_plugin.core.remote import is_url
+from d2v_plugin.core.store import is_url
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -18,7 +18,8 @@ from threading import Event, Thread
 from typing import Final
 
 from d2v_plugin.cli.words import fail
-from d2v_plugin.core.remote import RemotePath, is_url, place
+from d2v_plugin.core.remote import RemotePath, place
+from d2v_plugin.core.store import is_url
 
 _SECONDS: Final = 30.0
 """Between two looks at what has changed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -96,6 +97,16 @@ def read_recording(
     return waveform if out is None else out
 
 
+def read_info(location: Location) -> Any:
+    """What the header of a recording says, as ``soundfile.info`` does.
+
+    :raises RuntimeError: it cannot be decoded.
+    """
+    if location.size is None and not location.is_remote:
+        return soundfile.info(location.path)
+    return soundfile.info(io.BytesIO(read_bytes(location)))
+
+
 def measure(waveform: Waveform) -> tuple[float, float]:
     """Mean and (population) variance, in double precision."""
     return float(waveform.mean(dtype=np.float64)), float(waveform.var(dtype=np.float64))
@@ -130,7 +141,7 @@ class _ReadOnce(soundfile.SoundFile):  # type: ignore[misc]  # has no types
 
 def _open(location: Location) -> soundfile.SoundFile:
     """Open a file, or a range of an archive, from which libsndfile would read by calling Python for every few kilobytes."""
-    if location.size is None:
+    if location.size is None and not location.is_remote:
         check_regular(location.path)
         return _ReadOnce(location.path)
     if sys.platform == "linux":

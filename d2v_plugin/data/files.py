@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
 
-from d2v_plugin.core.remote import is_url, place
+from d2v_plugin.core.remote import place
+from d2v_plugin.core.store import is_url
 from d2v_plugin.data.store_reading import MAX_BYTES, store_reader
 
 

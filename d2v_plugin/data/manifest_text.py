@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from d2v_plugin.core.remote import is_url, place
+from d2v_plugin.core.remote import place
+from d2v_plugin.core.store import is_url
 from d2v_plugin.data.problems import ManifestError, Problems
 from d2v_plugin.data.tsv_scan import BoolArray, IntArray, find_byte, parse_numbers, read_file
 

@@ -19,9 +19,10 @@ from ruamel.yaml import YAML
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.plain_yaml import PlainYamlError, read_yaml
-from d2v_plugin.core.remote import is_url, place
+from d2v_plugin.core.remote import place
 from d2v_plugin.core.secrets import hide_in_data
 from d2v_plugin.core.storage import write_atomically
+from d2v_plugin.core.store import is_url
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.weights.run_folder import PROVENANCE_FILE
 

@@ -15,8 +15,9 @@ from typing import Final, final
 
 from d2v_plugin.core.errors import CheckpointError, NewerFormatError
 from d2v_plugin.core.log import log
-from d2v_plugin.core.remote import RemotePath, is_url, place
+from d2v_plugin.core.remote import RemotePath, place
 from d2v_plugin.core.storage import check_directory, has_record
+from d2v_plugin.core.store import is_url
 
 
 @final

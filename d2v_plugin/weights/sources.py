@@ -17,8 +17,9 @@ from typing_extensions import override
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.plain_yaml import PlainYamlError, read_yaml
-from d2v_plugin.core.remote import is_url, localized, place
+from d2v_plugin.core.remote import localized, place
 from d2v_plugin.core.storage import check_directory, has_record
+from d2v_plugin.core.store import is_url
 from d2v_plugin.models.base import CRITERION_PREFIX, drop_criterion
 from d2v_plugin.models.families import FAMILIES, AnyConfig, is_family
 from d2v_plugin.weights.averaging import average, find_last

@@ -9,9 +9,8 @@ from pathlib import Path
 import soundfile
 from typing_extensions import Unpack
 
-from d2v_plugin.data.audio import AudioReadingConfig, Recording, measure, read_recording
+from d2v_plugin.data.audio import AudioReadingConfig, Recording, measure, read_info, read_recording
 from d2v_plugin.data.bad_samples import SampleError
-from d2v_plugin.data.files import Location
 from d2v_plugin.data.preparation.common import Report
 from d2v_plugin.data.preparation.files import FileOptions, Inspected, prepare_files
 from d2v_plugin.data.preparation.finding import FoundFile, find_files
@@ -52,7 +51,7 @@ def prepare_audio(
             raise SampleError(f"The recording cannot be read: {error.error_string}") from None
 
     def inspect_readable(source: FoundFile) -> Inspected:
-        info = soundfile.info(str(source.path))
+        info = read_info(source.location)
         if not info.frames:
             raise SampleError("The recording has no samples.")
         longest = info.frames if segment_seconds is None else max(1, int(segment_seconds * info.samplerate))
@@ -106,7 +105,7 @@ def _drop_reserved(source: FoundFile, report: Report) -> bool:
 
 def _inspect_segment(source: FoundFile, start: int, end: int, rate: int, *, whole: bool) -> dict[str, object]:
     """Read it as training would, which finds damage and gives the statistics."""
-    recording = Recording(Location(str(source.path)), end - start, start, is_segment=not whole, rate=rate)
+    recording = Recording(source.location, end - start, start, is_segment=not whole, rate=rate)
     mean, variance = measure(read_recording(recording, AudioReadingConfig(sample_rate=rate, normalize=False)))
     return {
         "size": end - start,

@@ -11,7 +11,7 @@ import numpy as np
 from typing_extensions import NotRequired, Unpack
 
 from d2v_plugin.data.bad_samples import SampleError
-from d2v_plugin.data.preparation.cache import InspectionCache, read_stamp
+from d2v_plugin.data.preparation.cache import InspectionCache
 from d2v_plugin.data.preparation.common import (
     TRAIN,
     Report,
@@ -107,9 +107,9 @@ def prepare_files(
     sums = _count(splits, report, has_classes=declare_classes)
 
     if options.get("check_duplicates", False):
-        files = [(split, source.name, source.path) for split, found in splits.items() for source, _ in found]
-        paths = [path for _, _, path in files]
-        digests = work_in_parallel(digest_file, paths, workers=options["workers"], title="Comparing contents")
+        files = [(split, source.name, source.location) for split, found in splits.items() for source, _ in found]
+        locations = [location for _, _, location in files]
+        digests = work_in_parallel(digest_file, locations, workers=options["workers"], title="Comparing contents")
         report.duplicates = find_duplicates((*file[:2], digest) for file, digest in zip(files, digests, strict=True))
     out.mkdir(parents=True, exist_ok=True)
     labels = {source.label for found in splits.values() for source, _ in found if source.label is not None}
@@ -118,7 +118,7 @@ def prepare_files(
     places: dict[str, list[str]] = {}
     if shard_size is not None:
         for split, found in filled.items():
-            places[split] = pack(split, [(source.name, source.path) for source, _ in found], out, shard_size, cache)
+            places[split] = pack(split, [(source.name, source.location) for source, _ in found], out, shard_size, cache)
     with replace_manifests(out):
         splitter.save()
         for split, found in filled.items():
@@ -174,14 +174,14 @@ def _count(splits: Mapping[str, Sequence[tuple[FoundFile, Inspected]]], report: 
 def _try(inspect: Inspect, source: FoundFile, cache: InspectionCache) -> Inspected | str:
     """Inspect a file, unless it is known; returns why it cannot be used instead if it cannot."""
     try:
-        stamp = read_stamp(source.path)
-        facts = cache.find(source.path, stamp)
+        stamp = source.stamp
+        facts = cache.find(source.location, stamp)
         inspected = inspect(source) if facts is None else Inspected(**facts)
     except (SampleError, OSError, RuntimeError, ValueError) as error:
         return " ".join(str(error).split()) or type(error).__name__
     except Exception as error:  # decoders raise anything for what they did not expect
         return f"it cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())}"
-    cache.remember(source.path, stamp, asdict(inspected))
+    cache.remember(source.location, stamp, asdict(inspected))
 
     return inspected
 
@@ -198,7 +198,7 @@ def _write_split(
     roots = list(dict.fromkeys(str(source.root) for source, _ in found))
     names = places
     if names is None:
-        names = [source.name if str(source.root) == roots[0] else str(source.path) for source, _ in found]
+        names = [source.name_in(roots[0]) for source, _ in found]
     table: Rows = [
         {"path": name, "label": source.label, **row}
         for name, (source, inspected) in zip(names, found, strict=True)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from typing_extensions import Unpack
 
-from d2v_plugin.data.files import Location
 from d2v_plugin.data.image import decode_picture
 from d2v_plugin.data.preparation.common import Report
 from d2v_plugin.data.preparation.files import FileOptions, Inspected, prepare_files
@@ -32,7 +31,7 @@ def prepare_images(
     report = Report()
 
     def inspect(source: FoundFile) -> Inspected:
-        image, is_transparent = decode_picture(Location(str(source.path)))
+        image, is_transparent = decode_picture(source.location)
         height, width = image.shape[-2:]
         pixels = image.flatten(1).long()
         moments = torch.stack([torch.full((3,), height * width), pixels.sum(1), pixels.square().sum(1)])

@@ -12,7 +12,8 @@ from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from fairseq2.utils.threading import ThreadPool
 
 from d2v_plugin.core.fairseq2_private import remove_provider
-from d2v_plugin.core.remote import place, teach_fairseq2
+from d2v_plugin.core.remote import place
+from d2v_plugin.core.store import teach_fairseq2
 from d2v_plugin.training.checkpoints.manager import VerifiedCheckpointManager
 from d2v_plugin.training.checkpoints.resume import Resume
 from d2v_plugin.training.host_group import HostGroup, Timeouts

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from d2v_plugin.core.plain_yaml import PlainYamlError, parse_yaml
-from d2v_plugin.core.remote import is_url
+from d2v_plugin.core.store import is_url
 from d2v_plugin.core.text import unknown_name
 from d2v_plugin.verbs.recipe_files import RecipeFileError, look_up, merge, read_whole
 
