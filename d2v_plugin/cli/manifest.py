@@ -96,8 +96,8 @@ def make_parser() -> argparse.ArgumentParser:
             made.add_argument("--reread", action="store_true", help="also read files that have not changed since the last run")
             made.add_argument(
                 "--labels",
-                help="`folders` (the first folder below SRC is the class), a file of path<TAB>label, or in tar archives what lies "
-                "beside each sample: `cls`, `txt` or `json:FIELD`",
+                help="`folders` (the first folder below SRC is the class), a file of path<TAB>label, or what lies beside each "
+                "sample of a tar archive: `cls`, `txt` or `json:FIELD`",
             )
     audio, text = kinds.choices["audio"], kinds.choices["text"]
     audio.add_argument("--sample-rate", type=int, default=16_000, help="rate of the model; others are noted in a column")

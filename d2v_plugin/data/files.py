@@ -67,7 +67,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
     if not stat.S_ISREG(mode):
         kinds = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"))
         kind = next((name for is_kind, name in kinds if is_kind(mode)), "device")
-        raise OSError(f"{os.fspath(path)} is no file, but a {kind}.")
+        raise OSError(f"{path} is no file, but a {kind}.")
 
 
 def read_bytes(location: Location) -> bytearray:
@@ -76,7 +76,7 @@ def read_bytes(location: Location) -> bytearray:
     :raises OSError: it is no regular file, cannot be read, or ends before the range does.
     """
     if location.is_remote:
-        return store_reader().read(location)
+        return bytearray(store_reader().read(location))
     if location.size is None:
         # Not cached: a loose file is read once per epoch.
         descriptor = _open(location.path)
@@ -101,11 +101,9 @@ def copy_range(location: Location) -> int:
         _this_thread.copy = _Copy()
     copy: int = _this_thread.copy.number
     if location.is_remote:
-        data = read_bytes(location)
+        data = store_reader().read(location)
         os.ftruncate(copy, len(data))
-        os.lseek(copy, 0, os.SEEK_SET)
-        with os.fdopen(copy, "wb", closefd=False) as file:
-            file.write(data)
+        os.pwrite(copy, data, 0)
         os.lseek(copy, 0, os.SEEK_SET)
         return copy
     assert location.size is not None

@@ -37,12 +37,12 @@ class StoreReader:
     def __init__(self, cache: RangeCache) -> None:
         self._cache = cache
         self._pool = ThreadPoolExecutor(NUM_REQUESTS, thread_name_prefix="store")
-        self._requests: OrderedDict[Location, Future[bytearray]] = OrderedDict()
+        self._requests: OrderedDict[Location, Future[bytes]] = OrderedDict()
         self._num_bytes = 0
         self._lock = Lock()
         self._version = lru_cache(maxsize=1 << 14)(_find_version)
 
-    def read(self, location: Location) -> bytearray:
+    def read(self, location: Location) -> bytes:
         """
         :raises OSError: the object cannot be read, or ends before the range does.
         """
@@ -73,7 +73,7 @@ class StoreReader:
             self._requests[location] = self._pool.submit(self._fetch, location)
             self._num_bytes += location.size or 0
 
-    def _fetch(self, location: Location) -> bytearray:
+    def _fetch(self, location: Location) -> bytes:
         # A range of an archive is asked for with the archive's version; a whole object is looked up first in any case.
         version, available = self._version(location.path) if location.size is not None else _find_version(location.path)
         size = available if location.size is None else location.size
@@ -82,10 +82,10 @@ class StoreReader:
             raise OSError(f"{location} has {size:,} bytes, {limit}.")
         key = f"{location.path}\n{version}\n{location.offset}\n{size}"
         if (kept := self._cache.get(key)) is not None and len(kept) == size:
-            return bytearray(kept)
+            return kept
         data = RemotePath(location.path).read_range(location.offset, location.offset + size) if size else b""
         self._cache.put(key, data)
-        return bytearray(data)
+        return data
 
 
 def _find_version(path: str) -> tuple[int, int]:
