@@ -98,7 +98,10 @@ setup(
         "test": [
             "build>=1.2",
             "flashlight-text>=0.0.7,<0.1",
+            "flask",  # with the next two moto is a server
+            "flask-cors",
             "jiwer>=3,<5",
+            "moto[s3]>=5,<6",  # of S3, for tests of object stores
             "mypy>=1.15",
             "pytest>=8",
             "pytest-xdist>=3.6",
