@@ -15,7 +15,7 @@ import io
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path, PosixPath
@@ -56,6 +56,12 @@ class RemotePath(PosixPath):
 
     def _ask(self, request: Callable[[Any, str], T], *, writes: bool = False) -> T:
         return ask(str(self), request, writes=writes)
+
+    def _tell(self, request: Callable[[Any, str], object]) -> bool:
+        try:
+            return bool(self._ask(request))
+        except FileNotFoundError:  # not even the bucket
+            return False
 
     # What is the same for every name
 
@@ -103,15 +109,15 @@ class RemotePath(PosixPath):
         return os.stat_result((kind | 0o644, 0, 0, 1, 0, 0, size, 0, 0, 0, 0.0, 0.0, 0.0, 0, version, 0))
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
-        return bool(self._ask(lambda store, address: store.exists(address)))
+        return self._tell(lambda store, address: store.exists(address))
 
     def is_file(self) -> bool:
-        return bool(self._ask(lambda store, address: store.isfile(address)))
+        return self._tell(lambda store, address: store.isfile(address))
 
     def is_dir(self) -> bool:
-        return bool(self._ask(lambda store, address: store.isdir(address)))
+        return self._tell(lambda store, address: store.isdir(address))
 
-    def iterdir(self) -> Iterator[Self]:
+    def iterdir(self) -> Generator[Self, None, None]:
         names = self._ask(lambda store, address: store.ls(address, detail=False))
         own = str(self).rpartition("/")[2]
         for name in sorted({str(name).rstrip("/").rpartition("/")[2] for name in names} - {"", own if len(names) == 1 else ""}):
@@ -166,6 +172,9 @@ class RemotePath(PosixPath):
         self._ask(lambda store, address: store.pipe_file(address, content), writes=True)
         return len(content)
 
+    def write_text(self, data: str, encoding: str | None = None, errors: str | None = None, newline: str | None = None) -> int:
+        return self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
+
     def open(self, mode: str = "r", *args: Any, **kwargs: Any) -> IO[Any]:  # type: ignore[override]
         """Open the file to read it; it is written whole, by :meth:`write_bytes` or :func:`written`."""
         if mode not in ("r", "rb"):
@@ -192,8 +201,12 @@ class RemotePath(PosixPath):
         """Copy a file, or all below a folder, to another name of the same store, then remove it here."""
         new = type(self)(target)
         names = [""] if self.is_file() else list(self.find_files())
+
+        def copy(name: str) -> None:
+            (self / name)._ask(lambda store, address: store.cp_file(address, str(new / name)), writes=True)
+
         for name in names:
-            (self / name)._ask(lambda store, address, to=str(new / name): store.cp_file(address, to), writes=True)
+            copy(name)
         for name in names:
             (self / name).unlink(missing_ok=True)
         return new
@@ -202,8 +215,10 @@ class RemotePath(PosixPath):
         """Write the contents of a local file."""
 
         def request(store: Any, address: str) -> None:
+            before = file.stat().st_size
             store.put_file(str(file), address)
-            if store.info(address)["size"] != file.stat().st_size:
+            # A log may have grown meanwhile.
+            if not before <= store.info(address)["size"] <= file.stat().st_size:
                 raise ConnectionError("what was written is not whole")
 
         self._ask(request, writes=True)

@@ -30,6 +30,7 @@ _FIRST_PAUSE: Final = 0.1
 
 # Statuses of HTTP that may be other ones in a moment.
 _PASSING: Final = (408, 425, 429)
+_FINAL: Final = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _jitter: Final = SystemRandom()
 
 
@@ -92,7 +93,8 @@ def ask(address: str, request: Callable[[Any, str], T], *, writes: bool = False)
 def _is_final(ex: Exception) -> bool:
     if isinstance(ex, asyncio.TimeoutError | TimeoutError | ConnectionError):
         return False
-    if type(ex) is OSError and ex.errno in (None, errno.EIO, errno.EBUSY, errno.EINVAL):
+    # Libraries of the network derive their errors from OSError, too.
+    if isinstance(ex, OSError) and not isinstance(ex, _FINAL) and ex.errno in (None, errno.EIO, errno.EBUSY, errno.EINVAL):
         return False
     status = getattr(ex, "status", None)
     if isinstance(status, int):

@@ -69,7 +69,7 @@ class TrainReader(DataReader[Batch]):
         self._gangs = gangs
         self._bad_samples = bad_samples
         self._is_stopped = Event()
-        self._read_pass = partial(_read_pass, order, share, read, bad_samples, self._is_stopped)
+        self._read_pass: Callable[[int], Batch | None] = partial(_read_pass, order, share, read, bad_samples, self._is_stopped)
         if to_fetch is not None:
             ahead = ReadAhead(lambda pass_nr: order.read(*share.find_items(pass_nr)).rows, to_fetch)
             self._read_pass = partial(_fetch_and_read, ahead, self._read_pass)

@@ -53,7 +53,7 @@ def test_a_path_on_a_store_is_used_as_a_local_one(tmp_path: Path) -> None:
     with localized(root) as folder, localized(tmp_path) as same:
         assert (folder / "b" / "c.bin").read_bytes() == b"0123456789" and same is tmp_path
     moved = (root / "b").rename(root / "d")
-    assert moved.find_files() == {"c.bin": 10} and not (root / "b").exists()
+    assert moved.find_files() == {"c.bin": 10} and (root / "b").find_files() == {}
     moved.remove_tree()
     assert root.find_files() == {"a.txt": 5}
 
@@ -64,7 +64,7 @@ def test_what_cannot_be_done_is_an_error_of_the_place() -> None:
     cases = [
         (lambda: (root / "no").read_bytes(), errno.ENOENT, "no such object or bucket"),
         (lambda: (root / "a").read_range(2, 6), errno.ENODATA, "it ends after 4 bytes, but 6 are needed"),
-        (lambda: open(root / "a"), errno.EREMOTE, "only a local file or folder can be used here"),
+        (lambda: os.stat(root / "a"), errno.EREMOTE, "only a local file or folder can be used here"),
         (lambda: place("https://127.0.0.1:9/x").write_text(""), errno.EROFS, "a web server is only read from"),
         (lambda: place("s3://key:secret@bucket/x").__fspath__(), errno.EREMOTE, "only a local file"),
     ]
@@ -87,7 +87,7 @@ def test_only_what_may_pass_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) 
 
     assert store.ask("memory://x", answer) == 7
     assert len(pauses) == 3 and all(low <= pause <= 1.5 * low for pause, low in zip(pauses, (0.1, 0.2, 0.4), strict=True))
-    answers[:] = [PermissionError("Access Denied for sig=abcdefgh"), 7]
-    with pytest.raises(PermissionError, match=r"the store refuses access \(Access Denied for sig=\*\*\*\)"):
+    answers[:] = [PermissionError("Access Denied for sig=abcdefgh now"), 7]
+    with pytest.raises(PermissionError, match=r"the store refuses access \(Access Denied for sig=\*\*\* now\)"):
         store.ask("memory://x", answer)
     assert answers == [7] and len(pauses) == 3

@@ -20,7 +20,7 @@ from d2v_plugin.core import store
 from d2v_plugin.core.remote import RemotePath, place
 
 SECRET = "moto-wants-no-secret-but-this-is-one"
-PATIENCE = 1.0
+PATIENCE = 3.0
 """Seconds after which the client gives up an answer."""
 
 
@@ -46,7 +46,7 @@ class FaultyServer:
             start("503 Slow Down", [("Content-Type", "application/xml")])
             return [b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"]
         if fault == "late":
-            time.sleep(PATIENCE * 1.5)
+            time.sleep(PATIENCE * 1.3)
         body = b"".join(self._app(environ, start))
         return [body[: len(body) // 2]] if fault == "cut" else [body]
 

@@ -31,9 +31,12 @@ def server() -> Iterator[FaultyServer]:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def fresh(server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of its own, and a server that works again afterwards."""
     monkeypatch.setenv("D2V_CACHE", str(tmp_path / "cache"))
     store_reader.cache_clear()
+    yield
+    server.faults.clear()
 
 
 def copy_to(folder: RemotePath, source: Path) -> RemotePath:
@@ -49,9 +52,9 @@ def test_faults_cost_time_alone(server: FaultyServer, tmp_path: Path) -> None:
     file.write_bytes(data)
     server.num_faults = 0
 
-    server.faults.extend(["503", "late", "503"])
-    (bucket / "a").write_bytes(data)
     server.faults.extend(["503", "late"])
+    (bucket / "a").write_bytes(data)
+    server.faults.extend(["503", "503"])
     (bucket / "b").upload(file)
     server.faults.extend(["cut", "503", "late", "cut"])
     assert (bucket / "a").read_bytes() == data
@@ -60,7 +63,7 @@ def test_faults_cost_time_alone(server: FaultyServer, tmp_path: Path) -> None:
     server.faults.extend(["cut", "cut"])
     with localized(bucket) as folder:
         assert [(folder / name).read_bytes() == data for name in "ab"] == [True, True]
-    assert server.num_faults == 13 and not server.faults
+    assert server.num_faults == 12 and not server.faults
 
     server.faults.extend(["503"] * 1000)
     with pytest.raises(OSError, match=r"does not answer as it should, tried 6 times \(.*s3://faults/a"):
@@ -178,5 +181,6 @@ def test_what_is_not_there_is_told_in_a_line(
         "recipe", "train", "--config-file", tiny_recipe, *[word.replace("OUT", str(tmp_path / "out")) for word in words]
     )
 
-    assert outcome.status == 2 and len(outcome.err.strip().splitlines()) == 1 and message in outcome.err
+    lines = [line for line in outcome.err.splitlines() if "WARNING" not in line]
+    assert outcome.status == 2 and len(lines) == 1 and message in lines[0]
     assert not Path("s3:").exists() and not (tmp_path / "s3:").exists()

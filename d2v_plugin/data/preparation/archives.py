@@ -60,7 +60,7 @@ def list_members(root: Path, archive: str) -> Iterator[tuple[str, Member]]:
             if info.offset_data + info.size > end:
                 raise tarfile.ReadError(f"it ends within `{info.name}`")
             yield info.name.removeprefix("./"), Member(archive, info.offset_data, info.size, stamp)
-            tar.members.clear()  # which would hold all of them
+            tar.members.clear()  # type: ignore[attr-defined]  # they would all stay
 
 
 @dataclass

@@ -57,7 +57,7 @@ def _write_shard(shard: str, files: Files, out: Path, shard_size: int, cache: In
     try:
         with ShardWriter(aside) as writer:
             for name, file in files:
-                places.append(writer.add(make_printable(name), read_bytes(file)).partition(":")[2])
+                places.append(writer.add(make_printable(name), bytes(read_bytes(file))).partition(":")[2])
                 if writer.size >= shard_size:
                     break
             is_full, path = writer.size >= shard_size, out / f"{shard}-{writer.digest}.zip"

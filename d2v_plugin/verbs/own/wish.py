@@ -88,8 +88,8 @@ def take_wish(words: Sequence[str], extensions: Sequence[Path] = ()) -> tuple[li
         raise RecipeError("`data` must be a folder, as in `data=FOLDER`.")
     if is_url(found.get("data", "")):
         raise RecipeError(
-            f"`data` is {found['data']}, but must be a local folder; `fairseq2 recipe manifest KIND {found['data']} MANIFESTS` writes "
-            "manifests of what is on a store, and `data=MANIFESTS` reads them."
+            f"`data` is {found['data']}, but must be a local folder; `fairseq2 recipe manifest KIND {found['data']} MANIFESTS` "
+            "writes manifests of what is on a store, and `data=MANIFESTS` reads them."
         )
     wish = Wish(
         Path(found["data"]).expanduser().absolute() if "data" in found else None,
