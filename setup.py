@@ -94,8 +94,11 @@ setup(
     ],
     extras_require={
         "export": EXPORT,
+        "parquet": ["pyarrow>=15,<27"],  # Parquet files and Hugging Face datasets on disk
+        "ffmpeg": ["av>=13,<19"],  # m4a, aac, webm, wma, amr, g722, …; its wheel brings ffmpeg along
         "decoding": ["flashlight-text>=0.0.7,<0.1"],  # beam search with a language model; its wheel brings KenLM along
         "test": [
+            "av>=13,<19",
             "build>=1.2",
             "flashlight-text>=0.0.7,<0.1",
             "flask",  # with the next two moto is a server
@@ -103,6 +106,7 @@ setup(
             "jiwer>=3,<5",
             "moto[s3]>=5,<6",  # of S3, for tests of object stores
             "mypy>=1.15",
+            "pyarrow>=15,<27",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.12",

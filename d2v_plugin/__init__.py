@@ -1,7 +1,7 @@
-"""Entry point of the plugin, and of Python users; also preloads libsndfile, which fairseq2 needs.
+"""Entry point of the plugin, and of Python users; also loads what fairseq2 needs, before anything here imports it.
 
-Not every machine has ``libsndfile.so.1``. The ``soundfile`` wheel carries a copy, so the first thing this package does is to
-load that copy where the system has none; nothing here imports fairseq2 before.
+Not every machine has ``libsndfile.so.1``: the ``soundfile`` wheel carries a copy, which is loaded where the system has none. Nor
+does every machine have the PyTorch that fairseq2 was built with.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from d2v_plugin._libsndfile import preload_libsndfile
+from d2v_plugin._newer_torch import load_fairseq2n
 
 if TYPE_CHECKING:
     from fairseq2.runtime.dependency import DependencyContainer
@@ -21,6 +22,7 @@ __all__ = ["load", "read_audio", "read_image", "read_text", "setup_fairseq2_exte
 __version__ = "0.2.0"
 
 preload_libsndfile()
+load_fairseq2n()
 
 if not TYPE_CHECKING:
 

@@ -69,9 +69,15 @@ def write_splits(out: Path, classes: Sequence[str], **splits: Sequence[str]) -> 
         (out / f"{name}.tsv").write_text("\n".join([*header, *rows]) + "\n")
 
 
-def write_documents(out: Path, train: Sequence[Document], probe: Sequence[Document], valid: Sequence[Document]) -> None:
+def write_documents(
+    out: Path,
+    train: Sequence[Document],
+    probe: Sequence[Document],
+    valid: Sequence[Document],
+    vocabulary_size: int = VOCABULARY_SIZE,
+) -> None:
     """Train, without labels, on all documents but the held-out ones; probes are fitted on labelled documents of the former."""
-    (out / SENTENCEPIECE_FILE).write_bytes(train_tokenizer(train, VOCABULARY_SIZE))
+    (out / SENTENCEPIECE_FILE).write_bytes(train_tokenizer(train, vocabulary_size))
     pieces = Tokenizer(out / SENTENCEPIECE_FILE)
     pieces.vocabulary.save(out)
     unlabelled = [Document(document.name, document.lines) for document in train]

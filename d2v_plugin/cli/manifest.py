@@ -31,6 +31,7 @@ examples:
   fairseq2 recipe manifest audio recordings OUT --transcripts transcripts.tsv --test-percent 5
   fairseq2 recipe manifest image s3://bucket/shards OUT --labels cls
   fairseq2 recipe manifest text wiki.txt news.jsonl.gz OUT --vocabulary-size 50000
+  fairseq2 recipe manifest import train=data/train_clean_100 valid=data/dev_clean OUT
   fairseq2 recipe manifest pieces OUT --vocabulary-size 500
   fairseq2 recipe manifest inspect OUT/train.tsv
 """
@@ -45,6 +46,8 @@ RANGES = {
     "min_samples": (0, 1 << 40),
     "segment_seconds": (1e-6, 1e9),
 }
+
+IMPORTED = ("kaldi", "nemo", "lhotse", "timit", "librispeech", "fairseq", "parquet")
 
 
 class UsageError(Exception):
@@ -99,14 +102,26 @@ def make_parser() -> argparse.ArgumentParser:
                 help="`folders` (the first folder below SRC is the class), a file of path<TAB>label, or what lies beside each "
                 "sample of a tar archive: `cls`, `txt` or `json:FIELD`",
             )
+    imported = kinds.add_parser("import", help="make manifests of what Kaldi, NeMo, Lhotse, fairseq and others wrote")
+    imported.add_argument("sources", nargs="+", metavar="SRC", help="file or folder of another toolkit; SPLIT=SRC for its split")
+    imported.add_argument("out", type=Path, metavar="OUT", help="folder to write train.tsv, valid.tsv, … and report.json to")
+    _add_splitting(imported)
+    imported.add_argument("--kind", dest="toolkit", choices=IMPORTED, help="what the sources are (default: found from the files)")
+    imported.add_argument("--labels", metavar="FIELD", help="what becomes the label, or `none` (default: what is said, if known)")
+    imported.add_argument("--column", help="of tables: the one of pictures, recordings or texts (default: the only one)")
+    imported.add_argument("--shard-size", help="of tables: size of the archives (default: 1G)")
+    imported.add_argument("--workers", type=int, help="threads (default: one per processor)")
+    imported.add_argument("--reread", action="store_true", help="also read files that have not changed since the last run")
     audio, text = kinds.choices["audio"], kinds.choices["text"]
-    audio.add_argument("--sample-rate", type=int, default=16_000, help="rate of the model; others are noted in a column")
-    audio.add_argument("--min-samples", type=int, help="drop what is shorter (default: 400, what makes the first frame)")
+    for made in (audio, imported):
+        made.add_argument("--sample-rate", type=int, default=16_000, help="rate of the model; others are noted in a column")
+        made.add_argument("--min-samples", type=int, help="drop what is shorter (default: 400, what makes the first frame)")
     audio.add_argument("--transcripts", help="a file of path<TAB>transcript, or as `--labels` in tar archives")
     audio.add_argument("--segment-seconds", type=float, help="cut longer recordings into segments of at most this")
     audio.add_argument("--fairseq", action="store_true", help="write nothing fairseq could not read")
-    text.add_argument("--tokenizer", type=Path, help="a SentencePiece model (default: train one)")
-    text.add_argument("--vocabulary-size", type=int, default=32_000, help="of the model to train, special ids included")
+    for made in (text, imported):
+        made.add_argument("--tokenizer", type=Path, help="a SentencePiece model for text (default: train one)")
+        made.add_argument("--vocabulary-size", type=int, default=32_000, help="of the model to train, special ids included")
     pieces = kinds.add_parser("pieces", help="train a SentencePiece model on the transcripts of recordings")
     pieces.add_argument("manifests", type=Path, metavar="MANIFESTS", help="folder with train.tsv; the model is written there")
     pieces.add_argument("--vocabulary-size", type=int, default=500, help="number of pieces (default: 500)")
@@ -168,6 +183,7 @@ def make(args: argparse.Namespace) -> object:
     from d2v_plugin.data.preparation import audio
     from d2v_plugin.data.preparation.common import parse_size
     from d2v_plugin.data.preparation.image import prepare_images
+    from d2v_plugin.data.preparation.importing.prepare import import_manifests
     from d2v_plugin.data.preparation.inspection import inspect_manifest
     from d2v_plugin.data.preparation.text import prepare_text
     from d2v_plugin.data.preparation.transcripts import train_pieces
@@ -177,8 +193,26 @@ def make(args: argparse.Namespace) -> object:
     if args.kind == "pieces":
         return train_pieces(args.manifests, args.vocabulary_size)
     sources, splitting = _read_splitting(args)
-    common = {"workers": args.workers, "check_duplicates": args.check_duplicates, **splitting}
     shard_size = None if args.shard_size is None else parse_size(args.shard_size)
+    min_samples = getattr(args, "min_samples", None)
+    min_samples = audio.RECEPTIVE_FIELD if min_samples is None else min_samples
+    if args.kind == "import":
+        return import_manifests(
+            sources,
+            args.out,
+            kind=args.toolkit,
+            labels=args.labels,
+            column=args.column,
+            sample_rate=args.sample_rate,
+            min_samples=min_samples,
+            tokenizer=args.tokenizer,
+            vocabulary_size=args.vocabulary_size,
+            shard_size=shard_size,
+            workers=args.workers,
+            reread=args.reread,
+            **splitting,
+        )
+    common = {"workers": args.workers, "check_duplicates": args.check_duplicates, **splitting}
     if args.kind == "text":
         return prepare_text(
             sources,
@@ -203,7 +237,7 @@ def make(args: argparse.Namespace) -> object:
         sample_rate=args.sample_rate,
         segment_seconds=args.segment_seconds,
         fairseq=args.fairseq,
-        min_samples=audio.RECEPTIVE_FIELD if args.min_samples is None else args.min_samples,
+        min_samples=min_samples,
         **common,
     )
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
+import torch
 from fairseq2.device import Device, SupportsDeviceTransfer
 from torch import Tensor
 from typing_extensions import override
+
+_MOVED: Final = ("inputs", "ids", "padding_mask", "labels", "scaling")
+"""The tensors of a batch that a device gets; lengths stay on the host."""
 
 
 class Modality(str, Enum):
@@ -51,7 +57,15 @@ class Batch(SupportsDeviceTransfer):
     float; or sequences of symbols (N, L) int64. None = nothing is said."""
 
     label_lengths: Tensor | None = None
-    """(N,) int64: how many symbols of each row of ``labels`` count; None = ``labels`` are no sequences."""
+    """(N,) int64, on the host: how many symbols of each row of ``labels`` count; None = ``labels`` are no sequences."""
+
+    lengths: Tensor | None = field(default=None, init=False)
+    """(N,) int64, on the host: the length of each sample, like ``min_length``; :meth:`to` counts them while the padding mask is
+    there. None = nothing is padded, or the batch was not moved."""
+
+    scaling: Tensor | None = None
+    """(2, 3, 1, 1): what images that are still bytes are multiplied with on their device, and what is then added; None = they are
+    numbers already."""
 
     @property
     def num_examples(self) -> int:
@@ -59,12 +73,26 @@ class Batch(SupportsDeviceTransfer):
 
     @override
     def to(self, device: Device, *, non_blocking: bool = False) -> None:
-        """Move all tensors in place."""
-        self.inputs = self.inputs.to(device, non_blocking=non_blocking)
-        self.ids = self.ids.to(device, non_blocking=non_blocking)
-        if self.padding_mask is not None:
-            self.padding_mask = self.padding_mask.to(device, non_blocking=non_blocking)
-        if self.labels is not None:
-            self.labels = self.labels.to(device, non_blocking=non_blocking)
-        if self.label_lengths is not None:
-            self.label_lengths = self.label_lengths.to(device, non_blocking=non_blocking)
+        """Move all tensors in place, but for lengths: losses that need them on the host would have to wait. Scale bytes there."""
+        if self.padding_mask is not None and self.padding_mask.device.type == "cpu":
+            self.lengths = (~self.padding_mask).sum(dim=1)
+        self._replace(lambda x: x.to(device, non_blocking=non_blocking))
+        if self.scaling is not None:
+            scale, shift = self.scaling
+            self.inputs, self.scaling = self.inputs.to(torch.float32).mul_(scale).add_(shift), None
+
+    def pin(self) -> None:
+        """Move all tensors to pinned memory, from which a GPU copies by itself; PyTorch keeps it until the copy is done."""
+        self._replace(Tensor.pin_memory)
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Tell the allocator that this stream uses all tensors, which another one made."""
+        for _, x in self._tensors():
+            x.record_stream(stream)
+
+    def _replace(self, function: Callable[[Tensor], Tensor]) -> None:
+        for name, x in self._tensors():
+            setattr(self, name, function(x))
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        return [(name, x) for name in _MOVED if (x := getattr(self, name)) is not None]

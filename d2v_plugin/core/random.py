@@ -94,27 +94,35 @@ def draw_words(keys: Tensor, count: int, *, stream: int) -> Tensor:
     return _hash_cells(keys, count, stream).to(torch.int64) + (1 << 31)
 
 
-def gaussian(keys: Tensor, count: int, *, stream: int) -> Tensor:
-    """Draw (R, count) float32 standard normal numbers; parameters as for :func:`uniform`.
+def gaussian(keys: Tensor, count: int, *, stream: int, std: float = 1.0) -> Tensor:
+    """Draw (R, count) float32 normal numbers of mean 0; parameters as for :func:`uniform`.
 
-    One hash gives two numbers by the Box-Muller transform: its low 16 bits the radius (so that no number exceeds 4.9), all of it
-    the angle. On free cores that is faster than :func:`torch.randn`.
+    One hash gives two numbers by the Box-Muller transform: its low 16 bits the radius (so that no number exceeds 4.9 deviations),
+    all of it the angle. On free cores that is faster than :func:`torch.randn`.
+
+    :param std: the standard deviation.
     """
     num_pairs = (count + 1) // 2
     rows, columns = hash_rows(keys, stream), hash_columns(num_pairs, keys.device)
     output = torch.empty((keys.size(0), 2, num_pairs), dtype=torch.float32, device=keys.device)
 
-    # Few enough rows at a time for the intermediate results to stay in a CPU's cache; on a GPU, to bound their memory.
+    # Few enough rows at a time for the intermediate results to stay in a CPU's cache; on a GPU, to bound their memory. Compiled
+    # code has none.
     chunk_size = 2**17 if keys.device.type == "cpu" else 2**24
-    num_rows = max(1, chunk_size // max(1, num_pairs))
+    num_rows = keys.size(0) if torch.compiler.is_compiling() else max(1, chunk_size // max(1, num_pairs))
     for chunk, hashed in zip(torch.split(output, num_rows), torch.split(rows, num_rows), strict=True):
         bits = finalize(hashed[:, None] ^ columns)
         angle = bits.to(torch.float32).mul_(math.pi / 2**31)
         radius = (bits & 0xFFFF).to(torch.float32).add_(0.5).mul_(2.0**-16).log_().mul_(-2.0).sqrt_()
-        torch.mul(radius, angle.cos(), out=chunk[:, 0])
-        torch.mul(radius, angle.sin_(), out=chunk[:, 1])
+        if keys.device.type != "cpu":
+            radius.mul_(std)
+        chunk[:, 0] = angle.cos().mul_(radius)
+        chunk[:, 1] = angle.sin_().mul_(radius)
 
-    return output.flatten(1)[:, :count]
+    output = output.flatten(1)[:, :count]
+
+    # On a CPU last, which rounds as it always has.
+    return output.mul_(std) if keys.device.type == "cpu" and std != 1.0 else output
 
 
 def mix(word: IntT) -> IntT:

@@ -101,9 +101,7 @@ class RemotePath(PosixPath):
         """Size and, in ``st_mtime_ns``, a number that changes with the contents, if the store tells any such thing."""
         info = self._ask(lambda store, address: store.info(address))
         kind = stat.S_IFDIR if info.get("type") == "directory" else stat.S_IFREG
-        told = [
-            info.get(key) for key in ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "updated", "created")
-        ]
+        told = [info.get(key) for key in _VERSIONS]
         version = int.from_bytes(hashlib.sha256(repr(told).encode()).digest()[:7], "big")
         size = int(info.get("size") or 0)
         return os.stat_result((kind | 0o644, 0, 0, 1, 0, 0, size, 0, 0, 0, 0.0, 0.0, 0.0, 0, version, 0))

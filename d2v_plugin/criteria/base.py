@@ -43,6 +43,14 @@ class Criterion(Objective, Generic[ModelT]):
     def after_step(self, model: ModelT, step_nr: int) -> None:
         """Called after every optimizer step with the number of updates done so far."""
 
+    def queue_after_step(self, model: ModelT, step_nr: int, skip: Tensor) -> bool:
+        """Called on a GPU when the optimizer's step is queued, and the host cannot know yet whether the update counts.
+
+        :param skip: 1 on the device = it does not, and nothing may change; else 0.
+        :returns: True = what :meth:`after_step` does is queued, and it is not called; False = call it when the host knows.
+        """
+        return False
+
     def masks_of(self, model: ModelT, batch: Batch, step: StepInfo) -> Tensor | None:
         """The masks that :meth:`forward` draws, to look at: (N, M, S), True = masked; None = nothing is masked."""
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Generic, Protocol
+from typing import ClassVar, Generic, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo
 from d2v_plugin.criteria.base import MaskingCriterion, ModelT
 from d2v_plugin.criteria.ema import EmaConfig, decay_at, update_average
-from d2v_plugin.criteria.targets import TargetConfig, make_targets
+from d2v_plugin.criteria.targets import TargetConfig, add_layer, make_targets
 from d2v_plugin.models.base import LocalFeatures
 from d2v_plugin.models.statistics import channel_deviations
 
@@ -28,22 +28,29 @@ class Teacher(nn.Module, Generic[ModelT]):
     Subclasses create the copies and say how whole samples pass through them.
     """
 
+    _pairs: dict[str, tuple[Tensor, Tensor]] | None = None
+
     @override
     def train(self, mode: bool = True) -> Self:
         """The teacher does not drop out; a call changes nothing."""
         return super().train(False)
 
-    def pairs(self, model: ModelT) -> Iterator[tuple[Tensor, Tensor]]:
-        """The teacher's parameters and the student's of the same names."""
-        for name, average in self.named_parameters():
-            yield average, model.get_parameter(name)
+    def pairs(self, model: ModelT) -> dict[str, tuple[Tensor, Tensor]]:
+        """The teacher's parameters and the student's of the same names; looked up once, since a teacher has one student."""
+        if self._pairs is None:
+            self._pairs = {name: (average, model.get_parameter(name)) for name, average in self.named_parameters()}
+
+        return self._pairs
 
     @torch.no_grad()
-    def follow(self, model: ModelT, decay: float) -> None:
-        """One step of the moving average; constants are copied."""
-        pairs = list(self.pairs(model))
+    def follow(self, model: ModelT, decay: float, *, skip: Tensor | None = None) -> None:
+        """One step of the moving average; constants are copied.
+
+        :param skip: as for :func:`update_average`.
+        """
+        pairs = self.pairs(model).values()
         moving = [(average, current) for average, current in pairs if current.requires_grad]
-        update_average((average for average, _ in moving), (current for _, current in moving), decay)
+        update_average((average for average, _ in moving), (current for _, current in moving), decay, skip=skip)
         for average, current in pairs:
             if not current.requires_grad:
                 average.copy_(current)
@@ -63,6 +70,7 @@ class DistillationCriterion(MaskingCriterion[ModelT]):
 
     config: DistillationConfig
     teacher: Teacher[ModelT]
+    compiled_methods: ClassVar[tuple[str, ...]] = ("add_layer",)
 
     @override
     def build(self, model: ModelT) -> None:
@@ -79,6 +87,12 @@ class DistillationCriterion(MaskingCriterion[ModelT]):
     def after_step(self, model: ModelT, step_nr: int) -> None:
         self.teacher.follow(model, decay_at(self.config.ema, step_nr))
 
+    @override
+    def queue_after_step(self, model: ModelT, step_nr: int, skip: Tensor) -> bool:
+        self.teacher.follow(model, decay_at(self.config.ema, step_nr), skip=skip)
+
+        return True
+
     @abstractmethod
     def run_teacher(self, model: ModelT, batch: Batch, local: LocalFeatures) -> Iterator[Tensor]:
         """Encode whole samples: of one block after the other what targets are made of, (N, S, D)."""
@@ -90,7 +104,13 @@ class DistillationCriterion(MaskingCriterion[ModelT]):
         depth = len(model.blocks)
         top_layers = islice(self.run_teacher(model, batch, local), depth - config.count_layers(depth), None)
 
-        return make_targets(config, top_layers, None if model.config.original_padding else local.padding_mask)
+        padding_mask = None if model.config.original_padding else local.padding_mask
+
+        return make_targets(config, top_layers, padding_mask, add=self.add_layer)
+
+    def add_layer(self, config: TargetConfig, total: Tensor | None, layer: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """As the function: what is compiled is a method."""
+        return add_layer(config, total, layer, padding_mask)
 
     @override
     @torch.no_grad()
@@ -114,7 +134,8 @@ class DistillationCriterion(MaskingCriterion[ModelT]):
     def name_metrics(self, **terms: bool) -> None:
         """Announce the metrics of :meth:`sum_up`, given which terms the loss can have."""
         names = [name for name, is_used in terms.items() if is_used]
-        self.metric_names = (*names, "target_deviation", "prediction_deviation", "masked_fraction", "ema_decay")
+        shared = ("target_deviation", "prediction_deviation", "explained_variance", "masked_fraction", "ema_decay")
+        self.metric_names = (*names, *shared)
 
     def sum_up(
         self, step: StepInfo, terms: Mapping[str, Tensor], predictions: Tensor, targets: Tensor, share: float, seen: Observation
@@ -130,8 +151,10 @@ class DistillationCriterion(MaskingCriterion[ModelT]):
         # Modalities may differ in their terms, but the trainer wants the same metrics from every batch.
         metrics = {name: loss.new_zeros(()) for name in self.metric_names}
         metrics |= {name: term.detach() / num_targets for name, term in terms.items()}
-        metrics["target_deviation"] = channel_deviations(targets).mean()
-        metrics["prediction_deviation"] = channel_deviations(predictions.detach()).mean()
+        deviations, predictions = channel_deviations(targets), predictions.detach().float()
+        metrics["target_deviation"] = deviations.mean()
+        metrics["prediction_deviation"] = channel_deviations(predictions).mean()
+        metrics["explained_variance"] = 1.0 - F.mse_loss(predictions, targets.float()) / deviations.square().mean()
         metrics["masked_fraction"] = torch.tensor(share)
         metrics["ema_decay"] = torch.tensor(decay_at(self.config.ema, step.number))
 

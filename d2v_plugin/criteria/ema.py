@@ -9,6 +9,7 @@ import torch
 from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.optim.sgd import sgd
 from typing_extensions import override
 
 from d2v_plugin.core.validation import report
@@ -45,13 +46,24 @@ def decay_at(config: EmaConfig, step_nr: int) -> float:
 
 
 @torch.no_grad()
-def update_average(average: Iterable[Tensor], current: Iterable[Tensor], decay: float) -> None:
+def update_average(average: Iterable[Tensor], current: Iterable[Tensor], decay: float, *, skip: Tensor | None = None) -> None:
     """average <- decay · average + (1 - decay) · current, in place and in one launch per dtype.
 
     Sharded tensors are updated shard by shard: both sides are sharded alike.
+
+    :param skip: a scalar in fp32 on the device of all; 1 = nothing changes, 0 = the average moves. None = it moves.
     """
-    if decay < 1.0:
-        torch._foreach_lerp_([_local(t) for t in average], [_local(t) for t in current], 1.0 - decay)
+    if decay >= 1.0:
+        return
+    averages, targets, rate = [_local(t) for t in average], [_local(t) for t in current], 1.0 - decay
+    if skip is None:
+        torch._foreach_lerp_(averages, targets, rate)
+        return
+    # The same is a step of ascent along `targets` with weight decay 1, whose fused kernel can leave it out on the device.
+    sgd(
+        averages, targets, [None] * len(averages), fused=True, found_inf=skip,
+        lr=rate, weight_decay=1.0, maximize=True, momentum=0.0, dampening=0.0, nesterov=False,
+    )  # fmt: skip
 
 
 def _local(tensor: Tensor) -> Tensor:

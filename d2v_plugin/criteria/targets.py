@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -54,27 +54,43 @@ class TargetConfig:
         return min(_USUAL_LAYERS, depth) if self.num_layers is None else self.num_layers
 
 
-def make_targets(config: TargetConfig, layers: Iterable[Tensor], padding_mask: Tensor | None = None) -> Tensor:
+def add_layer(config: TargetConfig, total: Tensor | None, layer: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Normalise a layer and add it to the sum of those before: (N, S, D) fp32.
+
+    :param total: None = it is the first.
+    """
+    layer = layer.float()
+    if config.batch_norm_layers:
+        whole_padding = None if padding_mask is None else padding_mask.reshape(1, -1)
+        layer = _normalize_tokens(layer.flatten(0, 1).unsqueeze(0), whole_padding).view_as(layer)
+    if config.instance_norm_layers:
+        layer = _normalize_tokens(layer, padding_mask)
+    if config.group_norm_layers:
+        layer = _normalize_samples(layer, padding_mask, config.original_axes, whole=True)
+    if config.layer_norm_layers:
+        layer = F.layer_norm(layer, layer.shape[-1:])
+
+    return layer if total is None else total + layer
+
+
+def make_targets(
+    config: TargetConfig,
+    layers: Iterable[Tensor],
+    padding_mask: Tensor | None = None,
+    *,
+    add: Callable[[TargetConfig, Tensor | None, Tensor, Tensor | None], Tensor] = add_layer,
+) -> Tensor:
     """Average K layers; they are summed as they come, never kept together.
 
     :param layers: the top K layers, each (N, S, D).
     :param padding_mask: (N, S): positions that no statistic may include.
+    :param add: :func:`add_layer`, or the same compiled.
     :returns: (N, S, D) fp32
     """
     total: Tensor | None = None
     num_layers = 0
     for layer in layers:
-        layer = layer.float()
-        if config.batch_norm_layers:
-            whole_padding = None if padding_mask is None else padding_mask.reshape(1, -1)
-            layer = _normalize_tokens(layer.flatten(0, 1).unsqueeze(0), whole_padding).view_as(layer)
-        if config.instance_norm_layers:
-            layer = _normalize_tokens(layer, padding_mask)
-        if config.group_norm_layers:
-            layer = _normalize_samples(layer, padding_mask, config.original_axes, whole=True)
-        if config.layer_norm_layers:
-            layer = F.layer_norm(layer, layer.shape[-1:])
-        total = layer if total is None else total + layer
+        total = add(config, total, layer, padding_mask)
         num_layers += 1
     if total is None:
         raise ValueError("`layers` must not be empty.")

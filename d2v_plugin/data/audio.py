@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import soundfile
@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from d2v_plugin.data.bad_samples import SampleError
+from d2v_plugin.data.ffmpeg import FFmpegFile
 from d2v_plugin.data.files import Location, check_regular, copy_range, read_bytes
 from d2v_plugin.data.headers import check_recording
 
 Waveform = NDArray[np.float32]
 
 _EPSILON = 1e-5
+_UNKNOWN_FORMAT = 1
 
 
 @dataclass(kw_only=True)
@@ -97,16 +99,6 @@ def read_recording(
     return waveform if out is None else out
 
 
-def read_info(location: Location) -> Any:
-    """What the header of a recording says, as ``soundfile.info`` does.
-
-    :raises RuntimeError: it cannot be decoded.
-    """
-    if location.size is None and not location.is_remote:
-        return soundfile.info(location.path)
-    return soundfile.info(io.BytesIO(read_bytes(location)))
-
-
 def measure(waveform: Waveform) -> tuple[float, float]:
     """Mean and (population) variance, in double precision."""
     return float(waveform.mean(dtype=np.float64)), float(waveform.var(dtype=np.float64))
@@ -139,14 +131,41 @@ class _ReadOnce(soundfile.SoundFile):  # type: ignore[misc]  # has no types
         return False
 
 
-def _open(location: Location) -> soundfile.SoundFile:
-    """Open a file, or a range of an archive, from which libsndfile would read by calling Python for every few kilobytes."""
-    if location.size is None and not location.is_remote:
+@dataclass(frozen=True)
+class SoundInfo:
+    """What the header of a recording says."""
+
+    frames: int
+    samplerate: int
+    channels: int
+    format: str
+
+
+def read_info(location: Location) -> SoundInfo:
+    """
+    :raises SampleError: it is no recording of a format that is read.
+    :raises OSError: it is no regular file.
+    """
+    with _open(location) as file:
+        return SoundInfo(file.frames, file.samplerate, file.channels, f"{file.format} {file.subtype}".strip())
+
+
+def _open(location: Location) -> soundfile.SoundFile | FFmpegFile:
+    """Open a file, or a copy of what libsndfile would read by calling Python for every few kilobytes: a range, or an object."""
+    is_file = location.size is None and not location.is_remote
+    if is_file:
         check_regular(location.path)
-        return _ReadOnce(location.path)
-    if sys.platform == "linux":
-        return _ReadOnce(copy_range(location), closefd=False)
-    return _ReadOnce(io.BytesIO(read_bytes(location)))
+    try:
+        if is_file:
+            return _ReadOnce(location.path)
+        if sys.platform == "linux":
+            return _ReadOnce(copy_range(location), closefd=False)
+        return _ReadOnce(io.BytesIO(read_bytes(location)))
+    except soundfile.LibsndfileError as error:
+        is_its_own = location.size is None and os.path.splitext(location.path)[1][1:].upper() in soundfile.available_formats()
+        if error.code != _UNKNOWN_FORMAT or is_its_own:
+            raise
+    return FFmpegFile(location)
 
 
 def _check(recording: Recording, config: AudioReadingConfig, rate: int, frames: int) -> None:

@@ -39,11 +39,18 @@ class BadSamples:
     """Keeps account of the bad samples of one split, as one rank sees them. Safe to use from many threads."""
 
     def __init__(
-        self, split: Path, num_samples: int, name: Callable[[int], str], config: BadSampleConfig, report: Path | None
+        self,
+        split: Path,
+        num_samples: int,
+        name: Callable[[int], str],
+        config: BadSampleConfig,
+        report: Path | None,
+        file_of: Callable[[int], Path] | None = None,
     ) -> None:
         """
         :param split: the manifest, to name it.
         :param name: tells people which sample a row is: the line it stands on, and what lies behind it.
+        :param file_of: tells the manifest of a sample, where ``split`` is joined of several.
         :param report: a file to append them to: manifest, line and location, reason, separated by tabs; None = none.
         """
         self.split = split
@@ -52,11 +59,12 @@ class BadSamples:
         self.limit = max(config.min_count, int(config.max_fraction * num_samples))
         self.found: dict[int, str] = {}
         self._name = name
+        self._file_of = file_of or (lambda _: split)
         self._lock = Lock()
 
     def name_sample(self, row: int) -> str:
         """Name any sample of the split, good or bad, with the manifest before it."""
-        return f"{self.split}:{self._name(row)}"
+        return f"{self._file_of(row)}:{self._name(row)}"
 
     def add(self, row: int, reason: str) -> None:
         """Count a sample once, however often it is met."""
@@ -67,7 +75,7 @@ class BadSamples:
             self.found[row] = f"{self.name_sample(row)}: {reason}"
             log.warning("Dropped a bad sample ({} of at most {}). {}", len(self.found), self.limit, self.found[row])
             if self._file is not None:
-                self._file.add(f"{self.split}\t{self._name(row)}\t{reason}\n")
+                self._file.add(f"{self._file_of(row)}\t{self._name(row)}\t{reason}\n")
 
     def raise_if_too_many(self) -> None:
         """:raises BadSamplesError: more samples were bad than tolerated, or all of them; lists them."""

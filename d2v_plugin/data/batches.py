@@ -103,10 +103,10 @@ def make_batch(modality: Modality, inputs: Padded, rows: Sequence[int], targets:
 
 def fill_batch(
     modality: Modality,
-    places: NDArray[np.float32],
+    places: NDArray[Any],
     batch: RowBatch,
     bad_samples: BadSamples,
-    write: Callable[[int, int, NDArray[np.float32]], None],
+    write: Callable[[int, int, NDArray[Any]], None],
     targets: Targets | None = None,
 ) -> Batch | None:
     """Read samples of one shape, each with ``write(row, epoch, place)`` right into its place.

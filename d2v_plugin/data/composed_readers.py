@@ -9,6 +9,7 @@ from fairseq2.datasets import DataReader
 from typing_extensions import Self, override
 
 from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.data.mixture import Mixture
 
 BatchT = TypeVar("BatchT")
 
@@ -89,6 +90,15 @@ def name_sample(reader: DataReader[Batch], modality: Modality, sample: int) -> s
     """Tell where a sample of a training reader comes from, given its id; the id alone if the reader does not know."""
     name = getattr(reader, "name_sample", None)
     return str(sample) if name is None else name(modality, sample)
+
+
+def find_mixtures(reader: DataReader[Any], modality: Modality) -> Mapping[Modality, Mixture]:
+    """The datasets that a training reader draws its samples from, for each modality that has several.
+
+    :param modality: of a reader of one.
+    """
+    mixture = getattr(reader, "mixture", None)
+    return getattr(reader, "mixtures", {}) if mixture is None else {modality: mixture}
 
 
 def stop_search(reader: DataReader[Any]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -17,10 +17,23 @@ from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.remote import place
 from d2v_plugin.core.shipped import find_shipped
 from d2v_plugin.data.labels import LabelSet, sort_labels
+from d2v_plugin.data.lines import read_content
 from d2v_plugin.data.manifest import Manifest, check_finished
 from d2v_plugin.data.manifest_text import Columns
+from d2v_plugin.data.mixture import JoinedManifest
 from d2v_plugin.data.problems import ManifestError, Problems
-from d2v_plugin.data.text import Vocabulary
+from d2v_plugin.data.text import SENTENCEPIECE_FILE, Vocabulary, hash_tokenizer
+
+
+@dataclass(kw_only=True)
+class DatasetPart:
+    """One of several datasets."""
+
+    path: Path = Path()
+    """As ``path`` of a single dataset."""
+
+    weight: float | None = None
+    """How many samples are drawn of it (of sound: batches), relative to the others; None for all = as many as it has."""
 
 
 @dataclass(kw_only=True)
@@ -30,6 +43,9 @@ class ManifestConfig:
     path: Path = Path()
     """The folder with the manifests; relative to where the run is started, or one that came with the package."""
 
+    parts: list[DatasetPart] = field(default_factory=list)
+    """Several such folders in place of ``path``, drawn by weight and read as one."""
+
     check_files: bool = True
     """Whether to look for every file that is named when the dataset is opened."""
 
@@ -38,6 +54,9 @@ class ManifestDataset:
     """The splits of a dataset."""
 
     columns: ClassVar[Columns]
+
+    parts: Sequence[Self] = ()
+    """The datasets that it is joined of; none = it is one."""
 
     def __init__(self, path: Path, splits: Mapping[str, Manifest]) -> None:
         self.path = path
@@ -50,6 +69,8 @@ class ManifestDataset:
         :raises RecipeError: there are none.
         :raises ManifestError: lines of them are wrong; names them all. Or they do not belong together.
         """
+        if config.parts:
+            return cls._join(config)
         folder = find_shipped(place(config.path))
         try:
             check_finished(folder)
@@ -67,6 +88,25 @@ class ManifestDataset:
 
         return cls(folder, splits)
 
+    @classmethod
+    def _join(cls, config: ManifestConfig) -> Self:
+        weights = [part.weight for part in config.parts]
+        given = [weight for weight in weights if weight is not None]
+        if len(given) not in (0, len(weights)) or not all(0.0 < weight < float("inf") for weight in given):
+            raise RecipeError(
+                f"`dataset.config_overrides.parts` needs a positive `weight` for each dataset or for none, but has {weights}."
+            )
+        parts = [cls.open(replace(config, path=part.path, parts=[])) for part in config.parts]
+        splits = {}
+        for name in dict.fromkeys(name for part in parts for name in part.splits):
+            found = [(part.splits[name], part) for part in parts if name in part.splits]
+            missing = [part.path for part in parts if name not in part.splits]
+            splits[name] = JoinedManifest([split for split, _ in found], given or None, missing)
+
+        joined = cls(parts[0].path, splits)
+        joined.parts = parts
+        return joined
+
     def split(self, name: str) -> Manifest:
         """:raises SplitNotKnownError: there is no such manifest."""
         if name not in self.splits:
@@ -79,6 +119,12 @@ class ManifestDataset:
 
         :raises ManifestError: the splits declare different classes.
         """
+        if self.parts:
+            names = {tuple(part.class_names): part.path for part in self.parts if part.class_names}
+            if len(names) > 1:
+                first, other = list(names.values())[:2]
+                raise ManifestError(f"{first} and {other} have different classes; declare the same `#classes` in both.")
+            return [name for classes in names for name in classes]
         declared = {tuple(split.declared_classes) for split in self.splits.values() if split.declared_classes is not None}
         if len(declared) > 1:
             raise ManifestError(f"The manifests in {self.path} declare different `#classes`; they must be the same.")
@@ -100,12 +146,12 @@ class ManifestDataset:
             row = labels.index(None)
             raise RecipeError(
                 f"{manifest.path} has {labels.count(None):,} samples without a label (the first on line "
-                f"{manifest.line_of(row)}), but the split `{split}` is to be read with labels."
+                f"{manifest.place_of(row)[1]}), but the split `{split}` is to be read with labels."
             )
         problems = Problems()
         for row, label in enumerate(labels):
             if label not in indices:
-                problems.add(manifest.path, manifest.line_of(row), f"the label `{label}` is none of the {len(indices)} known")
+                problems.add(*manifest.place_of(row), f"the label `{label}` is none of the {len(indices)} known")
         problems.raise_if_any()
 
         return torch.tensor([indices[label] for label in labels if label is not None])
@@ -131,7 +177,7 @@ class AudioManifest(ManifestDataset):
     """Recordings, or segments of them, perhaps with labels, transcripts or tags; fairseq's TSV (path, size) as it is."""
 
     columns = Columns(
-        names=("path", "size", "label", "start", "rate", "mean", "variance", "tags"),
+        names=("path", "size", "label", "start", "rate", "mean", "variance", "tags", "speaker"),
         required=("path", "size"),
         integers=("size", "start", "rate"),
     )
@@ -155,9 +201,17 @@ class TextManifest(ManifestDataset):
     def vocabulary(self) -> Vocabulary:
         """:raises RecipeError: the folder has none, or manifests were written with another one."""
         vocabulary = Vocabulary.load(self.path)
+        tokenizers = {(part.vocabulary.size, part._find_tokenizer()): part.path for part in self.parts}
+        if len(tokenizers) > 1:
+            first, other = list(tokenizers.values())[:2]
+            raise RecipeError(f"{first} and {other} have different vocabularies; make both with the same --tokenizer.")
         for split in self.splits.values():
             check_vocabulary(split, vocabulary)
         return vocabulary
+
+    def _find_tokenizer(self) -> str | None:
+        model = self.path / SENTENCEPIECE_FILE
+        return self.vocabulary.tokenizer or (hash_tokenizer(read_content(model)) if model.is_file() else None)
 
 
 @dataclass(kw_only=True)

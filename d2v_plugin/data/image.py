@@ -259,6 +259,11 @@ class Normalizer:
         self._scale = 1 / (255 * np.array(config.std, dtype=np.float32).reshape(3, 1, 1))
         self._shift = -255 * np.array(config.mean, dtype=np.float32).reshape(3, 1, 1) * self._scale
 
+    @property
+    def scaling(self) -> Tensor:
+        """The same for whole batches: see :attr:`d2v_plugin.core.batch.Batch.scaling`."""
+        return torch.from_numpy(np.stack([self._scale, self._shift]))
+
     def write(self, image: Tensor, place: NDArray[np.float32]) -> None:
         """Scale. (3, S, S) uint8 -> (3, S, S) float32."""
         place[...] = image.numpy()

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from d2v_plugin.data.files import Location
 from d2v_plugin.data.labels import sort_labels
 from d2v_plugin.data.manifest_checks import check_rows
@@ -54,6 +56,11 @@ class Manifest:
     def __len__(self) -> int:
         return len(self._text)
 
+    @property
+    def bounds(self) -> IntArray:
+        """(datasets + 1,) the first row of each dataset that it is joined of, and the number of all."""
+        return np.array([0, len(self)])
+
     def hash_rows(self) -> str:
         """The SHA-256 of all but the first line, the roots: files may be moved, together with their manifest."""
         data = memoryview(self._text.data)
@@ -70,13 +77,17 @@ class Manifest:
         """The place of a row, for readers that ask a store ahead; None = the files are local."""
         return self.location if self._text.is_remote else None
 
-    def line_of(self, row: int) -> int:
-        """The line a row stands on, counted from 1."""
-        return self._text.first_line + row
+    def place_of(self, row: int) -> tuple[Path, int]:
+        """The file and the line a row stands on, counted from 1."""
+        return self.path, self._text.first_line + row
+
+    def file_of(self, row: int) -> Path:
+        """The file a row stands in."""
+        return self.place_of(row)[0]
 
     def name_of(self, row: int) -> str:
         """Line and location of a row, as reports name it."""
-        return f"{self.line_of(row)}: {self.location(row)}"
+        return f"{self.place_of(row)[1]}: {self.location(row)}"
 
     def text(self, column: str, row: int) -> str | None:
         """A field as it is written; None where the row has none."""

@@ -7,6 +7,7 @@ of items [k·U, (k+1)·U) whatever the number of ranks; nothing is dropped at th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 
@@ -41,6 +42,9 @@ class Plan:
     bounds: Rows | None = None
     """(items + 1,) where each item starts, and the end; None = items are single rows."""
 
+    epochs: Rows | None = None
+    """The epoch of each row in its own dataset; None = that of the plan."""
+
 
 class Order(ABC):
     """An endless sequence of items."""
@@ -56,17 +60,23 @@ class Order(ABC):
 
     def read(self, start: int, stop: int) -> RowBatch:
         """The rows of items [start, stop) of the endless sequence. Safe to call from many threads."""
-        rows, epochs = [], []
+        batch, _ = self.read_items(start, stop)
+        return batch
+
+    def read_items(self, start: int, stop: int) -> tuple[RowBatch, Rows]:
+        """As :meth:`read`, and (stop - start,) how many of the rows each item has."""
+        rows, epochs, sizes = [], [], []
         while start < stop:
             epoch, first = divmod(start, self.num_items)
             last = min(first + stop - start, self.num_items)
             plan = self._plan_of(epoch)
-            found = plan.rows[first:last] if plan.bounds is None else plan.rows[plan.bounds[first] : plan.bounds[last]]
-            rows.append(found)
-            epochs.append(np.full(len(found), epoch))
+            begin, end = (first, last) if plan.bounds is None else (int(plan.bounds[first]), int(plan.bounds[last]))
+            rows.append(plan.rows[begin:end])
+            epochs.append(np.full(end - begin, epoch) if plan.epochs is None else plan.epochs[begin:end])
+            sizes.append(np.ones(last - first, dtype=np.int64) if plan.bounds is None else np.diff(plan.bounds[first : last + 1]))
             start += last - first
 
-        return RowBatch(np.concatenate(rows), np.concatenate(epochs))
+        return RowBatch(np.concatenate(rows), np.concatenate(epochs)), np.concatenate(sizes)
 
     def _plan_of(self, epoch: int) -> Plan:
         with self._lock:
@@ -83,9 +93,58 @@ class Order(ABC):
 class SampleOrder(Order):
     """Items are single rows."""
 
+    def __init__(self, num_items: int, seed: int, first: int = 0) -> None:
+        """:param first: the number of the first row."""
+        super().__init__(num_items, seed)
+        self._first = first
+
     @override
     def _make_plan(self, epoch: int) -> Plan:
-        return Plan(draw_permutation(self.seed, epoch, Purpose.ORDER, self.num_items))
+        return Plan(self._first + draw_permutation(self.seed, epoch, Purpose.ORDER, self.num_items))
+
+
+class MixedOrder(Order):
+    """Items of K other orders, so many of each as their weights say: exactly so in every epoch, which has as many items as all.
+
+    Each order goes through its own epochs, faster or slower than this one; whose turn it is within an epoch is random.
+    """
+
+    def __init__(self, orders: Sequence[Order], weights: Sequence[float] | None, seed: int) -> None:
+        """:param weights: (K,) relative to the others; None = each order's number of items."""
+        super().__init__(sum(order.num_items for order in orders), seed)
+        self._orders = orders
+        self.counts = _share_out(self.num_items, weights or [order.num_items for order in orders])
+        """(K,) items of each order in an epoch."""
+
+    @override
+    def _make_plan(self, epoch: int) -> Plan:
+        read = [
+            order.read_items(epoch * count, (epoch + 1) * count)
+            for order, count in zip(self._orders, self.counts.tolist(), strict=True)
+        ]
+        rows, epochs = (np.concatenate([getattr(batch, name) for batch, _ in read]) for name in ("rows", "epochs"))
+        sizes = np.concatenate([sizes for _, sizes in read])
+        # The turns of each order are in its own order, wherever they are.
+        turns = np.repeat(np.arange(len(read)), self.counts)[draw_permutation(self.seed, epoch, Purpose.DATASET, self.num_items)]
+        items = np.empty(self.num_items, dtype=np.int64)
+        items[np.argsort(turns, kind="stable")] = np.arange(self.num_items)
+        bounds = np.concatenate([[0], np.cumsum(sizes[items])])
+        starts = np.cumsum(sizes) - sizes
+        places = np.repeat(starts[items] - bounds[:-1], sizes[items]) + np.arange(bounds[-1])
+
+        return Plan(rows[places], bounds, epochs[places])
+
+
+def _share_out(total: int, weights: Sequence[float]) -> Rows:
+    """Whole numbers as near to the weights as they come: each at least 1, and ``total`` together."""
+    exact = total * np.array(weights, dtype=np.float64) / sum(weights)
+    counts = np.maximum(np.floor(exact).astype(np.int64), 1)
+    while (rest := total - int(counts.sum())) != 0:
+        # Most often a few of the largest remainders; where 1 was too much for some, the largest counts give.
+        place = int(np.argmax(exact - counts)) if rest > 0 else int(np.argmax(np.where(counts > 1, counts - exact, -np.inf)))
+        counts[place] += 1 if rest > 0 else -1
+
+    return counts
 
 
 class LengthOrder(Order):

@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     RAND_AUGMENT = 6
     ERASING = 7
     MIXING = 8
+    DATASET = 9
 
 
 def draw_words(seed: int, epoch: int, purpose: Purpose, sample_id: int, count: int) -> NDArray[np.uint64]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from fairseq2.data.data_pipeline import DataPipeline, DataPipelineBuilder, read_sequence
 from fairseq2.datasets import DataPipelineReader, DataReader, SyncMode
+from fairseq2.device import Device
 from fairseq2.gang import Gangs
 from fairseq2.recipe.error import RecipeError
 from threadpoolctl import ThreadpoolController
@@ -23,6 +24,7 @@ from d2v_plugin.core.remote import place
 from d2v_plugin.data.bad_samples import BadSamples
 from d2v_plugin.data.batches import ReadBatch
 from d2v_plugin.data.composed_readers import WrappedReader
+from d2v_plugin.data.mixture import Mixture
 from d2v_plugin.data.order import Order, RowBatch, Share
 from d2v_plugin.data.store_reading import Locate, ReadAhead
 
@@ -55,6 +57,7 @@ class TrainReader(DataReader[Batch]):
         bad_samples: BadSamples,
         *,
         data_hash: str = "",
+        mixture: Mixture | None = None,
         to_fetch: Locate | None = None,
     ) -> None:
         """
@@ -62,6 +65,8 @@ class TrainReader(DataReader[Batch]):
         :param data_hash: of the rows that are read, by which a resumed run knows them again; empty = it does not look.
         :param to_fetch: the place of each row on a store, which is asked ahead; None = there is nothing to fetch.
         """
+        self.mixture = mixture
+        """The datasets it reads from; None = it is one."""
         self._data_hash = data_hash
         self._file = _look_at(bad_samples.split)
         self._order = order
@@ -69,6 +74,7 @@ class TrainReader(DataReader[Batch]):
         self._gangs = gangs
         self._bad_samples = bad_samples
         self._is_stopped = Event()
+        read = _pin_for(gangs.device, read)
         self._read_pass: Callable[[int], Batch | None] = partial(_read_pass, order, share, read, bad_samples, self._is_stopped)
         if to_fetch is not None:
             ahead = ReadAhead(lambda pass_nr: order.read(*share.find_items(pass_nr)).rows, to_fetch)
@@ -180,6 +186,7 @@ class LabelledReader(WrappedReader[Batch]):
         to_fetch: Locate | None = None,
     ) -> None:
         """:param to_fetch: as for :class:`TrainReader`."""
+        read = _pin_for(gangs.device, read)
 
         def read_or_end(batch: RowBatch) -> Batch | None:
             if (found := read(batch)) is None:
@@ -237,6 +244,19 @@ def _read_pass(order: Order, share: Share, read: ReadBatch, bad_samples: BadSamp
         log.warning("All samples of a batch are bad; the next batch of the sequence is repeated in its place.")
         start, stop = stop, stop + share.items
     return batch
+
+
+def _pin_for(device: Device, read: ReadBatch) -> ReadBatch:
+    """Let the threads that read pin what a GPU will copy."""
+    if device.type != "cuda":
+        return read
+
+    def read_pinned(rows: RowBatch) -> Batch | None:
+        if (batch := read(rows)) is not None:
+            batch.pin()
+        return batch
+
+    return read_pinned
 
 
 def build_pipeline(source: DataPipelineBuilder, read: Callable[[Any], Batch | None]) -> DataPipeline:

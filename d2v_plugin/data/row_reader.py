@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.bad_samples import BadSamples
 from d2v_plugin.data.batches import ReadBatch, batch_by_length
-from d2v_plugin.data.order import Rows
+from d2v_plugin.data.order import RowBatch, Rows
 from d2v_plugin.data.reader import read_batches
 from d2v_plugin.data.store_reading import Locate
 
@@ -49,9 +49,29 @@ class RowReader:
 
         :raises RecipeError: too many cannot be read.
         """
-        rows = start + np.argsort(-self.lengths[start:stop], kind="stable")
-        batches = batch_by_length(rows, self.lengths[rows], self.max_num_elements, max_batch_size)
-        for batch in read_batches(batches, self.read_batch, self.to_fetch):
+        for batches in self.read_ranges([(start, stop)], max_batch_size):
+            yield from batches
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]], max_batch_size: int) -> Iterator[Iterator[Batch]]:
+        """As :meth:`read` for one range after the other, each to its end; while one is used the next is being read.
+
+        :param ranges: of rows, ascending.
+        """
+        cut = [batch for start, stop in ranges for batch in self._cut(start, stop, max_batch_size)]
+        batches = iter(read_batches(cut, self.read_batch, self.to_fetch))
+        ahead = next(batches, None)
+
+        def read_before(stop: int) -> Iterator[Batch]:
+            nonlocal ahead
+            while ahead is not None and int(ahead.ids[0]) < stop:
+                self.bad_samples.raise_if_too_many()
+                yield ahead
+                ahead = next(batches, None)
             self.bad_samples.raise_if_too_many()
-            yield batch
-        self.bad_samples.raise_if_too_many()
+
+        for _, stop in ranges:
+            yield read_before(stop)
+
+    def _cut(self, start: int, stop: int, max_batch_size: int) -> list[RowBatch]:
+        rows = start + np.argsort(-self.lengths[start:stop], kind="stable")
+        return batch_by_length(rows, self.lengths[rows], self.max_num_elements, max_batch_size)

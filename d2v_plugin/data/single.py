@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 
-from d2v_plugin.data.audio import AudioReadingConfig, Recording, read_recording
+from d2v_plugin.data.audio import AudioReadingConfig, Recording, read_info, read_recording
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.files import Location, check_regular
 from d2v_plugin.data.image import ImageReadingConfig, decode, fit
@@ -31,10 +30,9 @@ def read_audio(path: str | Path, *, normalize: bool = True, min_samples: int = 4
     :raises OSError: it cannot be read, or is no regular file.
     :raises RuntimeError: it cannot be decoded.
     """
-    check_regular(path)
-    info = soundfile.info(str(path))
     config = AudioReadingConfig(resample=True, normalize=normalize)
     with _naming(path):
+        info = read_info(Location(str(path)))
         waveform = read_recording(Recording(Location(str(path)), info.frames, rate=info.samplerate), config)
         if len(waveform) < min_samples:
             raise SampleError(

@@ -56,7 +56,8 @@ class StoreReader:
         """Begin to read what is going to be asked for."""
         with self._lock:
             for location in locations:
-                self._request(location)
+                if location.is_remote:  # a dataset of several may be on this machine in part
+                    self._request(location)
             while self._num_bytes > 2 * _MAX_AHEAD and len(self._requests) > 1:
                 # Nobody came, as after a run went on elsewhere.
                 dropped, request = self._requests.popitem(last=False)

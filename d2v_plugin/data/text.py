@@ -1,4 +1,4 @@
-"""Text: vocabularies, shards of tokens, and how a stream of tokens is cut into samples."""
+"""Text: vocabularies, tokenizers, and shards of tokens as one stream."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from fairseq2.recipe.error import RecipeError
@@ -27,7 +26,6 @@ from d2v_plugin.data.store_reading import Locate
 from d2v_plugin.data.token_files import TokenFile
 
 TokenIds = NDArray[np.int64]
-BreakMode = Literal["none", "complete", "complete_doc", "eos"]
 
 BEGINNING, PADDING, END, UNKNOWN = range(4)
 NUM_SPECIAL = 4
@@ -166,7 +164,7 @@ class TokenStream:
             size = place(location.path).stat().st_size if location.size is None else location.size
             if size != count * vocabulary.dtype.itemsize:
                 message = f"{location} has {size:,} bytes, but {count:,} tokens of {vocabulary.dtype} need another number"
-                problems.add(manifest.path, manifest.line_of(row), message)
+                problems.add(*manifest.place_of(row), message)
                 continue
             self._shards.append(TokenFile(location, vocabulary.dtype, count))
         problems.raise_if_any()
@@ -175,6 +173,15 @@ class TokenStream:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    @property
+    def bounds(self) -> TokenIds:
+        """(datasets + 1,) the first token of each dataset that the manifest is joined of, and the number of all."""
+        return np.append(self._starts, len(self))[self.manifest.bounds]
+
+    def row_at(self, token: int) -> int:
+        """The row that a token is in."""
+        return min(int(np.searchsorted(self._ends, token, side="right")), len(self._ends) - 1)
 
     def read(self, start: int, stop: int) -> TokenIds:
         """Tokens [start, stop).
@@ -240,7 +247,7 @@ class TokenStream:
                 check_regular(path)
                 content = path.read_bytes()
             except OSError as error:
-                raise ManifestError(f"{self.manifest.path}:{self.manifest.line_of(row)}: {error}") from None
+                raise ManifestError("{}:{}: {}".format(*self.manifest.place_of(row), error)) from None
             ends = np.frombuffer(content[: len(content) // 8 * 8], dtype="<i8")
             if len(content) % 8 or ends[-1:].tolist() != [len(shard)][: len(shard)]:
                 raise ManifestError(f"{path} does not fit its shard: it ends at {ends[-1:]} of {len(shard)} tokens.")
@@ -250,48 +257,6 @@ class TokenStream:
             first += len(shard)
 
         return np.concatenate(found)
-
-
-def cut_blocks(stream: TokenStream, max_tokens: int, mode: BreakMode) -> tuple[TokenIds, TokenIds]:
-    """Cut a stream into blocks of at most ``max_tokens`` tokens, as fairseq's ``TokenBlockDataset`` does.
-
-    :param mode: ``none``: every block is full, whatever it cuts through; only the last may be shorter.
-        ``complete``: whole lines. ``complete_doc``: whole lines of one document. ``eos``: one line each.
-        A line that alone is longer is cut off, where fairseq lets the block be longer.
-    :returns: (blocks,) starts and ends.
-    """
-    if mode == "none":
-        starts = np.arange(0, len(stream), max_tokens, dtype=np.int64)
-
-        return starts, np.minimum(starts + max_tokens, len(stream))
-    ends = stream.line_ends()
-    starts = np.concatenate([[0], ends[:-1]])
-    if mode == "complete_doc":
-        blocks = [_pack(starts[lines], ends[lines], max_tokens) for lines in _split_documents(ends - starts)]
-    elif mode == "complete":
-        blocks = [_pack(starts, ends, max_tokens)]
-    else:
-        blocks = [(starts, ends)]
-    if not blocks:
-        raise RecipeError("The split has no line of text.")
-    block_starts, block_ends = (np.concatenate(side) for side in zip(*blocks, strict=True))
-
-    return block_starts, np.minimum(block_ends, block_starts + max_tokens)
-
-
-def _split_documents(line_sizes: TokenIds) -> list[slice]:
-    """The lines of each document, without the one-token lines between documents."""
-    breaks = np.concatenate([[-1], np.flatnonzero(line_sizes == 1), [len(line_sizes)]]).tolist()
-    return [slice(last + 1, end) for last, end in pairwise(breaks) if end > last + 1]
-
-
-def _pack(starts: TokenIds, ends: TokenIds, max_tokens: int) -> tuple[TokenIds, TokenIds]:
-    """Join neighbouring lines while they fit."""
-    firsts, line = [], 0
-    while line < len(starts):
-        firsts.append(line)
-        line = max(line + 1, int(np.searchsorted(ends, starts[line] + max_tokens, side="right")))
-    return starts[firsts], ends[[*(first - 1 for first in firsts[1:]), len(ends) - 1]]
 
 
 def pad_tokens(samples: Sequence[NDArray[Any]]) -> Padded:

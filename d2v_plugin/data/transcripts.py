@@ -123,6 +123,12 @@ class Lines:
         self.path = manifest.path
         self._manifest = manifest
         self._letters: list[str] | None = None
+        if beside := next(
+            (path for part in getattr(manifest, "parts", ()) if (path := part.path.with_suffix(".ltr")).exists()), None
+        ):
+            raise RecipeError(
+                f"{beside} is not read where several datasets are one; write the transcripts into the column `label`."
+            )
         letters = manifest.path.with_suffix(".ltr")
         if letters.exists():
             self.path = letters
@@ -137,9 +143,9 @@ class Lines:
         """Tell if there is any transcript."""
         return self._letters is not None or any(self._manifest.text("label", row) for row in range(len(self)))
 
-    def line_of(self, row: int) -> int:
-        """The line of :attr:`path` that a row's transcript stands on, counted from 1."""
-        return row + 1 if self._letters is not None else self._manifest.line_of(row)
+    def place_of(self, row: int) -> tuple[Path, int]:
+        """The file and the line that a row's transcript stands on, counted from 1."""
+        return self._manifest.place_of(row) if self._letters is None else (self.path, row + 1)
 
     def text(self, row: int) -> str:
         """A row's transcript; empty if there is none."""
@@ -226,13 +232,13 @@ def _number_lines(lines: Lines, spelling: Spelling, labels: LabelSet, problems: 
         numbers = np.array([indices.get(symbol, -1) for symbol in symbols], dtype=np.int32)
         parts.append(numbers)
         if fault := lines.find_fault(row):
-            problems.add(lines.path, lines.line_of(row), fault)
+            problems.add(*lines.place_of(row), fault)
         elif not symbols:
-            problems.add(lines.path, lines.line_of(row), "the transcript is empty")
+            problems.add(*lines.place_of(row), "the transcript is empty")
         elif (numbers <= 0).any():
             unknown = " ".join(sorted({symbol for symbol, number in zip(symbols, numbers, strict=True) if number <= 0}))
             message = f"the transcript has symbols outside the vocabulary ({len(labels) - 1} symbols): {unknown}"
-            problems.add(lines.path, lines.line_of(row), message)
+            problems.add(*lines.place_of(row), message)
     num_frames = np.array([len(part) + (part[1:] == part[:-1]).sum() for part in parts], dtype=np.int64)
     ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
 

@@ -64,15 +64,16 @@ def estimate_memory(model: EncoderModel, num_samples: int) -> int:
 
 
 def estimate_shard(model: EncoderModel, lengths: Rows, shard_size: int, num_arrays: int, dtype: torch.dtype) -> int:
-    """Bytes, roughly, that all frames of the largest shard take, which lie in memory twice while they are written.
+    """Bytes, roughly, that all frames of a shard take: twice the largest's while it is written, and those of the next one.
 
     :param lengths: (R,) of the recordings, in samples.
     """
     whole: Any = model.config
     frames = lengths // whole.frontends[Modality.AUDIO].samples_per_frame
-    largest = max((int(frames[start : start + shard_size].sum()) for start in range(0, len(frames), shard_size)), default=0)
+    sizes = [int(frames[start : start + shard_size].sum()) for start in range(0, len(frames), shard_size)]
+    copies = 2 if len(sizes) < 2 else 3
 
-    return 2 * largest * num_arrays * int(whole.dim) * dtype.itemsize
+    return copies * max(sizes, default=0) * num_arrays * int(whole.dim) * dtype.itemsize
 
 
 def find_free_memory(device: torch.device) -> int | None:

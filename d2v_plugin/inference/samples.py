@@ -13,13 +13,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, final
 
-import soundfile
 from typing_extensions import override
 
 from d2v_plugin.core.storage import hash_file
-from d2v_plugin.data.audio import AudioReadingConfig, Recording, read_recording
+from d2v_plugin.data.audio import AudioReadingConfig, Recording, read_info, read_recording
 from d2v_plugin.data.bad_samples import SampleError
-from d2v_plugin.data.files import Location, check_regular
+from d2v_plugin.data.files import Location
 from d2v_plugin.data.image import ImageReadingConfig, decode, fit
 from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.recordings import read_lengths, recording_of
@@ -155,10 +154,9 @@ class RecordingFiles(Files):
         return check_length(read_recording(self._open(row), self._config), self._shortest)
 
     def _open(self, row: int) -> Recording:
-        path = self._paths[row]
-        check_regular(path)
-        info = soundfile.info(str(path))
-        return Recording(Location(str(path)), info.frames, rate=info.samplerate)
+        location = Location(str(self._paths[row]))
+        info = read_info(location)
+        return Recording(location, info.frames, rate=info.samplerate)
 
 
 @final

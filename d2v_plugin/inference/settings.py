@@ -134,5 +134,8 @@ def list_vocabularies(dataset: Mapping[str, Any], *before: Path | None) -> list[
     :param before: other folders, the first of which counts most.
     """
     # Of several modalities each has a section of its own.
-    known = [part.get(name) for part in (dataset, dataset.get("text") or {}) for name in ("vocabulary", "path")]
+    sections = [dataset, dataset.get("text") or {}]
+    # Of several datasets all have the same.
+    sections = [{**section, **(section.get("parts") or [{}])[0]} for section in sections]
+    known = [section.get(name) for section in sections for name in ("vocabulary", "path")]
     return [folder for folder in before if folder is not None] + [place(str(folder)) for folder in known if folder is not None]

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from fairseq2.device import Device
 from torch import Tensor
 
+from d2v_plugin.layers.precision import compute_dtype
+
 
 def alibi_slopes(num_heads: int, device: Device | None = None) -> Tensor:
     """The slope of each head (H): a geometric series for powers of two, interpolated otherwise (ALiBi, section 3)."""
@@ -25,16 +27,20 @@ def token_distances(positions: Tensor, grid_width: int | None, metric: str) -> T
     :param metric: of patches: ``manhattan``, ``euclidean``, or ``sequential`` as if they were a sequence.
     :returns: (R, K, K) fp32.
     """
-    if grid_width is None or metric == "sequential":
-        # Whole numbers, exact in fp32 as well, at half the memory.
-        positions = positions.float()
-        return (positions.unsqueeze(-1) - positions.unsqueeze(-2)).abs_()
-
-    # (R, K) -> (R, K, 2)
-    points = torch.stack([positions // grid_width, positions % grid_width], dim=-1).float()
+    points = token_coordinates(positions, grid_width, metric)
+    if points.size(-1) == 1:
+        return (points - points.mT).abs_()
 
     # The matrix product that cdist may use instead loses the exactness of small integers.
     return torch.cdist(points, points, p=1.0 if metric == "manhattan" else 2.0, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def token_coordinates(positions: Tensor, grid_width: int | None, metric: str) -> Tensor:
+    """Where tokens lie: (R, K) -> (R, K, 1) in a sequence, (R, K, 2) in a grid; parameters as for :func:`token_distances`."""
+    if grid_width is None or metric == "sequential":
+        # Whole numbers, exact in fp32 as well, at half the memory.
+        return positions.float().unsqueeze(-1)
+    return torch.stack([positions // grid_width, positions % grid_width], dim=-1).float()
 
 
 def attention_biases(
@@ -52,6 +58,23 @@ def attention_biases(
 
     # (L, 1, H, 1, 1) x (R, 1, K, K) -> L x (R, H, K, K)
     return [weights * distances.unsqueeze(1) for weights in distance_weights(scale, num_heads, num_biased_heads)]
+
+
+def align_bias(bias: Tensor) -> Tensor:
+    """Make of a bias, for all layers that share it, what PyTorch's kernels on a GPU would make of it in every layer.
+
+    That is a copy in the dtype of the products, with rows whose place in memory is a multiple of 8 elements. On a CPU nothing
+    changes: attention there reads fp32.
+
+    :param bias: (..., K, K)
+    :returns: the same shape.
+    """
+    if bias.device.type == "cpu":
+        return bias
+    length = bias.size(-1)
+    bias = bias.to(compute_dtype(bias))
+
+    return bias if length % 8 == 0 else F.pad(bias, (0, -length % 8))[..., :length]
 
 
 def distance_weights(scale: Tensor, num_heads: int, num_biased_heads: int | None = None) -> Tensor:

@@ -14,16 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from d2v_plugin.layers.alibi import DistanceBias
 from d2v_plugin.layers.cpu import uses_own_kernels
+from d2v_plugin.layers.distance_scores import DistanceScores, attend_by_distance
 from d2v_plugin.layers.dropout import PIECE_SIZE, DropoutFactors, draw_seed
+from d2v_plugin.layers.packing import PackedBias
 
-Bias = Tensor | DistanceBias
-"""What is added to the logits, if floating; the keys to attend to, if boolean; or an object that makes the former."""
+Bias = Tensor | DistanceBias | DistanceScores | PackedBias
+"""What is added to the logits, if floating; the keys to attend to, if boolean; or an object that makes one of these."""
 
 LONG: Final = 1 << 28
 """Weights of attention (R · H · K²) from which on they are not computed at once, if no gradient is asked for: 1 GiB in fp32."""
+
+KERNELS_WITH_BIAS: Final = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""What computes attention with a bias on CUDA. cuDNN's, which some versions of PyTorch prefer on H100 and H200, raises where the
+bias needs a gradient, and with a mask can return NaN for lengths of 64 more than a multiple of 128 (pytorch/pytorch#196678)."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, dropout: float) -> Tensor:
@@ -34,6 +41,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, dropout: float) -
     :param dropout: rate for the attention weights; 0 outside of training.
     :returns: (R, H, K, E)
     """
+    if isinstance(bias, DistanceScores):
+        return attend_by_distance(q, k, v, bias)
+    if isinstance(bias, PackedBias):
+        return bias.attend(attend, q, k, v, dropout)
+
     no_gradient = not torch.is_grad_enabled() or not q.requires_grad
     if isinstance(bias, DistanceBias) or (is_long(q.shape) and dropout == 0.0 and no_gradient):
         return _attend_by_queries(q, k, v, bias)
@@ -48,6 +60,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, dropout: float) -
 
     if bias is not None and bias.is_floating_point():
         bias = bias.to(q.dtype)
+    if bias is not None and q.device.type == "cuda":
+        with sdpa_kernel(KERNELS_WITH_BIAS):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
@@ -61,7 +76,7 @@ def is_long(shape: Sequence[int]) -> bool:
     return rows * heads * length**2 > LONG
 
 
-def _attend_by_queries(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> Tensor:
+def _attend_by_queries(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | DistanceBias | None) -> Tensor:
     """Attention of a few queries at a time to all keys: the same numbers; memory grows with the length, not its square."""
     rows, heads, length, _ = q.shape
     step = max(1, LONG // 8 // (rows * heads * length))
@@ -139,7 +154,7 @@ class _Weights:
 
     def __init__(self, q: Tensor, k: Tensor, bias: Tensor | None, dropout: float, seed: Tensor | None) -> None:
         rows, heads, length, dim = q.shape
-        rows_per_piece = max(1, PIECE_SIZE // (heads * length**2))
+        rows_per_piece = max(1, min(rows, PIECE_SIZE // (heads * length**2)))
         heads_per_piece = math.ceil(heads / max(1, heads * length**2 // PIECE_SIZE))
         self.scale = dim**-0.5
         self.pieces = list(product(_cut(rows, rows_per_piece), _cut(heads, heads_per_piece)))

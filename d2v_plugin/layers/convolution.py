@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from d2v_plugin.layers.cpu import compute_dtype, recomputes, uses_own_kernels
+from d2v_plugin.layers.cpu import recomputes, uses_own_kernels
+from d2v_plugin.layers.packing import map_samples, wants_samples
+from d2v_plugin.layers.precision import compute_dtype, without_autocast
 
 
 def convolve(x: Tensor, conv: nn.Conv1d | nn.Conv2d) -> Tensor:
@@ -48,7 +50,9 @@ def norm_gelu(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = Non
     """
     if not recomputes(x):
         if weight is None or bias is None:
-            return F.gelu(F.layer_norm(x, x.shape[-1:]))
+            # The kernels compute in fp32 in any case; autocast would also read and write the largest tensors of a model in it.
+            with without_autocast(x):
+                return F.gelu(F.layer_norm(x, x.shape[-1:]))
         return F.gelu(F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float()).type_as(x))
     return _NormGelu.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -83,6 +87,10 @@ def convolve_blocks(x: Tensor, blocks: Iterable[nn.Module], padding_mask: Tensor
     :param padding_mask: (R, S), True = padding; it acts as the zero padding behind a shorter sequence.
     :param residual: add the input of a block to its output where the numbers of channels agree.
     """
+    if padding_mask is not None and wants_samples(x):
+        blocks = list(blocks)
+        return map_samples(lambda row: convolve_blocks(row, blocks, None, residual=residual), x, padding_mask, length=x.size(1))
+
     for block in blocks:
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)

@@ -19,8 +19,3 @@ def uses_own_kernels(x: Tensor) -> bool:
 def recomputes(x: Tensor) -> bool:
     """Tell whether functions of ``x`` are to be computed again in the backward pass."""
     return uses_own_kernels(x) and torch.is_grad_enabled()
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of matrix products with ``x``: autocast does not reach into functions of our own."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype

@@ -58,7 +58,9 @@ class DropoutFactors:
         :param rate: probability of 0; rounded to a multiple of 2^-16.
         """
         self._rows = hash_rows(seed + torch.arange(num_pieces), Stream.DROPOUT)
-        self._columns = _columns((piece_size + 1) // 2)
+        count = (piece_size + 1) // 2
+        # Powers of two, so that sequences of all lengths share a few.
+        self._columns = _columns(1 << (count - 1).bit_length())[:count]
         self._factors = torch.empty(2 * len(self._columns))
         num_kept = max(1, round((1.0 - rate) * 2**16))
         self._threshold, self._scale = num_kept - 2**15, 2**16 / num_kept
@@ -71,7 +73,7 @@ class DropoutFactors:
         return factors.lt_(self._threshold).mul_(self._scale)[:count]
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _columns(count: int) -> Tensor:
     return hash_columns(count, torch.device("cpu"))
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from d2v_plugin.layers.cpu import compute_dtype, recomputes
+from d2v_plugin.layers.cpu import recomputes
 from d2v_plugin.layers.dropout import Dropout
+from d2v_plugin.layers.precision import compute_dtype
 
 PIECE_BYTES: Final = 12 * 2**20
 """Hidden features that are worked on at a time, 1024 tokens of a base model in fp32: temporaries stay small."""

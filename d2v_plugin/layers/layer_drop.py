@@ -20,7 +20,7 @@ class LayerDrop(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self.draw: Tensor | None = None
+        self.leaves_out: bool | None = None
 
     def forward(self, x: Tensor, skipped: Tensor) -> Tensor:
         """
@@ -29,16 +29,16 @@ class LayerDrop(nn.Module):
         """
         if not self.training or self.rate == 0.0:
             return x
-        # Outside of a training step nobody draws.
-        draw = torch.rand((), device=x.device) if self.draw is None else self.draw
+        if self.leaves_out is None:  # outside of a training step nobody draws
+            return torch.where(torch.rand((), device=x.device) >= self.rate, x, skipped)
+        # Only what is left out costs a copy.
+        return torch.where(x.new_zeros((), dtype=torch.bool), x, skipped) if self.leaves_out else x
 
-        return torch.where(draw >= self.rate, x, skipped)
 
-
-def draw_layers(model: nn.Module, step: StepInfo, device: torch.device) -> None:
-    """Draw which blocks this update leaves out."""
+def draw_layers(model: nn.Module, step: StepInfo) -> None:
+    """Draw which blocks this update leaves out; on the host, which need not wait for the device to know."""
     layers = [module for module in model.modules() if isinstance(module, LayerDrop) and module.training and module.rate > 0.0]
     if layers:
-        keys = step.keys(torch.arange(len(layers), device=device))
-        for layer, draw in zip(layers, uniform(keys, 1, stream=Stream.LAYERS).flatten(), strict=True):
-            layer.draw = draw
+        draws = uniform(step.keys(torch.arange(len(layers))), 1, stream=Stream.LAYERS).flatten().tolist()
+        for layer, draw in zip(layers, draws, strict=True):
+            layer.leaves_out = draw < layer.rate

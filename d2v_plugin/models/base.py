@@ -132,7 +132,7 @@ class EncoderModel(nn.Module, ABC):
         """Compute the loss of the attached criterion; this is what the trainer calls, through its data-parallel wrapper."""
         if self.criterion is None:
             raise RuntimeError("The model has no criterion; for features call `extract_features`.")
-        draw_layers(self, step, batch.ids.device)
+        draw_layers(self, step)
         return self.criterion(self, batch, step)  # type: ignore[no-any-return]
 
     def extract_features(

@@ -34,7 +34,8 @@ RANGES: Final[Mapping[str, Range]] = {
     **dict.fromkeys(("input_dropout", "dropout", "attention_dropout", "activation_dropout", "post_mlp_dropout"), _PROBABILITY),
     **dict.fromkeys(("layer_drop", "drop_path", "prenet_layer_drop", "prenet_dropout", "prenet_drop_path"), _PROBABILITY),
     # Factors.
-    **dict.fromkeys(("local_grad_scale", "layer_scale", "extra_tokens_std", "prediction_init_scale"), _FACTOR),
+    **dict.fromkeys(("local_grad_scale", "layer_scale", "extra_tokens_std"), _FACTOR),
+    **dict.fromkeys(("position_scale", "prediction_init_scale"), _FACTOR),
     **dict.fromkeys(("mlp_ratio", "projection_ratio"), _RATIO),
     "initial_scale": (-1e6, 1e6),
     "norm_eps": (1e-30, 1.0),

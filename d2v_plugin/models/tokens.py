@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from d2v_plugin.layers.dropout import Dropout
@@ -28,10 +29,13 @@ def check_ids(config: _Ids) -> Iterator[tuple[bool, str]]:
 class TokenEmbedding(nn.Module):
     """Token and position embeddings, norm; positions count the tokens that are not padding, from ``pad_idx + 1``."""
 
-    def __init__(self, dim: int, *, vocab_size: int, pad_idx: int, max_positions: int, dropout: float) -> None:
+    def __init__(
+        self, dim: int, *, vocab_size: int, pad_idx: int, max_positions: int, position_scale: float, dropout: float
+    ) -> None:
         super().__init__()
         self.pad_idx = pad_idx
         self.max_positions = max_positions
+        self.position_scale = position_scale
         self.embed_tokens = nn.Embedding(vocab_size, dim, padding_idx=pad_idx)
         self.embed_positions = nn.Embedding(max_positions + pad_idx + 1, dim, padding_idx=pad_idx)
         self.layernorm_embedding = nn.LayerNorm(dim)
@@ -48,6 +52,7 @@ class TokenEmbedding(nn.Module):
 
         valid = tokens.ne(self.pad_idx).long()
         positions = valid.cumsum(dim=1) * valid + self.pad_idx
-        x = self.embed_tokens(tokens) + self.embed_positions(positions)
+        # With a scale of 1 the sum is exactly that of the embeddings.
+        x = torch.add(self.embed_tokens(tokens), self.embed_positions(positions), alpha=self.position_scale)
 
         return self.dropout(self.layernorm_embedding(x))  # type: ignore[no-any-return]

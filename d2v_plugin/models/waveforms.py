@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Literal, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v_plugin.layers.convolution import ConvBlock, convolve, norm_gelu, norm_gelu_convolve
+from d2v_plugin.layers.packing import map_samples, wants_samples
 from d2v_plugin.models.ranges import check_parameters
 
 LengthT = TypeVar("LengthT", int, Tensor)
@@ -117,14 +118,19 @@ class WaveformEncoder(nn.Module):
             in_channels = channels
         self.conv_layers = nn.ModuleList(layers)
         self.specs = config.conv_layers
+        self.shortest = next(length for length in count(1) if count_frames(length, self.specs) > 0)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """
         :param padding_mask: (N, T), True = padding, which a group norm leaves out of its statistics; None = it has everything.
         :raises ValueError: the waveforms are too short for one frame.
         """
-        if count_frames(x.size(-1), self.specs) < 1:
+        if (num_frames := count_frames(x.size(-1), self.specs)) < 1:
             raise ValueError(f"`inputs` must be long enough for one frame, but has {x.size(-1)} samples.")
+        if padding_mask is not None and wants_samples(x):
+            return map_samples(
+                lambda row: self(row.squeeze(-1)), x.unsqueeze(-1), padding_mask, length=num_frames, shortest=self.shortest
+            )
 
         first, last = self.conv_layers[0]["0"], self.conv_layers[-1]["2"]  # type: ignore[index]
         x = convolve(x.unsqueeze(-1).to(first.weight.dtype), first)

@@ -24,7 +24,8 @@ from d2v_plugin.data.buffers import Buffers
 from d2v_plugin.data.dataset import AudioManifest
 from d2v_plugin.data.labels import LabelKind, RowLabels
 from d2v_plugin.data.manifest import Manifest
-from d2v_plugin.data.order import LengthOrder, RowBatch, Rows, share_batch
+from d2v_plugin.data.mixture import arrange
+from d2v_plugin.data.order import LengthOrder, Order, RowBatch, Rows, share_batch
 from d2v_plugin.data.random import Purpose, draw_uniform
 from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.recordings import read_lengths, recording_of
@@ -182,7 +183,7 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
             )
 
     def _count_bad(self, manifest: Manifest) -> BadSamples:
-        return BadSamples(manifest.path, len(manifest), manifest.name_of, self.config.bad_samples, self.report)
+        return BadSamples(manifest.path, len(manifest), manifest.name_of, self.config.bad_samples, self.report, manifest.file_of)
 
     def _create_train_reader(
         self, rows: Rows, lengths: Rows, read: ReadBatch, bad_samples: BadSamples, gangs: Gangs, seed: int
@@ -190,9 +191,14 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
         """:param lengths: of all rows of the manifest, as they are read."""
         config = self.config
         share = share_batch(config.batches_per_update, 1, rank=gangs.dp.rank, world_size=gangs.dp.size, name="batches_per_update")
-        order = LengthOrder(rows, lengths[rows], config.max_num_elements, seed)
-        to_fetch = self.dataset.split(config.split).to_fetch
-        return TrainReader(order, share, gangs, read, bad_samples, data_hash=self.hash_data(), to_fetch=to_fetch)
+
+        def by_length(part: Rows, part_seed: int) -> Order:
+            return LengthOrder(part, lengths[part], config.max_num_elements, part_seed)
+
+        manifest = self.dataset.split(config.split)
+        order, mixture = arrange(manifest, rows, seed, by_length)
+        data_hash, to_fetch = self.hash_data(), manifest.to_fetch
+        return TrainReader(order, share, gangs, read, bad_samples, data_hash=data_hash, mixture=mixture, to_fetch=to_fetch)
 
     def hash_data(self) -> str:
         """The hash of what training reads, by which a resumed run knows it again."""
@@ -282,8 +288,7 @@ class LabelledAudioTask(AudioTask[LabelledAudioConfig]):
                 f"All recordings of {manifest.path} are longer than `task.config.max_sample_size` ({most:,}); the shortest has "
                 f"{lengths.min():,} samples."
             )
-        if len(rows) < len(lengths):
-            left_out = len(lengths) - len(rows)
+        if left_out := len(lengths) - len(rows):
             log.info("Left out {:,} recordings, which are longer than `max_sample_size` ({:,}).", left_out, most)
 
         return rows

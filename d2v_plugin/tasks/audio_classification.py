@@ -70,7 +70,7 @@ def _number_tags(manifest: Manifest, labels: LabelSet, problems: Problems) -> Te
         tags = _read_tags(manifest, row)
         if unknown := [tag for tag in tags if tag not in labels.indices]:
             message = f"tag(s) `{'`, `'.join(unknown)}` are none of the model's {len(labels)} tags"
-            problems.add(manifest.path, manifest.line_of(row), message)
+            problems.add(*manifest.place_of(row), message)
         for tag in tags:
             if tag in labels.indices:
                 applies[row, labels.indices[tag]] = True

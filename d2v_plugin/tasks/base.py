@@ -52,6 +52,11 @@ class Task(ABC, Generic[ConfigT, DatasetT]):
         """What its training batches are labelled with; None = it does not say, and any objective may try."""
         return None
 
+    @property
+    def has_fixed_shapes(self) -> bool:
+        """Whether inputs of training batches have one size, so that it pays to time the kernels for it (``cudnn.benchmark``)."""
+        return False
+
     def __init__(self, config: ConfigT) -> None:
         self.config = config
 

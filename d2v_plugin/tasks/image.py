@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from fairseq2.datasets import DataReader
@@ -22,7 +23,8 @@ from d2v_plugin.data.buffers import Buffers
 from d2v_plugin.data.dataset import ImageManifest
 from d2v_plugin.data.image import ImageReadingConfig, Normalizer, augment, decode, fit
 from d2v_plugin.data.labels import LabelKind, RowLabels
-from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
+from d2v_plugin.data.mixture import arrange
+from d2v_plugin.data.order import RowBatch, share_batch
 from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.models.base import EncoderModel
@@ -76,6 +78,11 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
     def label_kind(self) -> LabelKind:
         return "no labels"
 
+    @property
+    @override
+    def has_fixed_shapes(self) -> bool:
+        return True
+
     @override
     def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:
         super().check_model(model, splits)
@@ -94,11 +101,14 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
         def transform(image: Tensor, row: int, epoch: int) -> Tensor:
             return augment(image, config.image, seed, epoch, row)
 
-        read, bad_samples = self._open_images(config.split, transform)
+        # A quarter of the bytes to copy.
+        read, bad_samples = self._open_images(config.split, transform, as_bytes=gangs.device.type == "cuda")
         manifest = self.dataset.split(config.split)
-        order = SampleOrder(len(manifest), seed)
+        order, mixture = arrange(manifest, np.arange(len(manifest)), seed)
 
-        return TrainReader(order, share, gangs, read, bad_samples, data_hash=manifest.hash_rows(), to_fetch=manifest.to_fetch)
+        return TrainReader(
+            order, share, gangs, read, bad_samples, data_hash=manifest.hash_rows(), mixture=mixture, to_fetch=manifest.to_fetch
+        )
 
     @override
     def create_labelled_reader(self, gangs: Gangs, split: str) -> DataReader[Batch]:
@@ -120,19 +130,32 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
         return str(self.dataset.split(split).location(row))
 
     def _open_images(
-        self, split: str, transform: Transform | None = None, targets: RowLabels | None = None
+        self, split: str, transform: Transform | None = None, targets: RowLabels | None = None, *, as_bytes: bool = False
     ) -> tuple[ReadBatch, BadSamples]:
-        """:param transform: None = resize and crop the centre."""
+        """
+        :param transform: None = resize and crop the centre.
+        :param as_bytes: whether scaling is left to :meth:`d2v_plugin.core.batch.Batch.to`; the numbers are the same.
+        """
         config, manifest = self.config.image, self.dataset.split(split)
-        bad_samples = BadSamples(manifest.path, len(manifest), manifest.name_of, self.config.bad_samples, self.report)
+        bad_samples = BadSamples(
+            manifest.path, len(manifest), manifest.name_of, self.config.bad_samples, self.report, manifest.file_of
+        )
         buffers, normalizer = Buffers(), Normalizer(config)
 
-        def write(row: int, epoch: int, place: NDArray[np.float32]) -> None:
+        def write(row: int, epoch: int, place: NDArray[Any]) -> None:
             image = decode(manifest.location(row))
-            normalizer.write(fit(image, config) if transform is None else transform(image, row, epoch), place)
+            image = fit(image, config) if transform is None else transform(image, row, epoch)
+            if as_bytes:
+                place[...] = image.numpy()
+            else:
+                normalizer.write(image, place)
 
         def read(batch: RowBatch) -> Batch | None:
-            places = buffers.take(len(batch.rows), 3, config.size, config.size)
-            return fill_batch(Modality.IMAGE, places, batch, bad_samples, write, targets)
+            shape = (len(batch.rows), 3, config.size, config.size)
+            places = np.empty(shape, np.uint8) if as_bytes else buffers.take(*shape)
+            found = fill_batch(Modality.IMAGE, places, batch, bad_samples, write, targets)
+            if as_bytes and found is not None:
+                found.scaling = normalizer.scaling
+            return found
 
         return read, bad_samples

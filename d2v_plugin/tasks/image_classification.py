@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
 from fairseq2.recipe.error import RecipeError
@@ -16,7 +17,8 @@ from d2v_plugin.data.batches import ReadBatch
 from d2v_plugin.data.image import ImageReadingConfig, augment
 from d2v_plugin.data.image_mixing import MixingConfig, erase, mix, one_hot
 from d2v_plugin.data.labels import LabelKind, LabelSet, RowLabels
-from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
+from d2v_plugin.data.mixture import arrange
+from d2v_plugin.data.order import RowBatch, share_batch
 from d2v_plugin.data.rand_augment import RandAugmentConfig, rand_augment
 from d2v_plugin.data.reader import TrainReader
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
@@ -73,11 +75,13 @@ class ImageClassificationTask(ImagePretrainingTask):
             return rand_augment(image, config.rand_augment, fill, seed=seed, epoch=epoch, sample_id=row)
 
         read, bad_samples = self._open_images(config.split, transform, RowLabels(labels))
-        order = SampleOrder(len(labels), seed)
+        manifest = self.dataset.split(config.split)
+        order, mixture = arrange(manifest, np.arange(len(manifest)), seed)
+        read = self._regularize(read, seed)
 
-        manifest, read = self.dataset.split(config.split), self._regularize(read, seed)
-
-        return TrainReader(order, share, gangs, read, bad_samples, data_hash=manifest.hash_rows(), to_fetch=manifest.to_fetch)
+        return TrainReader(
+            order, share, gangs, read, bad_samples, data_hash=manifest.hash_rows(), mixture=mixture, to_fetch=manifest.to_fetch
+        )
 
     def _regularize(self, read: ReadBatch, seed: int) -> ReadBatch:
         """Erase and mix what ``read`` returns."""

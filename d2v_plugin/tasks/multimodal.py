@@ -18,7 +18,7 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.registry import create
 from d2v_plugin.core.validation import report
-from d2v_plugin.data.composed_readers import JoinedReader, name_sample
+from d2v_plugin.data.composed_readers import JoinedReader, find_mixtures, name_sample
 from d2v_plugin.data.dataset import MultimodalManifests
 from d2v_plugin.data.labels import LabelKind
 from d2v_plugin.data.random import Purpose, draw_uniform
@@ -106,6 +106,10 @@ class MultimodalReader(JoinedReader[Batch]):
         self._bounds = [bound / total for bound in accumulate(weights)]
         self._seed = seed
         self._update = 0
+        self.mixtures = {
+            key: mixture for modality, reader in readers.items() for key, mixture in find_mixtures(reader, modality).items()
+        }
+        """See :func:`d2v_plugin.data.composed_readers.find_mixtures`."""
 
     @override
     def __next__(self) -> list[Batch]:

@@ -101,7 +101,7 @@ class SpeechRecognitionTask(LabelledAudioTask):
                     f"the recording is too short for its transcript: {lengths[row]:,} samples give {num_frames[row]} frames, but "
                     f"{transcripts.num_frames[row]} are needed"
                 )
-                problems.add(transcripts.lines.path, transcripts.lines.line_of(row), message)
+                problems.add(*transcripts.lines.place_of(row), message)
         problems.raise_if_any()
 
     @cached_property

@@ -19,12 +19,14 @@ from d2v_plugin.core.log import log
 from d2v_plugin.core.validation import report
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
 from d2v_plugin.data.batches import ReadBatch, batch_rows, make_batch, read_samples
+from d2v_plugin.data.blocks import BreakMode, cut_blocks
 from d2v_plugin.data.dataset import TextManifest
 from d2v_plugin.data.labels import LabelKind, RowLabels
-from d2v_plugin.data.order import RowBatch, SampleOrder, share_batch
+from d2v_plugin.data.mixture import arrange
+from d2v_plugin.data.order import RowBatch, share_batch
 from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.row_reader import RowReader
-from d2v_plugin.data.text import SENTENCEPIECE_FILE, BreakMode, TokenIds, Tokenizer, TokenStream, cut_blocks, pad_tokens
+from d2v_plugin.data.text import SENTENCEPIECE_FILE, TokenIds, Tokenizer, TokenStream, pad_tokens
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.tasks.base import Task, check_counts
 
@@ -72,6 +74,11 @@ class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
     def label_kind(self) -> LabelKind:
         return "no labels"
 
+    @property
+    @override
+    def has_fixed_shapes(self) -> bool:
+        return self.config.break_mode == "none"
+
     @override
     def read_spelling(self) -> Spell | None:
         path = self.dataset.path / SENTENCEPIECE_FILE
@@ -93,11 +100,12 @@ class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
         share = share_batch(config.batch_size, config.max_batch_size, rank=gangs.dp.rank, world_size=gangs.dp.size)
         stream = self._open_stream(config.split)
         starts, ends = cut_blocks(stream, config.tokens_per_sample - 1, config.break_mode)
-        order = SampleOrder(len(starts), seed)
+        bounds = np.searchsorted(starts, stream.bounds)
+        order, mixture = arrange(stream.manifest, np.arange(len(starts)), seed, bounds=bounds)
 
         read, bad_samples = self._open_samples(stream, starts, ends)
-        to_fetch = stream.to_fetch(starts, ends)
-        return TrainReader(order, share, gangs, read, bad_samples, data_hash=stream.manifest.hash_rows(), to_fetch=to_fetch)
+        data_hash, to_fetch = stream.manifest.hash_rows(), stream.to_fetch(starts, ends)
+        return TrainReader(order, share, gangs, read, bad_samples, data_hash=data_hash, mixture=mixture, to_fetch=to_fetch)
 
     @override
     def create_labelled_reader(self, gangs: Gangs, split: str) -> DataReader[Batch]:
@@ -150,7 +158,15 @@ class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
         def name_tokens(row: int) -> str:
             return f"tokens {starts[row]} to {ends[row]}"
 
-        bad_samples = BadSamples(stream.manifest.path, len(starts), name or name_tokens, self.config.bad_samples, self.report)
+        manifest = stream.manifest
+        bad_samples = BadSamples(
+            manifest.path,
+            len(starts),
+            name or name_tokens,
+            self.config.bad_samples,
+            self.report,
+            lambda sample: manifest.file_of(stream.row_at(int(starts[sample]))),
+        )
 
         def read_checked(row: int, epoch: int) -> TokenIds:
             return stream.read(int(starts[row]), int(ends[row]))

@@ -6,7 +6,8 @@ fairseq2's trainer runs an update in this order, and everybody who wants to know
 2. It tells the unit the number of the update: :meth:`Observer.before_update`.
 3. It computes one or several forward passes, each followed by its backward pass: :meth:`Observer.after_forward`.
 4. It takes the norm of all gradients and steps the optimizer. Whether the update counts is decided there
-   (:mod:`d2v_plugin.training.health.update_guard`): :meth:`Observer.after_update`.
+   (:mod:`d2v_plugin.training.health.update_guard`): on a GPU first by the device, :meth:`Observer.before_wait`, and always when
+   the host knows, :meth:`Observer.after_update`.
 5. It saves and publishes what is due. The checkpoint of an update holds what observers did after it; published metrics are
    completed by :meth:`Observer.add_metrics`.
 6. After the last update, when the ranks have parted: :meth:`Observer.at_end`.
@@ -20,6 +21,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping, Sequence
 from typing import final
 
+from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
@@ -36,6 +38,12 @@ class Observer:
 
     def after_forward(self, batch: Batch, output: LossOutput) -> None:
         """Called after each forward pass of this rank, before its backward pass."""
+
+    def before_wait(self, step_nr: int, skip: Tensor) -> None:
+        """Called on a GPU when the optimizer's step is queued, before the host waits to know whether the update counts.
+
+        :param skip: 1 on the device = it does not; else 0.
+        """
 
     def after_update(self, step_nr: int, *, norm: float, losses: Sequence[float], skipped: bool) -> None:
         """Called once per update, when the optimizer has stepped and before the checkpoint of this update.
@@ -58,9 +66,15 @@ class EmaObserver(Observer):
 
     def __init__(self, model: EncoderModel) -> None:
         self._model = model
+        self._is_queued = False
+
+    @override
+    def before_wait(self, step_nr: int, skip: Tensor) -> None:
+        criterion = criterion_of(self._model)
+        self._is_queued = criterion is not None and criterion.queue_after_step(self._model, step_nr, skip)
 
     @override
     def after_update(self, step_nr: int, *, norm: float, losses: Sequence[float], skipped: bool) -> None:
         criterion = criterion_of(self._model)
-        if criterion is not None and not skipped:
+        if criterion is not None and not skipped and not self._is_queued:
             criterion.after_step(self._model, step_nr)

@@ -64,6 +64,7 @@ METRICS = [
     MetricDescriptor("reconstruction_loss", "Reconstruction Loss", 93, format_as_float),
     MetricDescriptor("target_deviation", "Target Deviation", 120, format_as_float),
     MetricDescriptor("prediction_deviation", "Prediction Deviation", 121, format_as_float),
+    MetricDescriptor("explained_variance", "Explained Variance", 121, format_as_float, higher_better=True),
     MetricDescriptor("masked_fraction", "Masked Fraction", 122, format_as_percentage),
     MetricDescriptor("ema_decay", "EMA Decay", 123, format_as_float),
     MetricDescriptor("accuracy", "Accuracy", 130, format_as_float, higher_better=True),

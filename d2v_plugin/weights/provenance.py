@@ -121,6 +121,8 @@ def check_labels(checkpoints: Path, labels: LabelSet | None) -> None:
 
 def _make_absolute(value: Any) -> Any:
     """Make whatever is called ``path``, and is one, absolute."""
+    if isinstance(value, list):
+        return [_make_absolute(item) for item in value]
     if not isinstance(value, Mapping):
         return value
     return {

@@ -19,6 +19,7 @@ _FREE_SETTINGS: Final = {
     "final_norm",
     "head_layers",
     "image_size",
+    "in_kernel",
     "init_extra_tokens_zero",
     "initial_scale",
     "input_dropout",

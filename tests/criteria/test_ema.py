@@ -49,6 +49,17 @@ def test_decay_of_one_freezes_the_teacher() -> None:
     assert torch.equal(average, torch.ones(3))
 
 
+def test_an_average_that_the_device_may_skip_is_the_same_or_stays() -> None:
+    start, current = torch.randn(2, 999).unbind()
+    expected, moved, kept = start.clone(), start.clone(), start.clone()
+    update_average([expected], [current], 0.999)
+    update_average([moved], [current], 0.999, skip=torch.tensor(0.0))
+    update_average([kept], [current], 0.999, skip=torch.tensor(1.0))
+
+    assert torch.equal(moved, expected) and not torch.equal(moved, start)
+    assert torch.equal(kept, start)
+
+
 def test_impossible_decays_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`end` must be in \[0, 1\], but is 1.5"):
         ensure_valid(EmaConfig(end=1.5))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
-from d2v_plugin.data.audio import AudioReadingConfig, Recording, Waveform, measure, read_recording
+from d2v_plugin.data.audio import AudioReadingConfig, Recording, Waveform, measure, read_info, read_recording
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.batches import pad
 from d2v_plugin.data.files import Location
@@ -157,3 +159,49 @@ def test_padding_marks_exactly_what_was_added() -> None:
     assert inputs[0, 3:].tolist() == [0, 0]
     assert min_length == 3
     assert pad([SOUND[:3], SOUND[:3]], np.float32)[1:] == (None, None)
+
+
+def encode_with_ffmpeg(path: Path, codec: str, values: Any, rate: int) -> Path:
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(values[None].astype(np.float32), format="fltp", layout="mono")
+        frame.sample_rate = rate
+        resampler = av.AudioResampler(format=stream.format, layout="mono", rate=rate, frame_size=stream.codec_context.frame_size)
+        for part in [*resampler.resample(frame), *resampler.resample(None), None]:
+            container.mux(stream.encode(part))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("m4a", "aac"), ("aac", "aac"), ("webm", "libopus"), ("wv", "wavpack"), ("g722", "g722")]
+)
+def test_what_ffmpeg_decodes_is_read_whole_and_in_parts(suffix: str, codec: str, tmp_path: Path) -> None:
+    rate = 48_000 if codec == "libopus" else 16_000
+    sine = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    path = encode_with_ffmpeg(tmp_path / f"sine.{suffix}", codec, sine, rate)
+    info = read_info(Location(str(path)))
+    assert (info.samplerate, info.channels) == (rate, 1)
+    assert abs(info.frames - rate) < 3000  # what fills the last packets
+    config = AudioReadingConfig(sample_rate=rate, normalize=False)
+    recording = Recording(Location(str(path)), info.frames)
+    whole = read_recording(recording, config)
+    spectrum = np.abs(np.fft.rfft(whole[:rate]))
+    assert abs(int(spectrum.argmax()) - 440) <= 1 and abs(np.abs(whole).max() - 0.5) < 0.1
+    np.testing.assert_array_equal(read_recording(recording, config, 700, 900), whole[700:1600])
+    if suffix != "g722":
+        (tmp_path / "archive").write_bytes(b"12345" + path.read_bytes())
+        inside = Recording(Location(str(tmp_path / "archive"), 5, path.stat().st_size), info.frames)
+        np.testing.assert_array_equal(read_recording(inside, config), whole)
+
+
+def test_what_ffmpeg_does_not_know_or_cannot_decode_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av")
+    path = tmp_path / "a.m4a"
+    for content in (b"no sound at all", bytes(1000), b"#!/bin/sh\necho\n" * 50):
+        path.write_bytes(content)
+        with pytest.raises(SampleError, match=r"ffmpeg cannot decode the recording|The format is not recognised"):
+            read_info(Location(str(path)))
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(SampleError, match=r"pip install 'd2v-plugin\[ffmpeg\]'"):
+        read_info(Location(str(path)))

@@ -14,7 +14,7 @@ from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.core import store
 from d2v_plugin.core.remote import place
-from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig, TextManifest
+from d2v_plugin.data.dataset import AudioManifest, DatasetPart, ImageManifest, ManifestConfig, TextManifest
 from d2v_plugin.data.files import Location, read_bytes
 from d2v_plugin.data.order import SampleOrder, share_batch
 from d2v_plugin.data.problems import ManifestError
@@ -71,6 +71,24 @@ def test_samples_and_their_order_are_those_of_local_files(name: str) -> None:
         again.load_state_dict(there.state_dict())
         assert torch.equal(next(again)[0].inputs, next(here)[0].inputs)
     rows = [list(each.open_rows("valid").read(0, 6, 4)) for each in (local, remote)]
+    assert all(torch.equal(one.inputs, other.inputs) for one, other in zip(*rows, strict=True))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_one_of_several_datasets_may_be_on_a_store(name: str) -> None:
+    task, family = TASKS[name]
+    folder = copy_to(place(f"memory://joined/{name}"), MANIFESTS / name)
+
+    def open_parts(second: Path) -> Any:
+        parts = [DatasetPart(path=path) for path in (MANIFESTS / name, second)]
+        return task.open(family.open(ManifestConfig(parts=parts)), report=None)
+
+    local, mixed = open_parts(MANIFESTS / name), open_parts(folder)
+    assert local.dataset.split("train").to_fetch is None and mixed.dataset.split("train").to_fetch is not None
+
+    here, there = (next(each.create_train_reader(gangs_of(0, 1), 5)) for each in (local, mixed))
+    assert all(torch.equal(one.inputs, other.inputs) for one, other in zip(here, there, strict=True))
+    rows = [list(each.open_rows("valid").read(0, 6, 4)) for each in (local, mixed)]
     assert all(torch.equal(one.inputs, other.inputs) for one, other in zip(*rows, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Two ranks compute what one process does on the same samples, whatever divides the work."""
+"""Two and four ranks compute what one process does on the same samples, whatever divides the work."""
 
 from __future__ import annotations
 
@@ -23,8 +23,14 @@ SETTINGS = [
 # Whole blocks are left out of an update: of the same ones on all ranks and in all of its passes.
 LAYER_DROP = "model.config_overrides.layer_drop=0.4"
 
-# 8 images on 2 ranks, 2 at a time; blocks are computed again in the backward pass.
-DIVIDED = ["task.config.max_batch_size=2", "trainer.activation_checkpointing.mode=layerwise"]
+# Of each rank's images one half after the other; blocks are computed again in the backward pass.
+DIVIDED = ["task.config.max_batch_size={half}", "trainer.activation_checkpointing.mode=layerwise"]
+
+PARALLELISM = {
+    "ddp": ["trainer.data_parallelism=ddp"],
+    "fsdp": ["trainer.data_parallelism=fsdp"],
+    "hsdp": ["trainer.data_parallelism=fsdp", "trainer.fsdp.hybrid=true"],  # whole models on two machines, shards within
+}
 
 
 def words_of(recipe: Path, out: Path, *settings: str) -> list[object]:
@@ -61,25 +67,34 @@ def one_process(recipe: Path) -> dict[str, Path]:
     return outs
 
 
-@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
-@pytest.mark.parametrize("mode", ["off", "static", "auto"])
-def test_two_ranks_equal_one_process(
-    recipe: Path, one_process: dict[str, Path], tmp_path: Path, parallelism: str, mode: str
+@pytest.mark.parametrize(
+    ("size", "parallelism", "mode"),
+    [
+        *((4, parallelism, "off") for parallelism in PARALLELISM),
+        *((2, parallelism, mode) for parallelism in ("ddp", "fsdp") for mode in ("static", "auto")),
+    ],
+)
+def test_ranks_equal_one_process(
+    recipe: Path, one_process: dict[str, Path], tmp_path: Path, size: int, parallelism: str, mode: str
 ) -> None:
-    settings = [*DIVIDED, f"trainer.data_parallelism={parallelism}", f"trainer.mixed_precision.mode={mode}"]
+    divided = [setting.format(half=8 // size // 2) for setting in DIVIDED]
+    settings = [*divided, *PARALLELISM[parallelism], f"trainer.mixed_precision.mode={mode}"]
 
-    ranks = Ranks(words_of(recipe, tmp_path / "two", *settings), tmp_path, size=2)
+    nodes = 2 if parallelism == "hsdp" else 1
+    ranks = Ranks(words_of(recipe, tmp_path / "several", *settings), tmp_path, size=size, nodes=nodes)
 
-    assert ranks.wait() == [0, 0], ranks.output()
+    assert ranks.wait(120) == [0] * size, ranks.output()
+    shards = {"ddp": 1, "fsdp": size, "hsdp": size // nodes}[parallelism]
+    assert len(list((tmp_path / "several" / "checkpoints" / "step_4" / "model").rglob("*.pt"))) == shards
     one = one_process["off" if mode == "off" else "auto"]
-    expected, actual = load_model(one), load_model(tmp_path / "two")
+    expected, actual = load_model(one), load_model(tmp_path / "several")
     assert actual.keys() == expected.keys()
     tolerance = 1e-6 if mode == "off" else 5e-3
     for name, value in expected.items():
         assert torch.allclose(actual[name], value, rtol=tolerance, atol=tolerance), name
-    for one_line, two_line in zip(read_metrics(one), read_metrics(tmp_path / "two"), strict=True):
+    for one_line, several_line in zip(read_metrics(one), read_metrics(tmp_path / "several"), strict=True):
         for name in ("Loss", "Gradient Norm"):
-            assert two_line[name] == pytest.approx(one_line[name], rel=2 * tolerance), name
+            assert several_line[name] == pytest.approx(one_line[name], rel=2 * tolerance), name
 
 
 # The demo of three modalities with as little of everything as still alternates between them.

@@ -52,7 +52,7 @@ def shrink(config: AnyConfig) -> AnyConfig:
         audio = replace(config.audio, conv_layers=conv_layers, position_width=5, position_depth=1, position_groups=2)
         config = replace(config, audio=audio)
     if config.text is not None:
-        config = replace(config, text=replace(config.text, vocab_size=60))
+        config = replace(config, text=replace(config.text, vocab_size=60, position_scale=0.5))
     if config.image is not None:
         config = replace(config, image=replace(config.image, image_size=16))
     for frontend in config.frontends.values():

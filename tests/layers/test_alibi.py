@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2v_plugin.layers.alibi import DistanceBias, alibi_slopes, attention_biases, distance_weights, token_distances
+from d2v_plugin.layers.alibi import DistanceBias, alibi_slopes, align_bias, attention_biases, distance_weights, token_distances
 
 MISC = json.loads((Path(__file__).parents[1] / "golden" / "misc.json").read_text())
 
@@ -50,6 +50,16 @@ def test_extra_tokens_are_near_everything_and_negative_scales_act_as_zero() -> N
     assert first.shape == (1, 2, 4, 4)
     assert not first[..., 0].any() and not first[..., 0, :].any() and first[..., 1, 3].abs().min() > 0
     assert not second.any()
+
+
+def test_a_gpu_gets_rows_of_a_multiple_of_8_once_and_a_cpu_the_bias_as_it_is() -> None:
+    bias = torch.ones(2, 4, 13, 13)
+    assert align_bias(bias) is bias
+
+    aligned = align_bias(bias.to("meta"))
+    assert aligned.shape == bias.shape and aligned.stride() == (4 * 13 * 16, 13 * 16, 16, 1)
+    whole = torch.ones(2, 4, 16, 16, device="meta")
+    assert align_bias(whole) is whole
 
 
 def test_scale_is_learned() -> None:

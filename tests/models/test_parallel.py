@@ -83,7 +83,7 @@ def test_traced_training_equals_eager() -> None:
 
 
 def test_few_graphs_for_any_number_of_lengths() -> None:
-    """Student and teacher, each for one length and then for all; blocks share them."""
+    """Student and teacher, decoder, noise and targets, each for one length and then for all; blocks share them."""
     graphs: list[int] = []
 
     def count(module: Any, inputs: Any) -> Any:
@@ -92,9 +92,24 @@ def test_few_graphs_for_any_number_of_lengths() -> None:
 
     model = build(4)
     torch.compiler.reset()
-    compile_blocks(model, backend=count)
-    # Teachers are made of compiled blocks too.
-    for num_samples in (4000, 5000, 6300, 7100, 8200, 9000):
+    compile_blocks(model, backend=count, fullgraph=True)
+    totals = []
+    for num_samples in (4000, 5000, 6300, 7100, 8200):
         run(model, num_samples)
+        totals.append(len(graphs))
 
-    assert 2 <= len(graphs) <= 6
+    # Blocks with and without gradients, decoder, noise, the first of the targets' layers and the others.
+    assert totals[0] == 6
+    assert totals[2:] == [totals[2]] * 3 and totals[2] <= 18, totals
+
+
+def test_cuda_graphs_are_told_where_a_pass_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
+    model = build(1)
+    compile_blocks(model, mode="reduce-overhead")
+    with torch.compiler.set_stance("force_eager"):
+        run(model, 4000)
+        run(model, 4000)
+
+    assert len(begun) == 2

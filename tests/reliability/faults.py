@@ -79,7 +79,7 @@ class FaultyCriterion(Data2Vec2Criterion):
         record = {
             "samples": dict(zip(batch.ids.tolist(), masks, strict=True)),
             "pixels": dict(zip(batch.ids.tolist(), batch.inputs.mean(dim=(1, 2, 3)).tolist(), strict=True)),
-            "layers": [float(block.layer_drop.draw) for block in model.blocks],
+            "layers": [block.layer_drop.leaves_out for block in model.blocks],
             "dropout": model.blocks[0].attn.dropout(torch.ones(64)).tolist(),
             "teacher": [float(parameter.double().sum()) for parameter in self.teacher.parameters()],
         }

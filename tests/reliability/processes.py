@@ -25,17 +25,22 @@ _CONTEXT.set_forkserver_preload(
 class Ranks:
     """A command running on one or several ranks."""
 
-    def __init__(self, words: Sequence[object], folder: Path, *, size: int, environment: dict[str, str] | None = None) -> None:
-        """:param folder: where each rank's output goes."""
+    def __init__(
+        self, words: Sequence[object], folder: Path, *, size: int, nodes: int = 1, environment: dict[str, str] | None = None
+    ) -> None:
+        """
+        :param folder: where each rank's output goes.
+        :param nodes: how many machines the ranks take themselves to be on.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         variables = {"OMP_NUM_THREADS": "1", "FAIRSEQ2_DEVICE": "cpu", "FAIRSEQ2_EXTENSION_TRACE": "1", **(environment or {})}
         if size > 1:
             address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_find_port())}
-            variables |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), **address}
+            variables |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size // nodes), **address}
         self._outputs = [folder / f"rank_{rank}.txt" for rank in range(size)]
         self.processes: list[BaseProcess] = []
         for rank, output in enumerate(self._outputs):
-            ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if size > 1 else {}
+            ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank % (size // nodes))} if size > 1 else {}
             process = _CONTEXT.Process(target=run_command, args=([str(word) for word in words], variables | ranks, output))
             process.start()
             self.processes.append(process)

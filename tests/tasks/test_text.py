@@ -10,8 +10,9 @@ from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs, create_fake_gangs
 
 from d2v_plugin.core.batch import Batch
+from d2v_plugin.data.blocks import BreakMode
 from d2v_plugin.data.dataset import ManifestConfig, TextManifest
-from d2v_plugin.data.text import BreakMode, Tokenizer, TokenStream, Vocabulary
+from d2v_plugin.data.text import Tokenizer, TokenStream, Vocabulary
 from d2v_plugin.tasks.text import TextPretrainingConfig, TextPretrainingTask
 
 BOOKS = Path(__file__).parents[2] / "manifests" / "books"
@@ -30,6 +31,7 @@ def open_dataset() -> TextManifest:
 
 def open_reader(rank: int = 0, size: int = 1, break_mode: BreakMode = "none") -> DataReader[Batch]:
     config = TextPretrainingConfig(batch_size=8, tokens_per_sample=128, break_mode=break_mode)
+    assert TextPretrainingTask(config).has_fixed_shapes == (break_mode == "none")
 
     return TextPretrainingTask(config).open(open_dataset(), report=None).create_train_reader(make_gangs(rank, size), 1)
 

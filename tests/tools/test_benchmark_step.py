@@ -15,7 +15,9 @@ from torchvision.io import decode_png, read_file
 from d2v_plugin.models.data2vec2.config import AudioFrontendConfig, DecoderConfig, ImageFrontendConfig
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import step as benchmark_step
-from tools.benchmark.update import ModelFlops, Setting, Update, count_synchronisations, draw_batch, measure
+from tools.benchmark.cards import CARDS, find_card
+from tools.benchmark.needs import Kept
+from tools.benchmark.update import GEMM_SIZES, Setting, Update, count_needs, count_synchronisations, draw_batch, measure
 
 
 def count_by_shapes(update: Update, input_length: int, num_samples: int) -> float:
@@ -90,7 +92,7 @@ def test_flops_are_those_of_the_shapes(arch: str) -> None:
     shape = draw_batch(setting).inputs.shape
 
     expected = count_by_shapes(Update(setting), shape[-1], shape[0])
-    assert shape[0] == 2 and ModelFlops(setting).count(shape) == pytest.approx(expected, rel=1e-6)
+    assert shape[0] == 2 and count_needs(setting).flops(shape) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("arch", ["image_tiny", "audio_tiny", "text_tiny"])
@@ -114,6 +116,47 @@ def test_every_nth_block_of_the_student_is_computed_again() -> None:
     assert not any(isinstance(module, CheckpointWrapper) for module in update.criterion.teacher.modules())
 
 
+def test_the_teacher_is_compiled_as_in_training() -> None:
+    """Blocks are compiled when first called, not here."""
+    update = Update(Setting("image_tiny", views=2, compiled=True))
+
+    for blocks in (update.model.blocks, update.criterion.teacher.blocks):
+        assert len(blocks) > 0 and all(block._compiled_call_impl is not None for block in blocks)
+
+
+def test_the_yardstick_of_gpus_is_no_launch() -> None:
+    rows, inner, columns = GEMM_SIZES["cuda"]
+
+    assert min(2 * rows * inner * columns / card.half for card in CARDS) > 100e-6
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_cards_are_known_by_what_pytorch_calls_them(device: str, name: str | None) -> None:
+    card = find_card(device)
+
+    assert (card and card.name) == name
+
+
+def test_what_the_backward_pass_needs_is_counted_once_and_without_parameters() -> None:
+    weight, x = torch.nn.Parameter(torch.ones(8, 4)), torch.ones(2, 8)
+    kept = Kept([weight])
+    with kept.watch():
+        y = x @ weight
+        (y * y).exp().sum()  # needs x for the weight, y twice, and what exp returns
+
+    assert kept.num_bytes == x.nbytes + y.nbytes + y.nbytes
+
+
 def test_a_row_has_its_numbers_and_the_table_its_parts() -> None:
     row = measure(Setting("image_tiny", views=2, budget=0.0, threads=1, sample_data=True))
 
@@ -121,10 +164,15 @@ def test_a_row_has_its_numbers_and_the_table_its_parts() -> None:
     assert row["seconds_per_update"] > 0 and row["gemm_gflops"] > row["model_gflops"] > 0
     assert row["share"] == pytest.approx(row["model_gflops"] / row["gemm_gflops"])
     assert row["peak_memory_gib"] >= row["memory_after_imports_gib"] > 0
+    memory = row["memory_gib"]
+    assert memory["moments"] == pytest.approx(2 * memory["gradients"]) and memory["weights"] > memory["teacher"] > 0
+    assert memory["noise"] * 2**30 == 2 * 2 * 52 * 96 * 4  # images, views, masked of 64 patches, width, fp32
+    assert memory["activations"] > memory["noise"] and row["mfu"] is None
     assert set(row["parts"]) == {"loader", "forward", "backward", "clipping", "optimizer", "teacher's average"}
     assert sum(row["parts"].values()) == pytest.approx(row["seconds_per_update"], rel=0.5)
     assert "| image_tiny | 2 x 2 views | fp32 |" in benchmark_step.format_row(row)
     assert len(benchmark_step.format_parts([row, row]).splitlines()) == 4
+    assert len(benchmark_step.format_memory([row]).splitlines()) == 3
 
 
 def test_sweeps_are_measured_one_after_the_other_and_drawn(
@@ -136,6 +184,7 @@ def test_sweeps_are_measured_one_after_the_other_and_drawn(
             **vars(setting),
             **{"seconds_per_update": 1.0 + setting.views, "samples_per_second": 2.0, "model_gflops": 1.0, "gemm_gflops": 2.0},
             **{"share": 0.5, "peak_memory_gib": 1.0, "host_synchronisations": 0, "parts": {"forward": 1.0, "backward": 2.0}},
+            **{"memory_gib": {"weights": 1.0}, "mfu": 0.25},
         }
 
     monkeypatch.setattr(benchmark_step, "measure_apart", pretend)
@@ -144,7 +193,8 @@ def test_sweeps_are_measured_one_after_the_other_and_drawn(
 
     assert [row["views"] for row in json.loads((tmp_path / "views.json").read_text())] == [1, 2, 4, 8, 16]
     assert decode_png(read_file(str(tmp_path / "views.png"))).float().std() > 0
-    assert "| image_tiny | 2 x 16 views | fp32 | 17 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| image_tiny | 2 x 16 views | fp32 | 17 |" in printed and "| 50% | 25.0% |" in printed
 
 
 def test_the_table_has_the_base_models_in_both_precisions() -> None:

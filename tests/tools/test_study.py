@@ -120,6 +120,7 @@ def test_flops_of_an_update_grow_with_the_batch(tiny_recipe: Path, tiny_recipe_t
 
 STUDY = """
 seconds: 0.1
+tuning_seed: 9
 seeds: [1]
 parts:
   images:
@@ -179,8 +180,8 @@ def test_a_small_study_runs_and_repeating_it_runs_nothing(
     words = [str(tmp_path / "study.yaml"), "--output", str(tmp_path / "out")]
     study.main(words)
 
-    # Each method is timed, run with two settings, one of which is fine-tuned; then comes what is trained from scratch.
-    assert len(runs) == 2 * (1 + 2 + 1) + 1
+    # Each method is timed, run with two settings and with the seed that is reported, fine-tuned; then what starts from scratch.
+    assert len(runs) == 2 * (1 + 2 + 1 + 1) + 1
     part = json.loads((tmp_path / "out" / "report.json").read_text())["parts"]["images"]
     assert [method["method"] for method in part["methods"]] == ["data2vec 2.0", "MAE"]
     for method in part["methods"]:
@@ -192,7 +193,7 @@ def test_a_small_study_runs_and_repeating_it_runs_nothing(
         assert f"--config {' '.join(method['setting'])} common.seed=1" in method["command"]
 
     study.main(words)
-    assert len(runs) == 9
+    assert len(runs) == 11
 
 
 def test_only_known_parts_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

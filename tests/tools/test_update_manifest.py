@@ -22,18 +22,18 @@ STATE = "known.txt"
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files whose content was looked at."""
     names: list[str] = []
-    decode, get_info = image.decode_picture, soundfile.info
+    decode, get_info = image.decode_picture, audio.read_info
 
     def decode_image(location: object) -> object:
         names.append(Path(str(location)).name)
         return decode(location)  # type: ignore[arg-type]
 
-    def open_sound(path: str) -> object:
-        names.append(Path(path).name)
-        return get_info(path)
+    def open_sound(location: object) -> object:
+        names.append(Path(str(location)).name)
+        return get_info(location)  # type: ignore[arg-type]
 
     monkeypatch.setattr(image, "decode_picture", decode_image)
-    monkeypatch.setattr(audio.soundfile, "info", open_sound)
+    monkeypatch.setattr(audio, "read_info", open_sound)
 
     return names
 

@@ -19,6 +19,7 @@ from d2v_plugin.core.contracts import LossOutput, StepInfo
 from d2v_plugin.criteria.base import Criterion
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.families import create_model
+from d2v_plugin.training.health import update_guard
 from d2v_plugin.training.health.update_guard import UpdateGuard
 from d2v_plugin.training.observers import EmaObserver, Observer
 
@@ -167,6 +168,45 @@ def test_the_teacher_follows_what_was_done_and_not_what_was_skipped() -> None:
     assert followed == [(1, 0.5), (3, 0.0)]
 
 
+class Queuer(Follower):
+    """On a GPU it does so before anybody knows whether the update counts."""
+
+    @override
+    def queue_after_step(self, model: Any, step_nr: int, skip: Tensor) -> bool:
+        self._followed.append((step_nr, -skip.item()))
+
+        return True
+
+
+@pytest.mark.parametrize(
+    ("criterion", "optimizer", "followed"),
+    [
+        (Queuer, fused, [(1, 0.0), (2, -1.0), (3, 0.0)]),
+        (Follower, fused, [(1, 0.75), (3, 0.5)]),
+        (Queuer, plain, [(1, 0.5), (3, 0.0)]),
+    ],
+)
+def test_where_the_host_waits_the_teacher_is_queued_before(
+    monkeypatch: pytest.MonkeyPatch, criterion: type[Follower], optimizer: Any, followed: list[tuple[int, float]]
+) -> None:
+    """Where the optimizer can leave out an update on the device, for a criterion that can, too."""
+    monkeypatch.setattr(update_guard, "_host_waits_for", lambda x: True)
+    told: list[tuple[int, float]] = []
+    run = Run(optimizer)
+    model = create_model(ARCHS["image_tiny"]())
+    model.criterion = criterion(told, run.model)
+    run.guard.observers = [EmaObserver(model)]
+    read = run.guard._read
+    monkeypatch.setattr(run.guard, "_read", lambda: told.append((0, 0.0)) or read())
+
+    for step, x in enumerate([2.0, math.nan, 2.0], start=1):
+        run.update(step, x)
+
+    if criterion is Queuer and optimizer is fused:
+        assert [step for step, _ in told] == [1, 0, 2, 0, 3, 0]
+    assert [(step, round(value, 5)) for step, value in told if step] == followed
+
+
 def test_a_run_has_the_written_order(command: Any, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
     attach = UpdateGuard.attach
@@ -180,5 +220,6 @@ def test_a_run_has_the_written_order(command: Any, tiny_recipe: Path, tmp_path: 
     outcome = command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out", "--config", *settings)
 
     assert outcome.status == 0, outcome.err
+    assert torch.backends.cudnn.benchmark, "images have one size"
     watchers = ["SkipObserver", "SpikeObserver", "TrainingScreen", "CollapseObserver", "MemoryObserver"]
     assert names == ["EmaObserver", "HoldObserver", "Incidents", *watchers, "PictureRecorder", "Summarizer"]

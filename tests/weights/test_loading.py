@@ -41,7 +41,7 @@ def build_training_model(config: Data2VecConfig, offset: float = 0.5) -> Data2Ve
     criterion.build(model)
     model.criterion = criterion
     with torch.no_grad():
-        for average, current in criterion.teacher.pairs(model):
+        for average, current in criterion.teacher.pairs(model).values():
             average.copy_(current + offset)
 
     return model

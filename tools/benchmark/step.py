@@ -7,8 +7,9 @@
     python -m tools.benchmark step --table
 
 Every row is measured in a process of its own, after two updates to warm up. FLOPs are those that the model needs, without what is
-computed twice. The rate of the device's own matrix product (2048x768x3072, same precision) is measured between the updates, the
-best counts. Memory is the peak of the process, imports included, or what the GPU has allocated at most.
+computed twice. The rate of the device's own matrix product (2048x768x3072, on GPUs 8192x8192x8192, same precision) is measured
+between the updates, the best counts; the MFU is the share of the rate in the card's data sheet. Memory is the peak of the
+process, imports included, or what the GPU has allocated at most; a table says what of it the parts of an update hold.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
         if len(rows) == 1:
             print(HEADER)
         print(format_row(rows[-1]), flush=True)
-    print("\n" + format_parts(rows))
+    print("\n" + format_parts(rows) + "\n\n" + format_memory(rows))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
     if arguments.plot is not None:
@@ -119,8 +120,8 @@ def measure_apart(setting: Setting) -> dict[str, Any]:
 
 
 HEADER = """\
-| arch | input | precision | s / update | samples / s | model GFLOP/s | GEMM GFLOP/s | share | peak memory, GiB | host waits |
-|---|---|---|---|---|---|---|---|---|---|"""
+| arch | input | precision | s / update | samples / s | model GFLOP/s | GEMM GFLOP/s | share | MFU | peak, GiB | host waits |
+|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def format_row(row: dict[str, Any]) -> str:
@@ -130,11 +131,12 @@ def format_row(row: dict[str, Any]) -> str:
     if row["checkpoint_every"] is not None:
         name += f", 1 block in {row['checkpoint_every']} recomputed"
     memory = f"{row['peak_memory_gib']:.2f}"
+    mfu = "" if row.get("mfu") is None else f"{row['mfu']:.1%}"
 
     return (
         f"| {name} | {row['batch']}{length} x {row['views']} views | {row['precision']} | {row['seconds_per_update']:.3g} "
         f"| {row['samples_per_second']:.3g} | {row['model_gflops']:,.0f} | {row['gemm_gflops']:,.0f} | {row['share']:.0%} "
-        f"| {memory} | {row['host_synchronisations']} |"
+        f"| {mfu} | {memory} | {row['host_synchronisations']} |"
     )
 
 
@@ -146,5 +148,16 @@ def format_parts(rows: Sequence[dict[str, Any]]) -> str:
         total = sum(row["parts"].values())
         shares = " | ".join(f"{row['parts'][name] / total:.1%}" for name in names)
         lines.append(f"| {row['arch']} | {row['precision']} | {shares} |")
+
+    return "\n".join(lines)
+
+
+def format_memory(rows: Sequence[dict[str, Any]]) -> str:
+    """GiB that the parts of an update hold; what is left to the peak are temporary tensors, and on a CPU the process."""
+    names = list(rows[0]["memory_gib"])
+    lines = ["| arch | precision | GiB of: " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    for row in rows:
+        sizes = " | ".join(f"{row['memory_gib'][name]:.2f}" for name in names)
+        lines.append(f"| {row['arch']} | {row['precision']} | {sizes} |")
 
     return "\n".join(lines)

@@ -26,7 +26,6 @@ from fairseq2.nn.utils.grad import clip_grad_norm, normalize_grads
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.runtime.dependency import DependencyContainer
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2v_plugin.core.batch import Batch, Modality
@@ -35,17 +34,19 @@ from d2v_plugin.core.fairseq2_private import register_library, register_main, re
 from d2v_plugin.core.registry import create
 from d2v_plugin.criteria.base import criterion_of
 from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Criterion
-from d2v_plugin.models.data2vec2 import encoder
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.training.malloc import keep_freed_memory
 from d2v_plugin.verbs.train.config import TrainConfig
 from d2v_plugin.verbs.train.recipe import TrainRecipe
-from tools.flops import count_flops
+from tools.benchmark.cards import find_card
+from tools.benchmark.needs import Kept, Needs
 
 ROOT = Path(__file__).parents[2]
-GEMM_SIZE = (2048, 768, 3072)
+GEMM_SIZES = {"cpu": (2048, 768, 3072), "cuda": (8192, 8192, 8192)}
+"""Of the yardstick. A GPU would take that of the CPU 12 microseconds, most of it launch."""
+
 SAMPLE_DATA = {Modality.AUDIO: "words", Modality.IMAGE: "digits", Modality.TEXT: "books"}
 
 
@@ -111,7 +112,10 @@ class Clock:
 
 
 class Update:
-    """Model, criterion and optimizer as the training recipe makes them, and what fairseq2's trainer does with them."""
+    """Model, criterion and optimizer as the training recipe makes them, and what fairseq2's trainer does with them.
+
+    Compiled are the student's blocks and the teacher's: fairseq2 compiles when the criterion is there.
+    """
 
     def __init__(self, setting: Setting) -> None:
         self.setting, self.device = setting, torch.device(setting.device)
@@ -163,34 +167,6 @@ class Update:
             yield batch
 
 
-class ModelFlops:
-    """FLOPs that the model needs in an update: what is computed again to save memory or time does not count.
-
-    They are counted for one sample on the CPU; those of a batch are in proportion.
-    """
-
-    def __init__(self, setting: Setting) -> None:
-        self._update = Update(replace(setting, precision="fp32", device="cpu", compiled=False, checkpoint_every=None))
-        self._known: dict[torch.Size, float] = {}
-
-    def count(self, shape: torch.Size) -> float:
-        """:param shape: of the inputs of a batch."""
-        num_samples, size = shape[0], shape[1:]
-        if size not in self._known:
-            modality = self._update.setting.modality
-            dtype = torch.long if modality is Modality.TEXT else torch.float32
-            sample = Batch(modality, torch.ones(1, *size, dtype=dtype), torch.zeros(1, dtype=torch.long))
-            # Our attention computes a product again in its backward pass.
-            with patch.object(encoder, "attend", _attend):
-                self._known[size] = count_flops(lambda: self._update.run(sample))
-
-        return num_samples * self._known[size]
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
-    return scaled_dot_product_attention(q, k, v, attn_mask=bias)
-
-
 def open_recipe(setting: Setting, output_dir: Path) -> RecipeContext:
     """The pre-training recipe of the arch with the changes of the setting; small archs take the base recipe."""
     modality, _, size = setting.arch.partition("_")
@@ -222,9 +198,15 @@ def open_recipe(setting: Setting, output_dir: Path) -> RecipeContext:
     if setting.checkpoint_every is not None:
         checkpointing = {"mode": "layerwise", "every_nth_layer": setting.checkpoint_every}
         changes["trainer"] = {"activation_checkpointing": checkpointing}
+    device = torch.device("cuda", 0) if setting.device == "cuda" else torch.device(setting.device)
+
+    return resolve_recipe(path, changes, output_dir, device)
+
+
+def resolve_recipe(path: Path, changes: dict[str, Any], output_dir: Path, device: torch.device) -> RecipeContext:
+    """A training recipe with changes, none of its parts made yet."""
     container, recipe = DependencyContainer(), TrainRecipe()
     register_library(container)
-    device = torch.device("cuda", 0) if setting.device == "cuda" else torch.device(setting.device)
     remove_provider(container, Device)  # which takes a GPU wherever there is one
     container.register(Device, lambda resolver: device)
     register_train_recipe(container, recipe)
@@ -232,6 +214,12 @@ def open_recipe(setting: Setting, output_dir: Path) -> RecipeContext:
     register_main(container, args, recipe)
 
     return RecipeContext(container)
+
+
+def count_needs(setting: Setting) -> Needs:
+    """What samples of the setting take."""
+    with tempfile.TemporaryDirectory() as folder:
+        return Needs(open_recipe(replace(setting, device="cpu", compiled=False, checkpoint_every=None), Path(folder)))
 
 
 def draw_batch(setting: Setting) -> Batch:
@@ -253,7 +241,7 @@ def draw_batch(setting: Setting) -> Batch:
 
 def measure_gemm(setting: Setting, seconds: float = 0.3) -> float:
     """FLOP/s that one large matrix product sustains for so long."""
-    rows, inner, columns = GEMM_SIZE
+    rows, inner, columns = GEMM_SIZES[setting.device]
     dtype = torch.bfloat16 if setting.precision == "bf16" else torch.float32
     device = torch.device(setting.device)
     a, b = torch.randn(rows, inner, device=device, dtype=dtype), torch.randn(inner, columns, device=device, dtype=dtype)
@@ -261,7 +249,7 @@ def measure_gemm(setting: Setting, seconds: float = 0.3) -> float:
     clock = Clock(device)
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        for _ in range(5 if device.type == "cpu" else 200):
+        for _ in range(5 if device.type == "cpu" else 20):
             torch.mm(a, b, out=out)
             count += 1
         clock.stop("gemm")
@@ -298,6 +286,37 @@ def count_synchronisations(run: Callable[[], None], device: torch.device) -> int
     torch.cuda.set_sync_debug_mode("default")
 
     return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+def measure_memory(update: Update, batch: Batch) -> dict[str, float]:
+    """GiB of what model and optimizer hold, and of what a forward pass leaves for the backward pass."""
+    model, teacher = update.model, {id(p) for p in update.criterion.teacher.parameters()}
+    kept, decode = Kept(model.parameters()), model.decode
+    gradients = drawn = 0
+
+    def count_noise(*args: Any) -> Tensor:
+        nonlocal drawn
+        drawn = args[-1].nbytes
+        return decode(*args)
+
+    def count_gradients(part: str) -> None:
+        nonlocal gradients
+        if part == "backward":
+            gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+
+    with patch.object(model, "decode", count_noise), patch.object(update, "stop", count_gradients), kept.watch():
+        update.run(batch)
+    states = (value for state in update.optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
+    sizes = {
+        "weights": sum(p.nbytes for p in model.parameters() if id(p) not in teacher),
+        "gradients": gradients,
+        "moments": sum(value.nbytes for value in states if value.dim() > 0),  # not the counters of updates
+        "teacher": sum(p.nbytes for p in update.criterion.teacher.parameters()),
+        "activations": kept.num_bytes,
+        "noise": drawn,
+    }
+
+    return {part: size / 2**30 for part, size in sizes.items()}
 
 
 def read_peak_memory(device: torch.device) -> float:
@@ -346,9 +365,12 @@ def measure(setting: Setting) -> dict[str, Any]:
             one |= clock.parts
     update.stop = lambda part: None
     host_synchronisations = count_synchronisations(lambda: update.run(batch), device)
-    model_flops = ModelFlops(setting)
-    flops = sum(map(model_flops.count, shapes)) / len(whole)
+    memory = measure_memory(update, batch)
+    needs = count_needs(setting)
+    flops = sum(map(needs.flops, shapes)) / len(whole)
     seconds, rate = median(whole), flops / median(whole)
+    card = find_card(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    sheet = None if card is None else card.half if setting.precision == "bf16" else card.tf32
 
     return {
         **asdict(setting),
@@ -362,8 +384,11 @@ def measure(setting: Setting) -> dict[str, Any]:
         "model_gflops": rate / 1e9,
         "gemm_gflops": max(gemm) / 1e9,
         "share": rate / max(gemm),
+        "card": None if card is None else card.name,
+        "mfu": None if sheet is None else rate / sheet,
         "peak_memory_gib": peak,
         "memory_after_imports_gib": at_start,
+        "memory_gib": memory,
         "host_synchronisations": host_synchronisations,
         "parts": {part: median(one[part] for one in parts) for part in parts[0]},
     }

@@ -6,8 +6,9 @@ The file names, for each part (images, speech, text), the recipes of the methods
 tuned on, and a recipe for fine-tuning. For each method the command
 
 1. times an update while nothing else of the study runs, and counts its FLOPs;
-2. runs every setting of the grid with the first seed, and keeps the one with the best linear probe at the end;
-3. runs that setting with the other seeds, and fine-tunes what came out;
+2. runs every setting of the grid with a seed that is not reported, and keeps the one with the best linear probe at the end;
+3. runs that setting with the seeds that are, and fine-tunes what came out; `{like: METHOD, times: 2}` is that method at its
+   setting, for twice as long;
 4. writes OUTPUT/report.md, report.json and a plot for each part.
 
 Repeating a command skips what is finished. `--seconds 5 --seeds 1 2` is a reduced form that ends in minutes.
@@ -25,7 +26,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Plan:
 
     output: Path
     seconds: float
+    tuning_seed: int
     seeds: Sequence[int]
     jobs: int
     fine_tune: bool
@@ -89,6 +91,12 @@ class Method:
     fine_tuning: Path
     """The recipe for what it pre-trained: the part's, unless the method has a model of its own."""
 
+    like: str | None = None
+    """The method whose setting it takes instead of a grid of its own."""
+
+    times: float = 1.0
+    """Its training time, in that of the study."""
+
     def folder(self, plan: Plan) -> Path:
         """The place of its runs."""
         return plan.output / self.part / slug(self.name)
@@ -122,7 +130,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if not parts:
         parser.error(f"--only: the parts of {args.study} are {', '.join(content['parts'])}.")
     seconds, seeds = args.seconds or content["seconds"], args.seeds or content["seeds"]
-    plan = Plan(args.output, seconds, seeds, args.jobs, fine_tune=not args.no_fine_tuning)
+    plan = Plan(args.output, seconds, content["tuning_seed"], seeds, args.jobs, fine_tune=not args.no_fine_tuning)
 
     # All timing first, before anything else keeps the machine busy.
     timings = {method: time_updates(method, plan) for part in parts for method in part.methods}
@@ -140,17 +148,19 @@ def read_parts(content: Mapping[str, Any], folder: Path) -> Iterator[Part]:
     """The parts of a study; recipes are named relative to its file."""
     for name, part in content.items():
         fine_tuning = part["fine_tuning"]
-        methods = [
-            Method(
-                name,
-                title,
-                folder / method["recipe"],
-                tuple(tuple(shlex.split(setting)) for setting in method["grid"]),
-                folder / method.get("fine_tuning", fine_tuning["recipe"]),
-            )
-            for title, method in part["methods"].items()
-        ]
-        yield Part(name, methods, folder / fine_tuning["recipe"], part)
+        methods: dict[str, Method] = {}
+        for title, method in part["methods"].items():
+            if "like" in method:
+                methods[title] = replace(methods[method["like"]], name=title, grid=(), **method)
+            else:
+                methods[title] = Method(
+                    name,
+                    title,
+                    folder / method["recipe"],
+                    tuple(tuple(shlex.split(setting)) for setting in method["grid"]),
+                    folder / method.get("fine_tuning", fine_tuning["recipe"]),
+                )
+        yield Part(name, list(methods.values()), folder / fine_tuning["recipe"], part)
 
 
 def time_updates(method: Method, plan: Plan) -> tuple[float, float]:
@@ -178,6 +188,7 @@ def count_update_gflops(recipe: Path) -> float:
         "lr_scheduler.config.num_warmup_steps=0",
         "probing.probes=[]",
         "pictures.enabled=false",
+        "guard.collapse_every_n_steps=null",
     ]
     with redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
         words = ["recipe", "train", "--no-rich", "--config-file", str(recipe), folder, "--config", *config]
@@ -190,16 +201,17 @@ def compare(part: Part, outcomes: Sequence[Outcome], plan: Plan) -> None:
     pairs = list(zip(part.methods, outcomes, strict=True))
     with ThreadPoolExecutor(plan.jobs) as pool:
         searches = [
-            (outcome, setting, pool.submit(pretrain, method, outcome, setting, plan.seeds[0], plan))
+            (outcome, setting, pool.submit(pretrain, method, outcome, setting, plan.tuning_seed, plan))
             for method, outcome in pairs
             for setting in method.grid
         ]
         for outcome, setting, search in searches:
             outcome.search[shlex.join(setting)] = final(read_curve(search.result()))
         finals = []
+        searched = {outcome.method: outcome.search for outcome in outcomes}
         for method, outcome in pairs:
-            best = max(outcome.search, key=lambda setting: (outcome.search[setting], setting))
-            outcome.setting = shlex.split(best)
+            found = searched[method.like or method.name]
+            outcome.setting = shlex.split(max(found, key=lambda setting: (found[setting], setting)))
             for seed in plan.seeds:
                 finals.append((method, outcome, seed, pool.submit(pretrain, method, outcome, outcome.setting, seed, plan)))
         tuned = []
@@ -216,11 +228,11 @@ def compare(part: Part, outcomes: Sequence[Outcome], plan: Plan) -> None:
 
 
 def pretrain(method: Method, outcome: Outcome, setting: Sequence[str], seed: int, plan: Plan) -> Path:
-    """Pre-train for the time of the plan.
+    """Pre-train for the time of the plan, or as many times as long as the method says.
 
     :returns: the folder of the run.
     """
-    num_steps = max(1, round(plan.seconds / outcome.seconds_per_update / STEP_MULTIPLE)) * STEP_MULTIPLE
+    num_steps = max(1, round(method.times * plan.seconds / outcome.seconds_per_update / STEP_MULTIPLE)) * STEP_MULTIPLE
     folder = method.folder(plan) / f"{slug('_'.join(setting)) or 'default'}_{num_steps}_seed_{seed}"
     train(method.recipe, folder, configure(setting, seed, num_steps))
 

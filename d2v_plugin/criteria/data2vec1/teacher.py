@@ -47,13 +47,13 @@ class Data2Vec1Teacher(Teacher[Data2Vec1Model]):
 
     @override
     @torch.no_grad()
-    def follow(self, model: Data2Vec1Model, decay: float) -> None:
-        super().follow(model, decay)
+    def follow(self, model: Data2Vec1Model, decay: float, *, skip: Tensor | None = None) -> None:
+        super().follow(model, decay, skip=skip)
         if self.copies_positions and decay < 1.0:
             prefixes = tuple(f"{model.encoder_name}.{name}." for name in model.context_encoder.position_modules)
-            for name, copied in self.named_parameters():
+            for name, (copied, current) in self.pairs(model).items():
                 if f"{name}.".startswith(prefixes):
-                    copied.copy_(model.get_parameter(name))
+                    copied.copy_(current)
 
     @torch.no_grad()
     def forward(

@@ -111,6 +111,7 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
     """The objective of data2vec 2.0."""
 
     config: Data2Vec2Config
+    compiled_methods = (*DistillationCriterion.compiled_methods, "draw_noise")
 
     def __init__(self, config: Data2Vec2Config, samplers: Mapping[Modality, MaskSampler]) -> None:
         """
@@ -211,12 +212,14 @@ class Data2Vec2Criterion(DistillationCriterion[Data2VecModel]):
         :param x: (N·M, K, D) the encoder's output at the kept tokens.
         """
         if noise is None:
-            dim = model.config.dim
-            noise = gaussian(views.keys, views.masked.size(1) * dim, stream=Stream.NOISE) * self.config.noise_std
-            noise = noise.view(*views.masked.shape, dim)
+            noise = self.draw_noise(views.keys, views.masked.size(1), model.config.dim)
         decoders = (model.shared_decoder, frontend.decoder)
 
         return [model.decode(decoder, x, views, noise) for decoder in decoders if decoder is not None]
+
+    def draw_noise(self, keys: Tensor, count: int, dim: int) -> Tensor:
+        """The mask tokens of each view, (N·M, S - K, D)."""
+        return gaussian(keys, count * dim, stream=Stream.NOISE, std=self.config.noise_std).view(-1, count, dim)
 
     @override
     def run_teacher(self, model: Data2VecModel, batch: Batch, local: LocalFeatures) -> Iterator[Tensor]:

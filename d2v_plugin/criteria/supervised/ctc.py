@@ -63,7 +63,13 @@ class CtcCriterion(FrameCriterion):
 
     def compute_log_probs(self, model: EncoderModel, batch: Batch, step: StepInfo | None = None) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the symbols (N, S, C), float32, and how many frames count, (N,)."""
-        return _normalize(*self.compute_logits(model, batch, step))
+        logits, padding_mask = self.compute_logits(model, batch, step)
+        log_probs, lengths = _normalize(logits, padding_mask)
+        if batch.lengths is not None:
+            # The loss wants them on the host, which would wait there for the device in the middle of each update.
+            lengths = torch.tensor([model.output_length(length, batch.modality) for length in batch.lengths.tolist()])
+
+        return log_probs, lengths
 
     @override
     def forward(self, model: EncoderModel, batch: Batch, step: StepInfo) -> LossOutput:
@@ -103,10 +109,7 @@ class CtcCriterion(FrameCriterion):
 
 def _normalize(logits: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Log-probabilities (N, S, C), and how many frames count, (N,)."""
-    if padding_mask is None:
-        lengths = torch.full((len(logits),), logits.size(1), device=logits.device)
-    else:
-        lengths = (~padding_mask).sum(dim=1)
+    lengths = torch.full((len(logits),), logits.size(1)) if padding_mask is None else (~padding_mask).sum(dim=1)
 
     return logits.log_softmax(dim=-1), lengths
 
@@ -117,9 +120,13 @@ def _compute_losses(log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
     Infinite losses are not set to zero: the task has refused recordings that are too short for their transcripts.
     """
     symbols, num_symbols = _expect_transcripts(batch)
+    device = log_probs.device
+    if torch.are_deterministic_algorithms_enabled():
+        # CUDA's kernel adds in any order.
+        log_probs, symbols = log_probs.cpu(), symbols.cpu()
 
     # (N, S, C) -> (S, N, C)
-    return F.ctc_loss(log_probs.transpose(0, 1), symbols, lengths, num_symbols, blank=0, reduction="none")
+    return F.ctc_loss(log_probs.transpose(0, 1), symbols, lengths, num_symbols, blank=0, reduction="none").to(device)
 
 
 def _expect_transcripts(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -128,4 +128,4 @@ def _draw_noise(step: StepInfo, ids: Tensor, x: Tensor, std: float) -> Tensor:
         return x.new_zeros(())
     # Frames take the part of views.
     keys = step.keys(ids, num_views=x.size(1))
-    return (gaussian(keys, x.size(2), stream=Stream.FRAME_NOISE) * std).view(x.shape).to(x.dtype)
+    return gaussian(keys, x.size(2), stream=Stream.FRAME_NOISE, std=std).view(x.shape).to(x.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
@@ -134,9 +135,9 @@ def pool_linear_softmax(logits: Tensor, padding_mask: Tensor | None) -> Tensor:
 
 def pool_mean(logits: Tensor, padding_mask: Tensor | None) -> Tensor:
     """Mean of the probabilities, as logarithm; shapes as in :func:`pool_linear_softmax`."""
-    num_frames = logits.size(1) if padding_mask is None else (~padding_mask).sum(dim=1, keepdim=True)
+    log_count = math.log(logits.size(1)) if padding_mask is None else (~padding_mask).sum(dim=1, keepdim=True).log()
     log_probs = _mask_frames(F.logsigmoid(logits), padding_mask)
-    return (log_probs.logsumexp(dim=1) - torch.as_tensor(num_frames, device=logits.device).log()).clamp(max=_MAX_LOG_PROB)
+    return (log_probs.logsumexp(dim=1) - log_count).clamp(max=_MAX_LOG_PROB)
 
 
 def mix_recordings(batch: Batch, step: StepInfo, least: float) -> Batch:

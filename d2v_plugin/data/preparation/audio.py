@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import soundfile
 from typing_extensions import Unpack
 
+from d2v_plugin.data import ffmpeg
 from d2v_plugin.data.audio import AudioReadingConfig, Recording, measure, read_info, read_recording
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.preparation.common import Report
@@ -16,10 +18,14 @@ from d2v_plugin.data.preparation.files import FileOptions, Inspected, prepare_fi
 from d2v_plugin.data.preparation.finding import FoundFile, find_files
 from d2v_plugin.data.transcripts import find_reserved
 
-SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au"})
+SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au"}) | ffmpeg.SUFFIXES
 RECEPTIVE_FIELD = 400
 """Samples that the usual convolutions (wav2vec 2.0, data2vec) need for one frame."""
-_COLUMNS = ("path", "size", "label", "start", "rate", "mean", "variance")
+MAX_OVERSHOOT = 0.5
+"""Seconds that a segment may end behind its recording, which is Kaldi's limit."""
+_CLOSE = 0.01
+_CUT_OFF = "segments cut off at the end of their recording"
+_COLUMNS = ("path", "size", "label", "start", "rate", "mean", "variance", "speaker")
 
 
 def prepare_audio(
@@ -43,6 +49,38 @@ def prepare_audio(
     :param min_samples: the shortest recording, or segment of one, that a model can hear, counted at ``sample_rate``.
     """
     report = Report()
+    name = "label" if transcripts is None else "transcript"
+    sources = find_files(roots, SUFFIXES, labels or transcripts, report, label_name=name)
+
+    return prepare_recordings(
+        sources,
+        out,
+        report,
+        has_transcripts=transcripts is not None,
+        sample_rate=sample_rate,
+        segment_seconds=segment_seconds,
+        fairseq=fairseq,
+        min_samples=min_samples,
+        **options,
+    )
+
+
+def prepare_recordings(
+    sources: Sequence[FoundFile],
+    out: Path,
+    report: Report,
+    *,
+    has_transcripts: bool,
+    sample_rate: int,
+    segment_seconds: float | None = None,
+    fairseq: bool = False,
+    min_samples: int = RECEPTIVE_FIELD,
+    **options: Unpack[FileOptions],
+) -> Report:
+    """Write an audio dataset of recordings that were found; see :func:`prepare_audio`.
+
+    :param has_transcripts: labels are what is said, not classes.
+    """
 
     def inspect(source: FoundFile) -> Inspected:
         try:
@@ -51,17 +89,24 @@ def prepare_audio(
             raise SampleError(f"The recording cannot be read: {error.error_string}") from None
 
     def inspect_readable(source: FoundFile) -> Inspected:
+        # As an archive holds it, it has no name.
+        is_packed = options["shard_size"] is not None or source.bytes is not None
+        if is_packed and source.called.lower().endswith(ffmpeg.NAMELESS):
+            raise SampleError("The name alone tells the format, and archives do not keep it: read it as a file, or convert it.")
         info = read_info(source.location)
         if not info.frames:
             raise SampleError("The recording has no samples.")
-        longest = info.frames if segment_seconds is None else max(1, int(segment_seconds * info.samplerate))
-        count = -(-info.frames // longest)
-        bounds = [info.frames * index // count for index in range(count + 1)]
+        first, last = find_bounds(source.segment, info.frames, info.samplerate)
+        start, seconds = source.segment or (0.0, None)
+        cut_off = {_CUT_OFF: 1} if start + (seconds or 0.0) > info.frames / info.samplerate + _CLOSE else {}
+        longest = last - first if segment_seconds is None else max(1, int(segment_seconds * info.samplerate))
+        count = -(-(last - first) // longest)
+        bounds = [first + (last - first) * index // count for index in range(count + 1)]
         rows = []
-        for start, end in pairwise(bounds):
-            if (end - start) * sample_rate < min_samples * info.samplerate:
+        for begin, end in pairwise(bounds):
+            if (end - begin) * sample_rate < min_samples * info.samplerate:
                 raise SampleError(f"The recording is too short: {min_samples} samples at {sample_rate} Hz make the first frame.")
-            rows.append(_inspect_segment(source, start, end, info.samplerate, whole=count == 1))
+            rows.append(_inspect_segment(source, begin, end, info.samplerate, whole=end - begin == info.frames))
             if info.samplerate == sample_rate:
                 del rows[-1]["rate"]
             if fairseq:
@@ -69,13 +114,11 @@ def prepare_audio(
 
         return Inspected(
             rows,
-            facts={"rates": info.samplerate, "channels": info.channels, "formats": f"{info.format} {info.subtype}"},
-            totals={"hours": info.frames / info.samplerate / 3600},
+            facts={"rates": info.samplerate, "channels": info.channels, "formats": info.format},
+            totals={"hours": (last - first) / info.samplerate / 3600, **cut_off},
         )
 
-    name = "label" if transcripts is None else "transcript"
-    sources = find_files(roots, SUFFIXES, labels or transcripts, report, label_name=name)
-    if transcripts is not None:
+    if has_transcripts:
         sources = [source for source in sources if not _drop_reserved(source, report)]
     prepare_files(
         sources,
@@ -90,16 +133,40 @@ def prepare_audio(
             "min_samples": min_samples,
         },
         columns=_COLUMNS,
-        declare_classes=transcripts is None,
+        declare_classes=not has_transcripts,
         **options,
     )
 
     return report
 
 
+def find_bounds(segment: tuple[float, float | None] | None, frames: int, rate: int) -> tuple[int, int]:
+    """The first sample of a segment and the one behind its last, each rounded to the nearest, as Lhotse does.
+
+    Other toolkits write times with few digits: what begins with the recording and ends within 10 ms of its end is all of it. What
+    ends up to half a second behind the end is cut off there, as Kaldi does.
+
+    :param segment: start and length in seconds; None = the whole recording.
+    :raises SampleError: it does not lie within the recording.
+    """
+    if segment is None:
+        return 0, frames
+    start, seconds = segment
+    first = _round_half_up(start * rate)
+    last = frames if seconds is None else first + _round_half_up(seconds * rate)
+    if not 0 <= first < min(last, frames) or last > frames + rate * MAX_OVERSHOOT:
+        raise SampleError(f"The segment does not lie within the recording: samples {first} to {last} of {frames}.")
+    is_whole = first == 0 and last > frames - rate * _CLOSE
+    return first, frames if is_whole else min(last, frames)
+
+
+def _round_half_up(value: float) -> int:
+    return math.floor(round(value, 8) + 0.5)
+
+
 def _drop_reserved(source: FoundFile, report: Report) -> bool:
     if fault := find_reserved(source.label or ""):
-        report.drop(source.name, fault)
+        report.drop(source.called, fault)
     return bool(fault)
 
 

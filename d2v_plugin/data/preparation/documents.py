@@ -6,15 +6,17 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.data.lines import BYTE_ORDER_MARK, describe_wrong_bytes
+from d2v_plugin.data.preparation import tables
 from d2v_plugin.data.preparation.common import Report
 from d2v_plugin.data.preparation.walking import walk
 
@@ -63,6 +65,9 @@ def read_documents(paths: Sequence[Path], report: Report, *, group_field: str | 
             raise RecipeError(f"{path} is neither a file nor a folder, and text is read more than once; write it to a file.")
     for folder, name in walk([path.absolute() for path in paths], report):
         file = folder / name
+        if file.suffix in tables.SUFFIXES:
+            yield from (replace(document, folder=folder) for document in _read_rows(file, name, report, group_field))
+            continue
         kind = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
         is_json = kind in (".jsonl", ".json")
         try:
@@ -112,6 +117,21 @@ def _parse_json_lines(lines: Iterator[bytes], name: str, report: Report, group_f
         yield Document(f"{name}:{number}", text, label, group=group)
 
 
+def _read_rows(path: Path, name: str, report: Report, group_field: str | None) -> Iterator[Document]:
+    """Read the columns ``text`` and perhaps ``label`` of a table."""
+    table = tables.Table.open(path)
+    wanted = [column for column in ("text", "label", group_field) if column is not None and column in table.columns]
+    for number, row in table.read(wanted) if "text" in wanted else ():
+        try:
+            text, label, group = _check_object(row, group_field)
+        except ValueError as error:
+            report.drop(f"{name}:{number}", str(error))
+            continue
+        yield Document(f"{name}:{number}", text, label, group=group)
+    if "text" not in wanted:
+        report.drop(name, "no column `text`")
+
+
 def _parse_object(line: bytes, group_field: str | None) -> tuple[list[str], str | None, str | None]:
     """Text, label and group of a line.
 
@@ -125,6 +145,11 @@ def _parse_object(line: bytes, group_field: str | None) -> tuple[list[str], str 
         raise ValueError(f"no object with a `text`: {error}") from None
     if not isinstance(content, dict) or "text" not in content:
         raise ValueError("no object with a `text`")
+    return _check_object(content, group_field)
+
+
+def _check_object(content: Mapping[str, Any], group_field: str | None) -> tuple[list[str], str | None, str | None]:
+    """As :func:`_parse_object`, of what a line or a row holds."""
     text, label = content["text"], content.get("label")
     if not isinstance(text, str):
         raise ValueError(f"the text is {_KINDS[type(text)]}, not a string")

@@ -11,7 +11,7 @@ import numpy as np
 from typing_extensions import NotRequired, Unpack
 
 from d2v_plugin.data.bad_samples import SampleError
-from d2v_plugin.data.preparation.cache import InspectionCache
+from d2v_plugin.data.preparation.cache import InspectionCache, read_stamp
 from d2v_plugin.data.preparation.common import (
     TRAIN,
     Report,
@@ -90,7 +90,10 @@ def prepare_files(
     check_out(out)
     shard_size = options["shard_size"]
     splitter = Splitter(out, options)
-    units = [splitter.find_unit(source.root, source.name, report) for source in sources]
+    units = [
+        splitter.find_unit(source.listed_in or source.root, source.unit or source.name, report, value=source.speaker)
+        for source in sources
+    ]
     kept = [(source, unit) for source, unit in zip(sources, units, strict=True) if unit is not None]
     sources = [source for source, _ in kept]
     cache = InspectionCache(out, settings, reread=options.get("reread", False))
@@ -107,7 +110,7 @@ def prepare_files(
     sums = _count(splits, report, has_classes=declare_classes)
 
     if options.get("check_duplicates", False):
-        files = [(split, source.name, source.location) for split, found in splits.items() for source, _ in found]
+        files = [(split, source.called, source.location) for split, found in splits.items() for source, _ in found]
         locations = [location for _, _, location in files]
         digests = work_in_parallel(digest_file, locations, workers=options["workers"], title="Comparing contents")
         report.duplicates = find_duplicates((*file[:2], digest) for file, digest in zip(files, digests, strict=True))
@@ -118,7 +121,7 @@ def prepare_files(
     places: dict[str, list[str]] = {}
     if shard_size is not None:
         for split, found in filled.items():
-            places[split] = pack(split, [(source.name, source.location) for source, _ in found], out, shard_size, cache)
+            places[split] = pack(split, [(source.called, source.location) for source, _ in found], out, shard_size, cache)
     with replace_manifests(out):
         splitter.save()
         for split, found in filled.items():
@@ -138,7 +141,7 @@ def _drop_unusable(
     usable = []
     for (source, unit), result in zip(sources, results, strict=True):
         if isinstance(result, str):
-            report.drop(source.name, result)
+            report.drop(source.called, result)
         else:
             usable.append((source, unit, result))
 
@@ -174,14 +177,14 @@ def _count(splits: Mapping[str, Sequence[tuple[FoundFile, Inspected]]], report: 
 def _try(inspect: Inspect, source: FoundFile, cache: InspectionCache) -> Inspected | str:
     """Inspect a file, unless it is known; returns why it cannot be used instead if it cannot."""
     try:
-        stamp = source.stamp
-        facts = cache.find(source.location, stamp)
+        stamp = source.stamp or read_stamp(source.path)
+        facts = cache.find(source.key, stamp)
         inspected = inspect(source) if facts is None else Inspected(**facts)
     except (SampleError, OSError, RuntimeError, ValueError) as error:
         return " ".join(str(error).split()) or type(error).__name__
     except Exception as error:  # decoders raise anything for what they did not expect
         return f"it cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())}"
-    cache.remember(source.location, stamp, asdict(inspected))
+    cache.remember(source.key, stamp, asdict(inspected))
 
     return inspected
 
@@ -200,11 +203,13 @@ def _write_split(
     if names is None:
         names = [source.name_in(roots[0]) for source, _ in found]
     table: Rows = [
-        {"path": name, "label": source.label, **row}
+        {"path": name, "label": source.label, "speaker": source.speaker, **row}
         for name, (source, inspected) in zip(names, found, strict=True)
         for row in inspected.rows
     ]
     filled = [column for column in columns if any(row.get(column) is not None for row in table)]
     is_plain = filled == list(columns[: len(filled)])
     fields = [["" if row.get(column) is None else row[column] for column in filled] for row in table]
-    write_manifest(path, roots if places is None else ["."], None if is_plain else filled, fields, classes=classes)
+    here = str(path.parent.absolute())
+    roots = ["." if places is not None or root == here else root for root in roots]
+    write_manifest(path, dict.fromkeys(roots), None if is_plain else filled, fields, classes=classes)

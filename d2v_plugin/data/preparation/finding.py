@@ -12,16 +12,7 @@ from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.core.remote import RemotePath, place
 from d2v_plugin.data.files import Location
-from d2v_plugin.data.preparation.archives import (
-    COMPRESSED,
-    SUFFIX,
-    Member,
-    find_label_suffix,
-    list_samples,
-    locate,
-    read_label,
-)
-from d2v_plugin.data.preparation.cache import read_stamp
+from d2v_plugin.data.preparation.archives import COMPRESSED, SUFFIX, find_label_suffix, list_samples, locate, read_label
 from d2v_plugin.data.preparation.common import Report
 from d2v_plugin.data.preparation.grouping import read_table
 from d2v_plugin.data.preparation.walking import walk
@@ -33,7 +24,7 @@ _SEPARATORS = "\t\n\r"
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file that was found."""
+    """A file that was found, or the part of one that another toolkit's manifest names."""
 
     root: Path
     """The folder, as given by the user, absolute."""
@@ -43,8 +34,25 @@ class FoundFile:
 
     label: str | None = None
 
-    member: Member | None = None
-    """Where it lies in an archive, whose path its name begins with; None = it is a file of its own."""
+    speaker: str | None = None
+
+    title: str = ""
+    """What it is called elsewhere, or in its archive; empty = by its name."""
+
+    unit: str = ""
+    """What is never divided between splits; empty = its file."""
+
+    listed_in: Path | None = None
+    """The source that lists it, where that is not ``root``."""
+
+    segment: tuple[float, float | None] | None = None
+    """Start and length in seconds; a length of None reaches to the end. None = the whole recording."""
+
+    bytes: tuple[int, int] | None = None
+    """Offset and size within an archive; None = the whole file."""
+
+    stamp: str = ""
+    """Of its archive, when that was listed, as :func:`d2v_plugin.data.preparation.cache.read_stamp` says; empty = not listed."""
 
     @property
     def path(self) -> Path:
@@ -53,23 +61,30 @@ class FoundFile:
     @property
     def location(self) -> Location:
         """The place of its bytes."""
-        if self.member is None:
-            return Location(str(self.path))
-        return locate(self.root, self.member)
+        return Location(str(self.path), *(self.bytes or ()))
 
     @property
-    def stamp(self) -> str:
-        """See :func:`d2v_plugin.data.preparation.cache.read_stamp`.
+    def called(self) -> str:
+        """Its name for people."""
+        return self.title or self.name
 
-        :raises OSError: it is not there any more.
-        """
-        return read_stamp(self.path) if self.member is None else self.member.stamp
+    @property
+    def key(self) -> str:
+        """What tells it from all others; the path of a whole file."""
+        part = "" if self.segment is None else f"#{self.segment[0]!r}+{self.segment[1]!r}"
+        return f"{self.location}{part}"
 
     def name_in(self, root: str) -> str:
         """As a manifest names it whose first root is ``root``."""
-        if str(self.root) != root:
-            return str(self.location)
-        return self.name if self.member is None else str(replace(self.location, path=self.member.archive))
+        return str(self.location if str(self.root) != root else replace(self.location, path=self.name))
+
+
+def move_root(files: Sequence[FoundFile]) -> list[FoundFile]:
+    """Name files below the folder that all of them have in common."""
+    if not files:
+        return []
+    root = Path(os.path.commonpath([file.path.parent for file in files]))
+    return [replace(file, root=root, name=str(file.path.relative_to(root))) for file in files]
 
 
 def find_files(
@@ -95,10 +110,10 @@ def find_files(
     for root, name in walk([root.absolute() for root in roots], report):
         if name.endswith(SUFFIX) and not any(separator in name for separator in _SEPARATORS):
             for source in _open_archive(root, name, suffixes, label_suffix, field, report):
-                unused.pop(source.name, None)
-                label = source.label if table is None else table.get(source.name)
+                unused.pop(source.title, None)
+                label = source.label if table is None else table.get(source.title)
                 if labels == FOLDERS:
-                    folder, _, rest = source.name.removeprefix(f"{name}/").partition("/")
+                    folder, _, rest = source.title.removeprefix(f"{name}/").partition("/")
                     label = folder if rest else None
                 found.append(replace(source, label=label))
             continue
@@ -121,9 +136,9 @@ def find_files(
     kept = []
     for source in found:
         if source.label is None:
-            report.drop(source.name, f"it has no {label_name}")
+            report.drop(source.called, f"it has no {label_name}")
         elif not _is_utf8(source.label):
-            report.drop(source.name, f"the {label_name} is no UTF-8")
+            report.drop(source.called, f"the {label_name} is no UTF-8")
         else:
             kept.append(source)
 
@@ -144,17 +159,18 @@ def _open_archive(
     for name in others:
         report.drop(f"{archive}/{name}", f"the kind `{Path(name).suffix}` is not read")
     for sample in samples:
-        source, label = FoundFile(root, f"{archive}/{sample.name}", None, sample.member), None
+        title, label, member = f"{archive}/{sample.name}", None, sample.member
         if any(separator in sample.name for separator in _SEPARATORS):
-            report.drop(repr(source.name), "the name has a tab or a line break")
+            report.drop(repr(title), "the name has a tab or a line break")
             continue
         if sample.label is not None:
             try:
                 label = read_label(root, sample.label, field)
             except (OSError, ValueError) as ex:
-                report.drop(source.name, f"the label cannot be read: {ex}")
+                report.drop(title, f"the label cannot be read: {ex}")
                 continue
-        yield replace(source, label=label)
+        place = member.offset, member.size
+        yield FoundFile(root, archive, label, title=title, unit=title, bytes=place, stamp=member.stamp)
 
 
 def _is_utf8(text: str) -> bool:

@@ -29,6 +29,11 @@ def prepare_images(
 ) -> Report:
     """Write an image dataset; the report has the values for ``task.config.image.mean`` and ``std``."""
     report = Report()
+    return prepare_pictures(find_files(roots, SUFFIXES, labels, report), out, report, **options)
+
+
+def prepare_pictures(sources: Sequence[FoundFile], out: Path, report: Report, **options: Unpack[FileOptions]) -> Report:
+    """Write an image dataset of pictures that were found; see :func:`prepare_images`."""
 
     def inspect(source: FoundFile) -> Inspected:
         image, is_transparent = decode_picture(source.location)
@@ -37,14 +42,14 @@ def prepare_images(
         moments = torch.stack([torch.full((3,), height * width), pixels.sum(1), pixels.square().sum(1)])
         size = min(height, width)
         power = 1 << (size.bit_length() - 1)
+        kind = Path(source.called).suffix.lower().partition(":")[0]  # of a row of a table: that of the table
         return Inspected(
             [{}],
-            facts={"kinds": source.path.suffix.lower(), "shorter side": f"{power} to {2 * power - 1}"},
+            facts={"kinds": kind, "shorter side": f"{power} to {2 * power - 1}"},
             totals={"megapixels": height * width / 1e6, "transparent pictures, laid on white": int(is_transparent)},
             sums=dict(zip(_MOMENTS, moments.flatten().tolist(), strict=True)),
         )
 
-    sources = find_files(roots, SUFFIXES, labels, report)
     sums = prepare_files(sources, out, inspect, report, settings={"kind": "image"}, columns=_COLUMNS, **options)
     # Of any size: whole numbers.
     moments = np.array([sums[name] for name in _MOMENTS], dtype=object).reshape(3, 3)

@@ -30,7 +30,7 @@ def train_pieces(folder: Path, vocabulary_size: int) -> Path:
     problems = Problems()
     for row in range(len(lines)):
         if fault := lines.find_fault(row):
-            problems.add(lines.path, lines.line_of(row), fault)
+            problems.add(*lines.place_of(row), fault)
     problems.raise_if_any()
     texts = (text for row in range(len(lines)) if (text := " ".join(lines.text(row).split())))
     # The unknown piece is none that is put out.

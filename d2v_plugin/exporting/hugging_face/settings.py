@@ -47,7 +47,7 @@ def describe_model(config: Data2VecConfig) -> dict[str, Any]:
     for modality, section in config.frontends.items():
         fields = {name: value for name, value in asdict(section).items() if name not in _LEFT_OUT}
         if fields["alibi"] is not None:
-            del fields["alibi"]["initial_scale"]
+            del fields["alibi"]["initial_scale"], fields["alibi"]["in_kernel"]
         if modality is Modality.AUDIO:
             fields["position_kernel"] = section.position_kernel
         sections[modality.value] = fields

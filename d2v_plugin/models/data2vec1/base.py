@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.layers.attention import Bias
+from d2v_plugin.layers.packing import PackedBias, find_packing
 from d2v_plugin.models.base import BlockList, EncoderModel, Features, LocalFeatures, find_part, split_extra
 from d2v_plugin.models.data2vec1.blocks import BlockOutput
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig
@@ -36,7 +38,7 @@ class EncoderInput(NamedTuple):
     x: Tensor
     """(N, X + S, D): extra tokens, then embeddings with positions."""
 
-    bias: Tensor | None
+    bias: Bias | None
     """The attention bias of all blocks: added to the logits if floating, selects the keys to attend to if boolean; broadcasts to
     (N, H, X + S, X + S)."""
 
@@ -68,7 +70,7 @@ class Encoder(nn.Module, ABC):
         """Apply what comes between positions and blocks, dropout included."""
         return x
 
-    def bias_of(self, block: nn.Module, bias: Tensor | None) -> Tensor | None:
+    def bias_of(self, block: nn.Module, bias: Bias | None) -> Bias | None:
         """Choose the attention bias of one block, given that of all."""
         return bias
 
@@ -166,8 +168,17 @@ class Data2Vec1Model(EncoderModel):
 
     @override
     def encode_whole(self, local: LocalFeatures) -> Features:
-        layers = [output.block for output in self.encode(local)]
-        return split_extra(self.context_encoder.finish(layers[-1]), local.padding_mask, layers, self.num_extra_tokens)
+        encoder = self.context_encoder
+        inputs = encoder.prepare(local.x, local.padding_mask)
+        packing = None if self.config.original_padding else find_packing(local.padding_mask)
+        if packing is not None:
+            inputs = EncoderInput(packing.pack(inputs.x), PackedBias(packing, None))
+        layers = [output.block for output in encoder.run(inputs)]
+        x = encoder.finish(layers[-1])
+        if packing is not None:
+            x, *layers = (packing.unpack(part) for part in (x, *layers))
+
+        return split_extra(x, local.padding_mask, layers, self.num_extra_tokens)
 
 
 def attention_mask(padding_mask: Tensor | None, context: Tensor | None) -> Tensor | None:

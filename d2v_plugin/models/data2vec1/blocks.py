@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 from typing_extensions import override
 
-from d2v_plugin.layers.attention import attend
+from d2v_plugin.layers.attention import Bias, attend
 from d2v_plugin.layers.dropout import Dropout
 from d2v_plugin.layers.feed_forward import norm_two_layers
 from d2v_plugin.layers.layer_drop import LayerDrop
@@ -52,7 +52,7 @@ class MultiheadAttention(nn.Module):
         self.q_proj = nn.Linear(config.dim, config.dim)
         self.out_proj = nn.Linear(config.dim, config.dim)
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, bias: Bias | None) -> Tensor:
         """
         :param x: (N, S, D)
         :param bias: True = attend to this key; broadcasts to (N, H, S, S).
@@ -75,7 +75,7 @@ class PostNormBlock(nn.Module):
         self.activation_dropout = Dropout(config.activation_dropout)
         self.layer_drop = LayerDrop(config.layer_drop)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> BlockOutput:
+    def forward(self, x: Tensor, bias: Bias | None = None) -> BlockOutput:
         """
         :param x: (N, S, D)
         :param bias: see :class:`MultiheadAttention`.
@@ -94,7 +94,7 @@ class PreNormBlock(PostNormBlock):
     """The same layer with both norms before what they belong to, as in wav2vec 2.0's large models."""
 
     @override
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> BlockOutput:
+    def forward(self, x: Tensor, bias: Bias | None = None) -> BlockOutput:
         skipped = x
         attention = self.self_attn(self.self_attn_layer_norm(x), bias)
         x = x + self.dropout(attention)
@@ -127,7 +127,7 @@ class BeitAttention(nn.Module):
             if parameter is not None:
                 nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, bias: Bias | None) -> Tensor:
         """
         :param x: (N, 1 + S, D)
         :param bias: added to the attention logits; broadcasts to (N, H, 1 + S, 1 + S).
@@ -164,7 +164,7 @@ class BeitBlock(nn.Module):
             if gamma is not None and self.layer_scale is not None:
                 nn.init.constant_(gamma, self.layer_scale)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> BlockOutput:
+    def forward(self, x: Tensor, bias: Bias | None = None) -> BlockOutput:
         """
         :param x: (N, 1 + S, D)
         :param bias: see :class:`BeitAttention`.
@@ -205,7 +205,7 @@ def _split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.view(*x.shape[:2], num_heads, -1).transpose(1, 2)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, dropout: float) -> Tensor:
     x = attend(q, k, v, bias, dropout).transpose(1, 2)
 
     # (N, S, H, D/H) -> (N, S, D)

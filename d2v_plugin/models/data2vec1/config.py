@@ -46,6 +46,10 @@ class TextConfig:
     max_positions: int = 512
     """Longest sequence, in tokens."""
 
+    position_scale: float = 1.0
+    """Factor of the position embeddings; 1 = as the original. With 0.1 positions begin as a small part of a token and change
+    slowly, so that targets are not mostly positions, which anyone can predict (recipes/study/starting.md)."""
+
 
 @dataclass(kw_only=True)
 class ImageConfig(PatchConfig):

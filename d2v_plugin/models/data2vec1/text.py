@@ -54,7 +54,12 @@ class SentenceEncoder(TokenEmbedding, Encoder):
 
     def __init__(self, config: Data2Vec1ModelConfig, text: TextConfig) -> None:
         super().__init__(
-            config.dim, vocab_size=text.vocab_size, pad_idx=text.pad_idx, max_positions=text.max_positions, dropout=0.0
+            config.dim,
+            vocab_size=text.vocab_size,
+            pad_idx=text.pad_idx,
+            max_positions=text.max_positions,
+            position_scale=text.position_scale,
+            dropout=0.0,
         )
         self.layernorm_embedding = nn.LayerNorm(config.dim, eps=config.norm_eps)
         # Not part of the embedding, which the teacher may share with a student in training.

@@ -17,6 +17,7 @@ from fairseq2.device import Device
 from torch import Tensor, nn
 from typing_extensions import override
 
+from d2v_plugin.layers.attention import Bias
 from d2v_plugin.models.base import LocalFeatures
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model, Encoder, EncoderInput, attention_mask
 from d2v_plugin.models.data2vec1.blocks import build_beit_blocks, table_size
@@ -77,12 +78,14 @@ class VisionEncoder(Encoder):
     """The Transformer with its relative positions."""
 
     stack_name = "blocks"
+    positions: Tensor
     pos_embed: nn.Parameter | None
     position_modules = ("rel_pos_bias", "pos_embed")
 
     def __init__(self, config: Data2Vec1ModelConfig, image: ImageConfig) -> None:
         super().__init__()
         self.side = image.side
+        self.register_buffer("positions", relative_positions(image.side), persistent=False)
         self.rel_pos_bias = RelativePositionBias(config, image) if image.relative_positions == "shared" else None
         self.blocks = build_beit_blocks(config, image)
         positions = nn.Parameter(torch.empty(1, image.side**2, config.dim)) if image.absolute_positions else None
@@ -92,8 +95,13 @@ class VisionEncoder(Encoder):
 
     def reset_parameters(self) -> None:
         """Initialise the parameters that no child module owns."""
+        self.reset_non_persistent_buffers()
         if self.pos_embed is not None:
             cut_normal_(self.pos_embed)
+
+    def reset_non_persistent_buffers(self) -> None:
+        """Compute again what no checkpoint has: fairseq2's call for models that come from the meta device."""
+        self.positions = relative_positions(self.side, self.positions.device)
 
     @override
     def prepare(self, local: Tensor, padding_mask: Tensor | None = None, context: Tensor | None = None) -> EncoderInput:
@@ -105,7 +113,9 @@ class VisionEncoder(Encoder):
         return EncoderInput(local, self._add_table(table, mask))
 
     @override
-    def bias_of(self, block: nn.Module, bias: Tensor | None) -> Tensor | None:
+    def bias_of(self, block: nn.Module, bias: Bias | None) -> Bias | None:
+        # Images have no padding to be packed.
+        assert bias is None or isinstance(bias, Tensor)
         return self._add_table(block.attn.relative_position_bias_table, bias)  # type: ignore[union-attr,arg-type]
 
     @override
@@ -119,8 +129,8 @@ class VisionEncoder(Encoder):
         """
         if table is None:
             return mask
-        # (P, H) -> (H, 1 + S, 1 + S)
-        bias = table[relative_positions(self.side, table.device)].permute(2, 0, 1)
+        # (P, H) -> (H, 1 + S, 1 + S), contiguous: CUDA's fused kernels take no other bias.
+        bias = F.embedding(self.positions, table).permute(2, 0, 1).contiguous()
         return bias if mask is None else bias.masked_fill(~mask, -torch.inf)
 
 
@@ -157,6 +167,6 @@ def relative_positions(side: int, device: Device | None = None) -> Tensor:
     index = F.pad(down * width + across, (1, 0, 1, 0))
     index[0, :] = width * width
     index[:, 0] = width * width + 1
-    index[0, 0] = width * width + 2
+    index[0, 0].fill_(width * width + 2)  # an assignment would copy the number from the host, and wait
 
     return index

@@ -69,6 +69,10 @@ class AlibiConfig:
     num_heads: int | None = None
     """How many attention heads have a bias, the first ones; None = all. Only conversions of foreign checkpoints set it."""
 
+    in_kernel: bool = False
+    """On a GPU compute the bias inside of the attention kernel (FlexAttention), so that no matrix of it exists. Needs
+    ``attention_dropout: 0``. On a CPU, and where algorithms must be deterministic, the bias is built all the same."""
+
 
 @dataclass(kw_only=True)
 class FrontendConfig:
@@ -137,6 +141,10 @@ class TextFrontendConfig(FrontendConfig):
 
     max_positions: int = 512
     """Longest sequence, in tokens."""
+
+    position_scale: float = 1.0
+    """Factor of the position embeddings; 1 = as the original. With 0.1 positions begin as a small part of a token and change
+    slowly, so that targets are not mostly positions, which anyone can predict (recipes/study/starting.md)."""
 
     dropout: float = 0.1
     """Dropout after the norm of the embeddings."""
@@ -228,6 +236,10 @@ class Data2VecConfig(EncoderConfig):
                 biased > self.num_heads,
                 f"`{name}.alibi.num_heads` must be between 1 and `num_heads` ({self.num_heads}), but is {biased}.",
             )
+        yield (
+            frontend.alibi is not None and frontend.alibi.in_kernel and self.attention_dropout > 0.0,
+            f"`{name}.alibi.in_kernel` needs `attention_dropout: 0`, but it is {self.attention_dropout}.",
+        )
         if frontend.decoder is not None:
             yield from self._check_decoder(f"{name}.decoder", frontend.decoder)
         if isinstance(frontend, ImageFrontendConfig):

@@ -17,6 +17,8 @@ class ConvDecoder(nn.Module):
     :meth:`convolve` and :meth:`project` are apart because only the masked tokens need the projection.
     """
 
+    compiled_methods = ("convolve",)
+
     def __init__(self, config: DecoderConfig, dim: int, *, num_spatial_dims: int) -> None:
         """
         :param dim: width of the encoder.

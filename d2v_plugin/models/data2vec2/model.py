@@ -19,6 +19,7 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.contracts import Views
 from d2v_plugin.layers.dropout import Dropout
+from d2v_plugin.layers.precision import compute_dtype
 from d2v_plugin.models.base import EncoderModel, Features, LocalFeatures, split_extra
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.decoder import ConvDecoder
@@ -64,7 +65,10 @@ class Data2VecModel(EncoderModel):
     @override
     def encode_whole(self, local: LocalFeatures) -> Features:
         frontend = self.frontend(local.modality)
-        layers = [x for x, _ in self.encode(frontend.contextualize(local))]
+        packing = frontend.find_packing(local.padding_mask)
+        layers = [x for x, _ in self.encode(frontend.contextualize(local, packing=packing))]
+        if packing is not None:
+            layers = [packing.unpack(x) for x in layers]
         return split_extra(layers[-1], local.padding_mask, layers, frontend.num_extra_tokens)
 
     def encode(self, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor]]:
@@ -92,7 +96,9 @@ class Data2VecModel(EncoderModel):
         :param noise: (N·M, S - K, D) what stands at the masked tokens.
         :returns: (N·M, S - K, D)
         """
-        x = fill_in(views, decoder.input_dropout(x), noise)
+        x = decoder.input_dropout(x)
+        # The encoder ends with a norm, which under autocast is fp32; the decoder need not go on in it.
+        x = fill_in(views, x.to(compute_dtype(x)), noise)
         x = decoder.convolve(x, None if self.config.original_padding else views.padding_mask)
 
         return decoder.project(select_tokens(x, views.masked))

@@ -274,7 +274,7 @@ class VerifiedCheckpointManager(CheckpointManager):
 
     def _describe_last(self) -> str:
         try:
-            return str((self.get_step_numbers(exclude_model_only=True) or ["none"])[-1])
+            return str(next(reversed(self.get_step_numbers(exclude_model_only=True)), "none"))
         except OSError:  # of a store, which does not answer
             return "not known"
 

@@ -1,11 +1,13 @@
 """Watch for collapse: targets, predictions and local features that no longer tell positions apart.
 
 Self-distillation can end in a solution that is constant, and its loss then falls as if all were well. Three numbers show it,
-computed from 128 tokens now and then (:func:`describe`).
+computed from 128 tokens now and then (:func:`describe`). Students of short runs rather get stuck on the way, which shows
+in how far a number has fallen below its highest value (recipes/study/starting.md).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Final, final
@@ -72,6 +74,41 @@ LIMITS: Final[Mapping[str, Limits]] = {
     ),
 }
 
+
+@dataclass(frozen=True)
+class Fall:
+    """A number that should not fall far below the highest value that it had."""
+
+    name: str
+    sign: str
+    share: float
+    """Of the highest value."""
+
+    patience: int
+    """So many bad looks in a row are said."""
+
+    least: float
+    """Highest values below it say nothing."""
+
+    meaning: str
+    remedy: str
+
+
+FALLS: Final = (
+    Fall(
+        *("targets", "rank", 1 / 6, PATIENCE, 12.0, "vary in few directions now"),
+        remedy="raise `criterion.config.ema.start` and `end`: the average should reach back as far as the run is long",
+    ),
+    Fall(
+        *("local features", "deviation", 1 / 4, 1, 0.1, "become the same everywhere: the student makes its input quiet"),
+        remedy="set `prediction_init_scale` of the model to 0, lengthen the warm-up; for speech `audio.conv_norm: group_norm`",
+    ),
+    Fall(
+        *("predictions", "explained variance", 1 / 2, PATIENCE, 0.4, "no longer follow the targets"),
+        remedy="as for local features; then lower `optimizer.config.lr`, or train longer",
+    ),
+)
+
 _MEANING: Final = {
     "deviation": "are the same everywhere",
     "rank": "vary in one direction only",
@@ -117,6 +154,8 @@ class CollapseObserver(Observer):
         self._num_bad: dict[tuple[str, str], int] = {}
         self._next_words: dict[tuple[str, str], int] = {}
         self._has_predicted = False
+        self._explained: Tensor | None = None
+        self._highest: dict[Fall, float] = {}
         self.last: dict[str, Signs] = {}
 
     @override
@@ -127,6 +166,7 @@ class CollapseObserver(Observer):
     def after_forward(self, batch: Batch, output: LossOutput) -> None:
         if self._wants_to_look:
             self.look(output.observation)
+            self._explained = output.metrics.get("explained_variance")
         self._wants_to_look = False  # the first pass of an update is enough
 
     @override
@@ -142,7 +182,7 @@ class CollapseObserver(Observer):
             values["local_deviation"] = self.last["local features"].deviation
 
     def is_due(self, step_nr: int) -> bool:
-        return step_nr % self._every_n_steps == 0
+        return step_nr % self._every_n_steps == 0 or step_nr == 1
 
     def look(self, observation: Observation | None) -> None:
         """Take samples of what a criterion observed in a forward pass, for :meth:`judge`."""
@@ -160,8 +200,18 @@ class CollapseObserver(Observer):
         """Measure the samples, compare them with the limits, and warn. Waits until the device has taken them."""
         if not self._samples:
             return
-        self.last = {name: describe(x, mask) for name, (x, mask) in self._samples.items()}
+        found = {name: describe(x, mask) for name, (x, mask) in self._samples.items()}
         self._samples = {}
+        values = {(name, sign): value for name, signs in found.items() for sign, value in signs._asdict().items()}
+        if self._explained is not None:
+            values["predictions", "explained variance"] = float(self._explained)
+        for fall in FALLS:
+            self._follow(step_nr, fall, values.get((fall.name, fall.sign), math.nan))
+        # What a run begins with is compared with, and nothing else.
+        if step_nr % self._every_n_steps != 0:
+            return
+
+        self.last = found
         for name, signs in self.last.items():
             bad = [sign for sign in Signs._fields if getattr(signs, sign) < getattr(LIMITS[name].signs, sign)]
             if "deviation" in bad:
@@ -172,16 +222,31 @@ class CollapseObserver(Observer):
             for sign in Signs._fields:
                 self._count(step_nr, name, sign, is_bad=sign in bad)
 
-    def _count(self, step_nr: int, name: str, sign: str, *, is_bad: bool) -> None:
-        number = self._num_bad.get((name, sign), 0) + 1 if is_bad else 0
-        self._num_bad[name, sign] = number
-        if number < PATIENCE or step_nr < self._next_words.get((name, sign), 0):
-            return
+    def _follow(self, step_nr: int, fall: Fall, value: float) -> None:
+        """Compare a number with the highest that it was since the run began or was resumed."""
+        highest = self._highest[fall] = max(self._highest.get(fall, 0.0), value)
+        is_bad = highest >= fall.least and value < fall.share * highest
+        if self._is_new((fall.name, f"fall of {fall.sign}"), step_nr, fall.patience, is_bad=is_bad):
+            log.warning(
+                f"Fallen at update {step_nr}: {fall.name} {fall.meaning} ({fall.sign} {value:.2g}, was {highest:.2g}). "
+                f"What may help: {fall.remedy}."
+            )
 
-        self._next_words[name, sign] = step_nr + SILENCE * self._every_n_steps
+    def _count(self, step_nr: int, name: str, sign: str, *, is_bad: bool) -> None:
+        if not self._is_new((name, sign), step_nr, PATIENCE, is_bad=is_bad):
+            return
         value, limit = getattr(self.last[name], sign), getattr(LIMITS[name].signs, sign)
-        since = step_nr - (number - 1) * self._every_n_steps
+        since = step_nr - (self._num_bad[name, sign] - 1) * self._every_n_steps
         log.warning(
             f"Collapsed at update {step_nr}: {name} {_MEANING[sign]} since update {since} ({sign} {value:.2g}, limit {limit:g}). "
             f"What may help: {LIMITS[name].remedy}."
         )
+
+    def _is_new(self, what: tuple[str, str], step_nr: int, patience: int, *, is_bad: bool) -> bool:
+        """Count bad looks in a row; whether it is time to say so."""
+        self._num_bad[what] = self._num_bad.get(what, 0) + 1 if is_bad else 0
+        if self._num_bad[what] < patience or step_nr < self._next_words.get(what, 0):
+            return False
+        self._next_words[what] = step_nr + SILENCE * self._every_n_steps
+
+        return True

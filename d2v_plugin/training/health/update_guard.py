@@ -6,7 +6,8 @@ which fairseq2's trainer computes in every update whether it clips or not, is th
 overflows although each gradient is finite.
 
 Fused optimizers, which are the default, leave out the update on the device, and the host reads the norm after it has queued the
-optimizer's work, where fairseq2's trainer waits for the device in any case. For others the host has to know the norm before.
+optimizer's work, where fairseq2's trainer waits for the device in any case. On a GPU the teacher's work is queued by then, too,
+and left out in the same way. For other optimizers the host has to know the norm before.
 
 A skipped update counts as done: the next has the next number, the next samples, learning rate and EMA decay. Weights, moments of
 the optimizer and the teacher stay as they were.
@@ -113,6 +114,9 @@ class UpdateGuard:
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         is_scaled = _skips_on_device(optimizer) and not self._owns_found_inf
         if self._owns_found_inf:
+            if _host_waits_for(self._norm):
+                for observer in self.observers:
+                    observer.before_wait(self._step_nr, optimizer.found_inf)  # type: ignore[attr-defined]
             del optimizer.found_inf  # type: ignore[attr-defined]
             self._owns_found_inf = False
 
@@ -137,6 +141,11 @@ class UpdateGuard:
             self._values = torch.stack([scalar.to(device, torch.float32) for scalar in (self._norm, *self._losses)]).tolist()
 
         return self._values
+
+
+def _host_waits_for(x: Tensor) -> bool:
+    """Tell whether reading ``x`` keeps the host from queuing work; a CPU's is done by then."""
+    return x.device.type != "cpu"
 
 
 def _skips_on_device(optimizer: Optimizer) -> bool:

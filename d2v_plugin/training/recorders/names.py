@@ -37,6 +37,7 @@ _TRAINING: Final = {
     "total_num_examples": Name("train/samples", "samples so far", "n"),
     "target_deviation": Name("targets/deviation", "deviation of targets"),
     "prediction_deviation": Name("targets/prediction_deviation", "deviation of predictions"),
+    "explained_variance": Name("targets/explained_variance", "explained variance"),
     "target_rank": Name("targets/rank", "rank of targets"),
     "local_rank": Name("targets/local_rank", "rank of local features"),
     "local_deviation": Name("targets/local_deviation", "deviation of local features"),

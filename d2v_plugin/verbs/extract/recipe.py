@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
@@ -14,9 +15,10 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task as Runnable
 from fairseq2.task import TaskStopException
 from fairseq2.utils.structured import StandardValueConverter
+from torch import Tensor
 from typing_extensions import override
 
-from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.log import log
 from d2v_plugin.core.remote import place
 from d2v_plugin.core.secrets import hide_in, hide_in_data
@@ -25,7 +27,7 @@ from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.extraction.chunks import SAMPLE_RATE, estimate_memory, estimate_shard, find_free_memory
 from d2v_plugin.extraction.features import Extractor, name_arrays
-from d2v_plugin.extraction.shards import INDEX_FILE, STORES, FeatureStore, begin_index, cut_shards, finish_index
+from d2v_plugin.extraction.shards import INDEX_FILE, STORES, FeatureStore, ShardRange, begin_index, cut_shards, finish_index
 from d2v_plugin.verbs.common import CheckpointRecipe, RecipeTask, hash_weights, open_task
 from d2v_plugin.verbs.extract.config import ExtractConfig
 from d2v_plugin.weights.loading import load
@@ -107,12 +109,17 @@ class ExtractTask(RecipeTask):
         store: FeatureStore = STORES[self.settings["format"]](RunFolder(self.output_dir).features)
         shards = cut_shards(len(self.rows), self.settings["shard_size"])
         todo = store.find_missing(shards[rank::size], "shards")
-        for shard in todo:
-            if self.stop_requested:
-                raise TaskStopException()
-            store.write(shard, self.extractor.compute(self.rows.read(shard.start, shard.stop, self.batch_size)))
-            self.num_steps += 1
-            log.info("Wrote {} ({:,} of {:,}).", store.path_of(shard), self.num_steps, len(todo))
+        readers = self.rows.read_ranges([(shard.start, shard.stop) for shard in todo], self.batch_size)
+        with ThreadPoolExecutor(1) as writer:
+            written: Future[None] | None = None
+            for shard, batches in zip(todo, readers, strict=True):
+                if self.stop_requested:
+                    raise TaskStopException()
+                content = self.extractor.compute(_finish(batches, written))
+                written = writer.submit(self._write, store, shard, content, len(todo))
+                del content
+            if written is not None:
+                written.result()
 
         # The rank that finishes last writes the index; no barrier, so no timeout.
         if all(store.has(shard) for shard in shards):
@@ -120,6 +127,18 @@ class ExtractTask(RecipeTask):
             print_unwrapped(f"\n{num_samples:,} of {len(self.rows):,} samples in {len(shards):,} shards.\n")
             print_unwrapped(f"features:  {store.folder}\nindex:     {self.output_dir / INDEX_FILE}")
         self.gangs.close()
+
+    def _write(self, store: FeatureStore, shard: ShardRange, content: Mapping[str, Tensor], num_shards: int) -> None:
+        store.write(shard, content)
+        self.num_steps += 1
+        log.info("Wrote {} ({:,} of {:,}).", store.path_of(shard), self.num_steps, num_shards)
+
+
+def _finish(batches: Iterable[Batch], written: Future[None] | None) -> Iterator[Batch]:
+    """Batches of a shard; at their end the shard before is written: of frames there are never more than two shards in memory."""
+    yield from batches
+    if written is not None:
+        written.result()
 
 
 def check_memory(extractor: Extractor, rows: RowReader, shard_size: int) -> None:

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from fairseq2.recipe.error import RecipeError
 
-from d2v_plugin.verbs.own.plan_file import dump_recipe
+from d2v_plugin.verbs.own.memory import halve_pass
+from d2v_plugin.verbs.own.plan_file import dump_recipe, print_on_first_rank
 from d2v_plugin.verbs.own.wish import Wish
 from d2v_plugin.weights.run_folder import RunFolder
 
@@ -47,6 +48,22 @@ class Calibration:
 
     peak: int
     """Bytes that the process took; 0 = unknown."""
+
+
+def calibrate_fitting(recipe: dict[str, Any], wish: Wish, *, seconds: float) -> Calibration:
+    """Measure updates; where memory does not suffice, make forward passes smaller and say so.
+
+    :param recipe: its task is changed.
+    :raises RecipeError: one sample does not fit, or training cannot start; says why.
+    """
+    print_on_first_rank(["Measuring the time of an update …"])
+    while True:
+        try:
+            return calibrate(recipe, wish, seconds=seconds)
+        except TooLargeError:
+            if not halve_pass(recipe["task"]["config"]):
+                raise RecipeError("One sample alone takes more memory than there is; choose a smaller `model.arch`.") from None
+            print_on_first_rank(["An update takes more memory than there is: its forward passes are halved, twice as many."])
 
 
 def calibrate(recipe: Mapping[str, Any], wish: Wish, *, seconds: float) -> Calibration:

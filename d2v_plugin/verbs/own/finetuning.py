@@ -11,7 +11,7 @@ from fairseq2.utils.config import StandardConfigMerger
 
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.data.dataset import AudioManifest, ManifestConfig
-from d2v_plugin.verbs.own.calibration import calibrate
+from d2v_plugin.verbs.own.calibration import calibrate_fitting
 from d2v_plugin.verbs.own.corpus import PAIRS
 from d2v_plugin.verbs.own.description import Found, format_choices
 from d2v_plugin.verbs.own.facts import Data, read_data, read_machine
@@ -52,8 +52,10 @@ def _make(out: Path, wish: Wish, source: Path, path: Path, title: str) -> list[s
     recipe = plan_recipe(found.data, start, source, machine.num_processes)
     low, high = _UPDATES
     num_steps = wish.num_steps or min(high, max(low, _EPOCHS * found.data.num_labelled // _BATCH))
-    if wish.seconds is not None:
-        num_steps = max(20, int(0.8 * wish.seconds / calibrate(recipe, wish, seconds=5.0).seconds))
+    if wish.seconds is not None or machine.device == "cuda":
+        measured = calibrate_fitting(recipe, wish, seconds=5.0)
+        if wish.seconds is not None:
+            num_steps = max(20, int(0.8 * wish.seconds / measured.seconds))
     recipe["regime"] |= {"num_steps": num_steps}
     task, criterion = recipe["task"], recipe["criterion"]["name"]
     rows = [

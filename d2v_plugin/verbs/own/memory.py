@@ -17,6 +17,9 @@ from d2v_plugin.models.families import FAMILIES, create_model
 # Values that one block keeps of a token for its backward pass, as multiples of the width: measured between 17 and 25.
 _VALUES_PER_BLOCK: Final = 22
 _VALUES_PER_CONVOLUTION: Final = 4
+_SHORTEST_PASS: Final = 160_000
+"""Samples of sound: ten seconds; where recordings are not cut, longer ones come alone."""
+
 _IMPORTED: Final = {"cpu": 700 << 20, "cuda": 600 << 20}
 """What a process takes before it has a model: PyTorch and fairseq2, or the context of the GPU and its libraries."""
 
@@ -87,7 +90,7 @@ def halve_pass(task: dict[str, Any]) -> bool:
     :param task: the settings of the task; changed.
     """
     if "max_num_elements" in task:
-        if task["max_num_elements"] // 2 < task["max_sample_size"]:
+        if task["max_num_elements"] // 2 < task.get("max_sample_size", _SHORTEST_PASS):
             return False
         task["max_num_elements"] //= 2
         task["batches_per_update"] *= 2

@@ -7,12 +7,12 @@ from typing import Final
 
 from fairseq2.recipe.error import RecipeError
 
-from d2v_plugin.verbs.own.calibration import Calibration, TooLargeError, calibrate
+from d2v_plugin.verbs.own.calibration import Calibration, calibrate_fitting
 from d2v_plugin.verbs.own.description import Found, describe
 from d2v_plugin.verbs.own.facts import Data, Machine, read_data, read_machine
 from d2v_plugin.verbs.own.folder import look_at
 from d2v_plugin.verbs.own.memory import estimate_memory, halve_pass
-from d2v_plugin.verbs.own.plan import Plan, choose_ema, choose_intervals, make_plan
+from d2v_plugin.verbs.own.plan import choose_ema, choose_intervals, make_plan
 from d2v_plugin.verbs.own.plan_file import PLAN_FILE, print_on_first_rank, read_plan, wait_for_plan, write_plan
 from d2v_plugin.verbs.own.start import Start, find_start
 from d2v_plugin.verbs.own.wish import Wish
@@ -55,8 +55,10 @@ def _make(out: Path, wish: Wish, path: Path, title: str) -> list[str]:
     task = plan.recipe["task"]["config"]
     while estimate_memory(plan.recipe, machine.device) > _MEMORY_SHARE * machine.memory and halve_pass(task):
         pass
-    measured = None if wish.num_steps is not None else _calibrate(plan, wish, seconds)
-    if measured is not None:
+    measured = None
+    if wish.num_steps is None or machine.device == "cuda":
+        measured = calibrate_fitting(plan.recipe, wish, seconds=min(20.0, max(2.0, seconds / 30)))
+    if measured is not None and wish.num_steps is None:
         num_steps = count_updates(measured, found.data, machine, seconds)
         plan.recipe["regime"] = choose_intervals(num_steps, seconds)
         plan.recipe["criterion"]["config"]["ema"] = choose_ema(num_steps)
@@ -79,17 +81,6 @@ def find_data(out: Path, wish: Wish, start: Start | None) -> Found:
     report = write_manifests(folder, out / "data", tokenizer=None if start is None else start.tokenizer)
 
     return Found(read_data(out / "data", folder.modality), wish.data, report, folder.notes)
-
-
-def _calibrate(plan: Plan, wish: Wish, seconds: float) -> Calibration:
-    """Measure updates; where memory does not suffice make forward passes smaller."""
-    print_on_first_rank(["Measuring the time of an update …"])
-    while True:
-        try:
-            return calibrate(plan.recipe, wish, seconds=min(20.0, max(2.0, seconds / 30)))
-        except TooLargeError:
-            if not halve_pass(plan.recipe["task"]["config"]):
-                raise RecipeError("One sample alone takes more memory than there is; choose a smaller `model.arch`.") from None
 
 
 def count_updates(measured: Calibration, data: Data, machine: Machine, seconds: float) -> int:

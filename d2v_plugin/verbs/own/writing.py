@@ -88,6 +88,6 @@ def copy_rows(manifest: Manifest, rows: Sequence[int], path: Path) -> None:
     if not rows:
         raise RecipeError(f"{manifest.path} has no labelled rows.")
     lines = manifest.path.read_bytes().split(b"\n")
-    first = manifest.line_of(0) - 1
+    first = manifest.place_of(0)[1] - 1
     kept = [*lines[:first], *(lines[first + row] for row in rows)]
     write_atomically(path, b"\n".join(kept) + b"\n")

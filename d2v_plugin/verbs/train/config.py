@@ -103,6 +103,15 @@ class PatientGangSection(GangSection):
 
 
 @dataclass(kw_only=True)
+class ExactTrainerSection(TrainerSection):
+    """fairseq2's section, and the choice between speed and bits."""
+
+    deterministic: bool = False
+    """Give the same bits in every run on the same kind of GPU, so that a resumed run equals one that was not stopped: slower
+    kernels that add in a fixed order, and no TF32. On CPUs runs are so in any case."""
+
+
+@dataclass(kw_only=True)
 class TrainConfig(Validatable):
     """The sections of a training recipe; a YAML names what differs from these defaults."""
 
@@ -127,7 +136,9 @@ class TrainConfig(Validatable):
     lr_scheduler: ScheduleSection = field(default_factory=ScheduleSection)
     """The learning rate over the run, ``cosine_annealing`` to zero by default."""
 
-    trainer: TrainerSection = field(default_factory=lambda: TrainerSection(mixed_precision=MixedPrecisionConfig(mode="off")))
+    trainer: ExactTrainerSection = field(
+        default_factory=lambda: ExactTrainerSection(mixed_precision=MixedPrecisionConfig(mode="off"))
+    )
     """Precision, parallelism, gradient clipping. Without ``mixed_precision`` everything is computed in ``model.dtype``."""
 
     regime: KeepingRegimeSection = field(default_factory=KeepingRegimeSection)

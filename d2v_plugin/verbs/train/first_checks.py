@@ -105,6 +105,8 @@ def _check_paths(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"`init.path` is {start} (here: {Path(start).absolute()}), which does not exist."
     for key in ("dataset.config_overrides.path", *(f"dataset.config_overrides.{name}.path" for name in _COLUMNS)):
         path = look_up(config, key)
+        if look_up(config, key.removesuffix("path") + "parts"):
+            continue  # in its place, and told when they are opened
         if path == _UNFINISHED:
             yield f"`{key}` must be set: the folder with train.tsv; see manifests/README.md."
         elif isinstance(path, str) and not is_url(path) and not Path(path).is_dir():
@@ -115,6 +117,8 @@ def _check_paths(config: Mapping[str, Any]) -> Iterator[str]:
 def _check_dataset(config: Mapping[str, Any]) -> Iterator[str]:
     """Check the manifests of one modality: whether splits are there, have labels, and the model's sample rate."""
     family, path = look_up(config, "dataset.family"), look_up(config, "dataset.config_overrides.path")
+    if look_up(config, "dataset.config_overrides.parts"):
+        return
     if family not in tuple(f"{name}_manifest" for name in _COLUMNS) or not isinstance(path, str) or not Path(path).is_dir():
         return
     modality, folder = family.removesuffix("_manifest"), Path(path)

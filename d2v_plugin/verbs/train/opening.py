@@ -22,6 +22,7 @@ from d2v_plugin.data.dataset import ManifestDataset, MultimodalManifests
 from d2v_plugin.data.sentences import Sentences
 from d2v_plugin.models.base import CRITERION_PREFIX, EncoderModel
 from d2v_plugin.tasks.multimodal import MultimodalPretrainingConfig
+from d2v_plugin.training.numerics import describe_numerics
 from d2v_plugin.verbs.train.config import TrainConfig
 from d2v_plugin.weights.run_folder import RunFolder
 
@@ -91,10 +92,11 @@ def describe_data(dataset: object, splits: list[str]) -> Iterator[str]:
         parts = dataset.splits
     elif isinstance(dataset, Sentences):
         parts = dataset.tables
-    path = getattr(dataset, "path", type(dataset).__name__)
+    paths = [part.path for part in getattr(dataset, "parts", ())] or [getattr(dataset, "path", type(dataset).__name__)]
+    path = " + ".join(map(_shorten, paths))
     sizes = ", ".join(f"{name} {len(parts[name]):,}" for name in splits if name in parts)
 
-    yield f"{_shorten(path)} ({sizes})" if sizes else _shorten(path)
+    yield f"{path} ({sizes})" if sizes else path
 
 
 def describe_size(model: EncoderModel) -> str:
@@ -150,7 +152,9 @@ def describe_device(device: Device, gangs: Gangs, config: TrainConfig) -> str:
     mixed = "" if precision.mode == "off" else "mixed "
     processes = f"{gangs.root.size} processes ({config.trainer.data_parallelism}), each on " if gangs.root.size > 1 else ""
 
-    return f"{processes}{what}, {mixed}{str(dtype).removeprefix('torch.')}"
+    numerics = f"; {describe_numerics(allow_tf32=config.common.torch.allow_tf32)}" if device.type == "cuda" else ""
+
+    return f"{processes}{what}, {mixed}{str(dtype).removeprefix('torch.')}{numerics}"
 
 
 def describe_intervals(config: TrainConfig) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, final
 
 import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported before it
+import torch
 from fairseq2.datasets import DataReader
 from fairseq2.evaluator import EvalUnit
 from fairseq2.logging import log as file_log
@@ -19,14 +20,16 @@ from fairseq2.trainer import Trainer
 from torch import nn
 from typing_extensions import override
 
-from d2v_plugin.core.batch import Batch
+from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.log import log
 from d2v_plugin.core.registry import create
 from d2v_plugin.core.remote import RemotePath, place
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.base import Criterion, criterion_of
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
-from d2v_plugin.data.composed_readers import name_sample
+from d2v_plugin.data.ahead import copy_ahead
+from d2v_plugin.data.composed_readers import find_mixtures, name_sample
+from d2v_plugin.data.mixture import Mixture
 from d2v_plugin.evaluation.checkpoint import attach_criterion
 from d2v_plugin.evaluation.unit import EvaluationUnit
 from d2v_plugin.models.base import EncoderModel
@@ -45,6 +48,7 @@ from d2v_plugin.training.host_group import HostGroup
 from d2v_plugin.training.layer_groups import format_layers
 from d2v_plugin.training.malloc import keep_freed_memory
 from d2v_plugin.training.memory import MemoryObserver
+from d2v_plugin.training.numerics import set_numerics
 from d2v_plugin.training.observers import EmaObserver, Observer
 from d2v_plugin.training.picture_recorder import PictureRecorder
 from d2v_plugin.training.recorders.files import survive_full_disk
@@ -123,6 +127,8 @@ class TrainRecipe(ExtensibleRecipe):
             raise ModelTypeNotValidError(type(model), EncoderModel, "model")
 
         config = context.get_config_as(TrainConfig)
+        allow_tf32, deterministic = config.common.torch.allow_tf32, config.trainer.deterministic
+        set_numerics(context.device, deterministic=deterministic, allow_tf32=allow_tf32)
         if newly_initialized and config.init.path is not None:
             load_weights(model, config.init.path, weights=config.init.weights)
 
@@ -150,6 +156,8 @@ class TrainRecipe(ExtensibleRecipe):
 
         # Data first: a missing manifest or split is known before a large model is built.
         task = self._open_task(context)
+        # Which kernel is the fastest may differ from run to run, and with it the order of sums.
+        torch.backends.cudnn.benchmark = task.has_fixed_shapes and not torch.are_deterministic_algorithms_enabled()
         train_reader = task.create_train_reader(gangs, seed)
         if config.pictures.num_embedded > 0:
             task.open_rows(config.probing.valid_split)
@@ -160,16 +168,14 @@ class TrainRecipe(ExtensibleRecipe):
         model = context.get_model_as(EncoderModel)
         task.check_model(model)
         observers = create_observers(context, task, train_reader, probing)
-        unit = create_unit(context, observers)
+        unit = create_unit(context, observers, find_mixtures(train_reader, task.modality))
         eval_units = create_eval_units(context, task, probing)
         for note in self._notes:
             log.info("{}", note)
         if gangs.root.rank == 0:
             write_provenance(find_checkpoints(context), describe_provenance(config, task.labels))
-            start, layers = (
-                describe_start(context, model, find_checkpoints(context)),
-                format_layers(model, context.get_optimizer()),
-            )
+            start = describe_start(context, model, find_checkpoints(context))
+            layers = format_layers(model, context.get_optimizer())
             file_log.info("Start:\n{}\n\n{}", start, layers)
             print_unwrapped(f"\n{start}\n")
 
@@ -178,7 +184,9 @@ class TrainRecipe(ExtensibleRecipe):
 
         hosts = context.resolver.resolve(HostGroup)
 
-        return StoppableTask(create_trainer, train_reader, get_checkpoints(context), observers, gangs, hosts)
+        return StoppableTask(
+            create_trainer, copy_ahead(train_reader, gangs.device), get_checkpoints(context), observers, gangs, hosts
+        )
 
     def _open_task(self, context: RecipeContext) -> Task[Any, Any]:
         """Open the task, once for all: who needs its labels does not read them again."""
@@ -260,7 +268,7 @@ def create_observers(
     return observers
 
 
-def create_unit(context: RecipeContext, observers: Sequence[Observer]) -> CriterionUnit:
+def create_unit(context: RecipeContext, observers: Sequence[Observer], mixtures: Mapping[Modality, Mixture]) -> CriterionUnit:
     """Create what computes an update, with the guard that decides whether it counts."""
     model, criterion = context.get_data_parallel_model(), criterion_of(context.get_model_as(EncoderModel))
     assert criterion is not None
@@ -269,7 +277,8 @@ def create_unit(context: RecipeContext, observers: Sequence[Observer]) -> Criter
     guard = UpdateGuard(observers, rank=context.gangs.root.rank)
     guard.attach(model, context.get_optimizer())
 
-    return CriterionUnit(model, criterion, guard, seed=context.get_config_as(TrainConfig).common.seed)
+    seed = context.get_config_as(TrainConfig).common.seed
+    return CriterionUnit(model, criterion, guard, seed=seed, mixtures=mixtures)
 
 
 def create_eval_units(context: RecipeContext, task: Task[Any, Any], probing: Probing) -> list[EvalUnit[Any]]:

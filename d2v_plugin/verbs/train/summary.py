@@ -106,6 +106,8 @@ class Summarizer(Observer):
     def _find_inputs(self) -> str | None:
         dataset, (split, *_) = self._context.get_dataset(), self._context.get_config_as(TrainConfig).validation.splits
 
+        if getattr(dataset, "parts", None):  # the same for multimodal datasets
+            return None
         return str(dataset.split(split).path) if isinstance(dataset, ManifestDataset | Sentences) else None
 
     def _write_projector(self) -> None:

@@ -101,6 +101,8 @@ def _export_weights(model: Data2Vec1Model) -> State:
     }
     if config.text is not None:
         weights["embeddings.token_type_embeddings.weight"] = torch.zeros(1, config.dim)
+        positions = "embeddings.position_embeddings.weight"
+        weights[positions] = weights[positions] * config.text.position_scale
     if config.image is not None:
         weights = _split_projections(weights)
 

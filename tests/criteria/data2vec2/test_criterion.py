@@ -46,7 +46,7 @@ def make_trained() -> MakeTrained:
         criterion.build(model)
         model.criterion = criterion
         with torch.no_grad():
-            for average, _ in criterion.teacher.pairs(model):
+            for average, _ in criterion.teacher.pairs(model).values():
                 average.add_(0.05 * torch.randn_like(average))
         return model.requires_grad_(True).train()
 
@@ -176,7 +176,7 @@ def test_teacher_follows_the_student(make_trained: MakeTrained) -> None:
     model = make_trained("image_tiny", ema=EmaConfig(start=0.0, end=0.0, anneal_steps=1))
     model.criterion.after_step(model, 1)
 
-    for average, current in model.criterion.teacher.pairs(model):
+    for average, current in model.criterion.teacher.pairs(model).values():
         assert torch.equal(average, current)
 
 

@@ -129,6 +129,23 @@ def test_masked_tokens_do_not_reach_the_encoder() -> None:
     assert torch.equal(*outputs)
 
 
+@pytest.mark.parametrize(("enabled", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_decoder_works_in_the_compute_dtype(enabled: bool, dtype: torch.dtype) -> None:
+    model = create_model(ARCHS["image_tiny"]()).train()
+    decoder = model.frontend().decoder
+    assert decoder is not None
+    seen: list[torch.dtype] = []
+    for block in decoder.blocks:
+        block.register_forward_hook(lambda module, inputs, output: seen.extend((inputs[0].dtype, output.dtype)))
+    order = torch.arange(64).unsqueeze(0)
+    views = Views(order[:, :20], order[:, 20:], None, torch.zeros(1, dtype=torch.long))
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        model.decode(decoder, torch.randn(1, 20, 96), views, torch.randn(1, 44, 96)).sum().backward()
+
+    assert seen == [dtype] * 6
+
+
 def test_views_share_one_pass_of_the_local_encoder() -> None:
     model = create_model(ARCHS["image_tiny"]())
     calls = []

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from d2v_plugin.verbs.own import pretraining
+from d2v_plugin.verbs.own import calibration
 from d2v_plugin.verbs.own.calibration import Calibration, TooLargeError
 
 QUICK = ["regime.num_steps=2", "criterion.config.num_views=1", "pictures.enabled=false", "common.torch.num_threads=1"]
@@ -101,7 +101,7 @@ def test_a_budget_becomes_updates_which_a_resumed_run_keeps(
             raise TooLargeError
         return Calibration(0.05, 32, 1 << 30)
 
-    monkeypatch.setattr(pretraining, "calibrate", measure)
+    monkeypatch.setattr(calibration, "calibrate", measure)
     words = ("recipe", "pretrain", tmp_path / "out", "--dump-config", "--config", f"data={photos}", "budget=20s")
     first = command(*words)
 
@@ -112,6 +112,7 @@ def test_a_budget_becomes_updates_which_a_resumed_run_keeps(
     assert config["lr_scheduler"]["config"]["num_warmup_steps"] == round(0.12 * num_steps)
     assert config["task"]["config"]["max_batch_size"] == calls[0]["batch_size"] // 2
     assert f"{num_steps} updates, 0.05 s each" in first.out and "1.0 measured" in first.out
+    assert "forward passes are halved" in first.out
     assert command(*words).out.endswith(first.out[first.out.index("\ntask:") :]) and len(calls) == 2
 
 

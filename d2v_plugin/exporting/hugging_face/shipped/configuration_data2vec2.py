@@ -46,7 +46,14 @@ _IMAGE: dict[str, Any] = {
     "embed_dim": None,  # channels of the patch embedding, if others than those of the Transformer
     "fixed_positions": True,
 }
-_TEXT: dict[str, Any] = {**_COMMON, "vocab_size": 50265, "pad_idx": 1, "max_positions": 512, "dropout": 0.1}
+_TEXT: dict[str, Any] = {
+    **_COMMON,
+    "vocab_size": 50265,
+    "pad_idx": 1,
+    "max_positions": 512,
+    "position_scale": 1.0,
+    "dropout": 0.1,
+}
 
 
 class Data2Vec2Config(PretrainedConfig):

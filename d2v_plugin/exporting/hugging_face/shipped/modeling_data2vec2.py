@@ -472,6 +472,7 @@ class TokenEmbedding(nn.Module):
     def __init__(self, section: dict[str, Any], dim: int) -> None:
         super().__init__()
         self.pad_idx, self.max_positions = section["pad_idx"], section["max_positions"]
+        self.position_scale = section["position_scale"]
         self.embed_tokens = nn.Embedding(section["vocab_size"], dim, padding_idx=self.pad_idx)
         self.embed_positions = nn.Embedding(self.max_positions + self.pad_idx + 1, dim, padding_idx=self.pad_idx)
         self.layernorm_embedding = nn.LayerNorm(dim)
@@ -483,7 +484,9 @@ class TokenEmbedding(nn.Module):
         valid = tokens.ne(self.pad_idx).long()
         positions = valid.cumsum(dim=1) * valid + self.pad_idx
 
-        return self.dropout(self.layernorm_embedding(self.embed_tokens(tokens) + self.embed_positions(positions)))
+        x = torch.add(self.embed_tokens(tokens), self.embed_positions(positions), alpha=self.position_scale)
+
+        return self.dropout(self.layernorm_embedding(x))
 
 
 class TextFrontend(Frontend):

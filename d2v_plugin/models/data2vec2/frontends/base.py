@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,8 +12,11 @@ from torch import Tensor, nn
 
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.contracts import Views
-from d2v_plugin.layers.alibi import DistanceBias, attention_biases, distance_weights, token_distances
+from d2v_plugin.layers.alibi import DistanceBias, align_bias, attention_biases, distance_weights, token_distances
 from d2v_plugin.layers.attention import Bias, is_long
+from d2v_plugin.layers.distance_scores import computes_in_kernel, distance_scores
+from d2v_plugin.layers.packing import PackedBias, Packing, find_packing
+from d2v_plugin.layers.precision import without_autocast
 from d2v_plugin.models.base import LocalFeatures, scale_gradient
 from d2v_plugin.models.data2vec2.config import Data2VecConfig, FrontendConfig
 from d2v_plugin.models.data2vec2.decoder import ConvDecoder
@@ -57,6 +61,7 @@ class Frontend(nn.Module):
         self.extra_tokens_std = frontend.extra_tokens_std
         self.local_grad_scale = frontend.local_grad_scale
         self.alibi = frontend.alibi
+        self.drops_paths = max(*config.drop_path, *frontend.prenet_drop_path) > 0.0
         self.original_padding = config.original_padding
 
         self.context_encoder = ContextEncoder(
@@ -112,11 +117,12 @@ class Frontend(nn.Module):
             x = self.project_features(x)
         return LocalFeatures(x, self._downsample_padding(padding_mask, x.size(1)), self.modality)
 
-    def contextualize(self, local: LocalFeatures, views: Views | None = None) -> Tokens:
+    def contextualize(self, local: LocalFeatures, views: Views | None = None, packing: Packing | None = None) -> Tokens:
         """Add positions, drop the masked tokens and run the prenet.
 
         :param local: N samples.
         :param views: N·M masked views of them; None = one view of each that keeps everything.
+        :param packing: of whole samples and the extra tokens, which then become one row; None = they stay padded.
         """
         if views is None:
             x, padding_mask = self._add_positions(local.x, local.padding_mask), local.padding_mask
@@ -128,10 +134,24 @@ class Frontend(nn.Module):
         if self.num_extra_tokens > 0:
             # The more precise of both, which under autocast is that of the parameters.
             x = torch.cat([self.extra_tokens.expand(x.size(0), -1, -1), x], dim=1)
-        biases = self._build_biases(positions, padding_mask)
+        if packing is not None:
+            x = packing.pack(x)
+        biases = self._build_biases(positions, padding_mask, packing)
         x = self.context_encoder(x, biases[: self.prenet_depth])
 
         return Tokens(x, biases[self.prenet_depth :])
+
+    def find_packing(self, padding_mask: Tensor | None) -> Packing | None:
+        """How :meth:`contextualize` is to pack whole samples; None = not at all."""
+        if (
+            padding_mask is None
+            or self.original_padding
+            or (self.alibi is not None and self.alibi.in_kernel and computes_in_kernel(padding_mask))
+            or is_long((1, self.num_heads, self.num_extra_tokens + padding_mask.size(1)))
+        ):
+            return None
+        # Stochastic depth draws once for each row.
+        return None if self.training and self.drops_paths else find_packing(padding_mask, self.num_extra_tokens)
 
     def output_length(self, input_length: int) -> int:
         """Number of tokens that an input of this length (samples or token ids) gives."""
@@ -152,22 +172,40 @@ class Frontend(nn.Module):
         """Kept tokens with positions, (N·M, K, D)."""
         return select_tokens(self._add_positions(local.x, local.padding_mask), views.kept)
 
-    def _build_biases(self, positions: Tensor, padding_mask: Tensor | None) -> list[Bias | None]:
+    def _build_biases(self, positions: Tensor, padding_mask: Tensor | None, packing: Packing | None) -> list[Bias | None]:
         """The attention bias of every block of this frontend and of the shared encoder."""
         num_extra = self.num_extra_tokens
+        if packing is not None:
+            padding_mask = None
         if padding_mask is not None:
-            # (R, K) -> (R, 1, 1, X + K)
-            padding_mask = F.pad(padding_mask, (num_extra, 0))[:, None, None, :]
+            padding_mask = F.pad(padding_mask, (num_extra, 0))
+        if self.alibi is not None and self.alibi.in_kernel and computes_in_kernel(positions):
+            weights = distance_weights(self.alibi_scale, self.num_heads, self.alibi.num_heads)
+            return self._share(
+                distance_scores(
+                    positions,
+                    weights,
+                    grid_width=self.side,
+                    metric=self.alibi.distance,
+                    num_extra_tokens=num_extra,
+                    padding_mask=padding_mask,
+                )
+            )
+        if padding_mask is not None:
+            # (R, X + K) -> (R, 1, 1, X + K)
+            padding_mask = padding_mask[:, None, None, :]
         if self.alibi is None:
-            return [None if padding_mask is None else ~padding_mask] * self.num_layers
+            only = PackedBias(packing, None) if packing is not None else None if padding_mask is None else ~padding_mask
+            return [only] * self.num_layers
 
         learns = torch.is_grad_enabled() and self.alibi_scale.requires_grad
         if self.side is None and not learns and is_long((len(positions), self.num_heads, num_extra + positions.size(1))):
             weights = distance_weights(self.alibi_scale, self.num_heads, self.alibi.num_heads)
-            lazy = [DistanceBias(positions, w, num_extra_tokens=num_extra, padding_mask=padding_mask) for w in weights]
-            return [*lazy] * self.num_layers if len(lazy) == 1 else [*lazy]
+            return self._share(
+                [DistanceBias(positions, w, num_extra_tokens=num_extra, padding_mask=padding_mask) for w in weights]
+            )
 
-        with torch.autocast(positions.device.type, enabled=False):
+        with without_autocast(positions):
             distances = token_distances(positions, self.side, self.alibi.distance)
             biases = attention_biases(
                 distances,
@@ -178,8 +216,12 @@ class Frontend(nn.Module):
             )
         if padding_mask is not None:
             biases = [bias.masked_fill(padding_mask, -torch.inf) for bias in biases]
+        found: list[Bias] = [align_bias(bias) if packing is None else PackedBias(packing, bias) for bias in biases]
 
-        # One scale for all layers: the bias is built once.
+        return self._share(found)
+
+    def _share(self, biases: Sequence[Bias]) -> list[Bias | None]:
+        """One scale for all layers: the bias is built once."""
         return [*biases] * self.num_layers if len(biases) == 1 else [*biases]
 
 
@@ -192,6 +234,10 @@ def select_tokens(x: Tensor, positions: Tensor) -> Tensor:
     """
     num_samples, length = x.shape[:2]
     num_views = positions.size(0) // num_samples
+    if torch.are_deterministic_algorithms_enabled() and num_views > 1:
+        # A copy for each view: their gradients meet in a sum of fp32, in one order, instead of in atomics on the rows of `x`.
+        copies = x.float().unsqueeze(1).expand(-1, num_views, -1, -1).flatten(0, 1)
+        return select_tokens(copies, positions).to(x.dtype)
     first = torch.arange(num_samples, device=x.device).repeat_interleave(num_views) * length
 
     return x.flatten(0, 1).index_select(0, (positions + first.unsqueeze(-1)).flatten()).view(*positions.shape, x.size(-1))

@@ -22,5 +22,6 @@ class TextFrontend(Frontend):
             vocab_size=text.vocab_size,
             pad_idx=text.pad_idx,
             max_positions=text.max_positions,
+            position_scale=text.position_scale,
             dropout=text.dropout,
         )

@@ -1,0 +1,54 @@
+"""Makes fairseq2 importable beside a PyTorch that is newer than the one its native library was built with."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+from typing import Final
+
+BUILT_WITH: Final = "2.9.1"
+"""The PyTorch of fairseq2n 0.8.1, in its build for CUDA 12.8."""
+
+
+def load_fairseq2n() -> None:
+    """Load fairseq2n where PyTorch is one for CUDA 13, as all from 2.11 on are on PyPI.
+
+    fairseq2n finds what it needs in newer versions (2.10 and 2.11 are tried), but it asks for their CUDA, and refuses 13; and it
+    links to the runtime of CUDA 12, which such a PyTorch does not bring.
+
+    :raises ImportError: that runtime is not installed.
+    """
+    try:
+        if importlib.metadata.version("torch").partition("+")[0] == BUILT_WITH:
+            return
+    except importlib.metadata.PackageNotFoundError:
+        return  # `import fairseq2` says what is missing
+
+    # Here and not above: it takes seconds, and users of the versions that belong together do not pay for it at once.
+    import torch
+
+    cuda = torch.version.cuda
+    if cuda is None or cuda.startswith("12."):
+        return
+    _preload_cuda_12()
+    torch.version.cuda = "12.8"
+    try:
+        importlib.import_module("fairseq2n.bindings")
+    finally:
+        torch.version.cuda = cuda
+
+
+def _preload_cuda_12() -> None:
+    spec = importlib.util.find_spec("nvidia.cuda_runtime") if importlib.util.find_spec("nvidia") else None
+    folders = (spec and spec.submodule_search_locations) or ()
+    libraries = [path for folder in folders for path in Path(folder).glob("lib/libcudart.so.12")]
+    if not libraries:
+        raise ImportError(
+            "fairseq2 needs the runtime of CUDA 12 beside this PyTorch; run `pip install nvidia-cuda-runtime-cu12`."
+        )
+
+    # Found by its name; its symbols are for nobody else.
+    ctypes.CDLL(str(libraries[0]), mode=ctypes.RTLD_LOCAL)
