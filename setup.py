@@ -101,7 +101,10 @@ setup(
             "av>=13,<19",
             "build>=1.2",
             "flashlight-text>=0.0.7,<0.1",
+            "flask",  # with the next two moto is a server
+            "flask-cors",
             "jiwer>=3,<5",
+            "moto[s3]>=5,<6",  # of S3, for tests of object stores
             "mypy>=1.15",
             "pyarrow>=15,<27",
             "pytest>=8",

@@ -7,11 +7,14 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d2v_plugin.cli.words import PROGRAM, complain
+from d2v_plugin.core.remote import RemotePath, place
+from d2v_plugin.core.store import is_url
 
 if TYPE_CHECKING:
     from d2v_plugin.data.preparation.splitting import SplitOptions
@@ -26,6 +29,7 @@ examples:
   fairseq2 recipe manifest image train=photos/train valid=photos/val OUT --labels folders
   fairseq2 recipe manifest audio recordings more_recordings OUT --split-by folder --segment-seconds 20
   fairseq2 recipe manifest audio recordings OUT --transcripts transcripts.tsv --test-percent 5
+  fairseq2 recipe manifest image s3://bucket/shards OUT --labels cls
   fairseq2 recipe manifest text wiki.txt news.jsonl.gz OUT --vocabulary-size 50000
   fairseq2 recipe manifest import train=data/train_clean_100 valid=data/dev_clean OUT
   fairseq2 recipe manifest pieces OUT --vocabulary-size 500
@@ -63,7 +67,8 @@ def main(words: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(words)
     try:
         check_numbers(args)
-        print(make(args), flush=True)
+        with writing_to(args):
+            print(make(args), flush=True)
     except BrokenPipeError:  # such as `| head`; nothing is left to be told
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as ex:
@@ -84,7 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     for kind in ("audio", "image", "text"):
         made = kinds.add_parser(kind, help=f"make manifests of {kind}")
-        what = "folders or files" if kind == "text" else "folders"
+        what = "folders or files" if kind == "text" else "folders or tar archives"
         made.add_argument("sources", nargs="+", metavar="SRC", help=f"{what} to read; SPLIT=SRC for splits that are given")
         made.add_argument("out", type=Path, metavar="OUT", help="folder to write train.tsv, valid.tsv, … and report.json to")
         _add_splitting(made)
@@ -93,7 +98,11 @@ def make_parser() -> argparse.ArgumentParser:
         made.add_argument("--check-duplicates", action="store_true", help="report equal contents in different splits")
         if kind != "text":
             made.add_argument("--reread", action="store_true", help="also read files that have not changed since the last run")
-            made.add_argument("--labels", help="`folders` (the first folder below SRC is the class), or a file of path<TAB>label")
+            made.add_argument(
+                "--labels",
+                help="`folders` (the first folder below SRC is the class), a file of path<TAB>label, or what lies beside each "
+                "sample of a tar archive: `cls`, `txt` or `json:FIELD`",
+            )
     imported = kinds.add_parser("import", help="make manifests of what Kaldi, NeMo, Lhotse, fairseq and others wrote")
     imported.add_argument("sources", nargs="+", metavar="SRC", help="file or folder of another toolkit; SPLIT=SRC for its split")
     imported.add_argument("out", type=Path, metavar="OUT", help="folder to write train.tsv, valid.tsv, … and report.json to")
@@ -110,7 +119,7 @@ def make_parser() -> argparse.ArgumentParser:
     for made in (audio, imported):
         made.add_argument("--sample-rate", type=int, default=16_000, help="rate of the model; others are noted in a column")
         made.add_argument("--min-samples", type=int, help="drop what is shorter (default: 400, what makes the first frame)")
-    audio.add_argument("--transcripts", help="a file of path<TAB>transcript, for speech recognition")
+    audio.add_argument("--transcripts", help="a file of path<TAB>transcript, or as `--labels` in tar archives")
     audio.add_argument("--segment-seconds", type=float, help="cut longer recordings into segments of at most this")
     audio.add_argument("--fairseq", action="store_true", help="write nothing fairseq could not read")
     for made in (text, imported):
@@ -147,6 +156,22 @@ def _add_splitting(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@contextmanager
+def writing_to(args: argparse.Namespace) -> Iterator[None]:
+    """Let OUT be on a store: it is written to a local folder first."""
+    folder = next((name for name in ("out", "manifests") if name in args), None)
+    target = None if folder is None else place(getattr(args, folder))
+    if folder is None or not isinstance(target, RemotePath):
+        yield
+        return
+
+    from d2v_plugin.cli.staging import staged
+
+    with staged(target) as local:
+        setattr(args, folder, local)
+        yield
+
+
 def check_numbers(args: argparse.Namespace) -> None:
     """:raises UsageError: a number is out of its range."""
     for name, (low, high) in RANGES.items():
@@ -167,7 +192,7 @@ def make(args: argparse.Namespace) -> object:
     from d2v_plugin.data.preparation.transcripts import train_pieces
 
     if args.kind == "inspect":
-        return inspect_manifest(args.manifest)
+        return inspect_manifest(place(args.manifest))
     if args.kind == "pieces":
         return train_pieces(args.manifests, args.vocabulary_size)
     sources, splitting = _read_splitting(args)
@@ -228,8 +253,8 @@ def _read_splitting(args: argparse.Namespace) -> tuple[list[Path], SplitOptions]
     sources: list[Path] = []
     root_splits: dict[Path, str] = {}
     for word in args.sources:
-        found = None if Path(word).exists() else re.fullmatch(r"([A-Za-z0-9][\w-]*)=(.+)", word)
-        path = Path(word if found is None else found[2])
+        found = None if is_url(word) or Path(word).exists() else re.fullmatch(r"([A-Za-z0-9][\w-]*)=(.+)", word)
+        path = place(word if found is None else found[2])
         sources.append(path)
         if found is not None and root_splits.setdefault(path.absolute(), found[1]) != found[1]:
             raise UsageError(f"{path} is given for the splits `{root_splits[path.absolute()]}` and `{found[1]}`.")

@@ -13,7 +13,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from errno import EACCES, EEXIST, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
+from errno import EACCES, EEXIST, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EREMOTE, EROFS
 
 from fairseq2.assets import AssetSourceNotFoundError
 from fairseq2.cluster import ClusterNotKnownError
@@ -52,7 +52,7 @@ SELF_EXPLAINING = (
 )
 
 # A path that is not what it should be; an error of the network or a full disk happens to a correct configuration, too.
-_PATH_ERRORS = (ENOENT, ENOTDIR, EISDIR, EEXIST, EACCES, EPERM, EROFS, ENAMETOOLONG, ELOOP)
+_PATH_ERRORS = (ENOENT, EREMOTE, ENOTDIR, EISDIR, EEXIST, EACCES, EPERM, EROFS, ENAMETOOLONG, ELOOP)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OS_ERROR = re.compile(r"\(os error (\d{1,3})\)")
 

@@ -2,6 +2,9 @@
 
 A checkpoint is written aside (``step_9.tmp``), then its record, and then the directory gets its name. So whatever carries the
 name was complete once; the record finds out whether it still is, and says which file is not.
+
+A store renames nothing, but an object appears there whole. A checkpoint has its name from the first then, and is one as soon as
+its record, which is written last and removed first, is there.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final, TextIO
 
 from d2v_plugin.core.errors import CheckpointError, NewerFormatError
+from d2v_plugin.core.remote import RemotePath, localized
 
 RECORD_FILE: Final = "complete.json"
 FORMAT_VERSION: Final = 1
@@ -58,10 +62,14 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     :param data: text is written as UTF-8; bytes of names that are not valid UTF-8 (``surrogateescape``) are written as they are.
     :raises OSError: it cannot be written; the old contents are still there.
     """
+    content = data.encode("utf-8", errors="surrogateescape") if isinstance(data, str) else data
+    if isinstance(path, RemotePath):
+        path.write_bytes(content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        aside.write_bytes(data.encode("utf-8", errors="surrogateescape") if isinstance(data, str) else data)
+        aside.write_bytes(content)
         put_in_place(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -84,7 +92,13 @@ def open_atomically(path: Path) -> Iterator[TextIO]:
 
 
 def put_in_place(aside: Path, target: Path) -> None:
-    """Give a finished file or directory its name at once, on the disk; a directory that had the name before is removed."""
+    """Give a finished file or directory its name at once, on the disk; a directory that had the name before is removed.
+
+    On a store a checkpoint has its name already.
+    """
+    if isinstance(target, RemotePath):
+        assert aside == target
+        return
     for path in (aside, *aside.rglob("*")):
         _sync(path)
     replaced = _retire(target) if aside.is_dir() and target.exists() else None
@@ -96,7 +110,10 @@ def put_in_place(aside: Path, target: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file or a directory, if it is there; what cannot be removed stays."""
-    if path.is_dir() and not path.is_symlink():
+    if isinstance(path, RemotePath):
+        with suppress(OSError):
+            remove_directory(path)
+    elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):
@@ -110,8 +127,12 @@ def find_free_name(path: Path) -> Path:
 
 
 def remove_directory(folder: Path) -> None:
-    """Remove a directory, under another name first: what is half removed is taken for nothing."""
-    shutil.rmtree(_retire(folder))
+    """Remove a directory, under another name or its record first: what is half removed is taken for nothing."""
+    if isinstance(folder, RemotePath):
+        (folder / RECORD_FILE).unlink(missing_ok=True)
+        folder.remove_tree()
+    else:
+        shutil.rmtree(_retire(folder))
 
 
 def _retire(folder: Path) -> Path:
@@ -233,7 +254,7 @@ def _hash_content(content: Mapping[str, Any]) -> str:
 def hash_file(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
     found = hashlib.sha256()
-    with path.open("rb") as file:
+    with localized(path) as local, local.open("rb") as file:
         while chunk := file.read(_CHUNK):
             found.update(chunk)
     return found.hexdigest()

@@ -151,11 +151,12 @@ def read_info(location: Location) -> SoundInfo:
 
 
 def _open(location: Location) -> soundfile.SoundFile | FFmpegFile:
-    """Open a file, or a range of an archive, from which libsndfile would read by calling Python for every few kilobytes."""
-    if location.size is None:
+    """Open a file, or a copy of what libsndfile would read by calling Python for every few kilobytes: a range, or an object."""
+    is_file = location.size is None and not location.is_remote
+    if is_file:
         check_regular(location.path)
     try:
-        if location.size is None:
+        if is_file:
             return _ReadOnce(location.path)
         if sys.platform == "linux":
             return _ReadOnce(copy_range(location), closefd=False)

@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.remote import place
 from d2v_plugin.core.shipped import find_shipped
 from d2v_plugin.data.labels import LabelSet, sort_labels
 from d2v_plugin.data.lines import read_content
@@ -70,12 +71,15 @@ class ManifestDataset:
         """
         if config.parts:
             return cls._join(config)
-        folder = find_shipped(config.path)
-        check_finished(folder)
-        paths = sorted(folder.glob("*.tsv"))
+        folder = find_shipped(place(config.path))
+        try:
+            check_finished(folder)
+            paths = sorted(folder.glob("*.tsv"))
+        except OSError as ex:
+            raise RecipeError(f"`dataset.config_overrides.path`: {ex.filename}: {ex.strerror}.") from None
         if not paths:
             raise RecipeError(
-                f"`dataset.config_overrides.path` is `{config.path}` (here: {config.path.absolute()}), which holds no manifest "
+                f"`dataset.config_overrides.path` is `{place(config.path)}` (here: {folder.absolute()}), which holds no manifest "
                 "(train.tsv, valid.tsv, …). Write one with `fairseq2 recipe manifest`."
             )
         problems = Problems()

@@ -8,10 +8,10 @@ import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
-from typing import Final
 
-MAX_BYTES: Final = 1 << 30
-"""Of one sample's file or byte range."""
+from d2v_plugin.core.remote import place
+from d2v_plugin.core.store import is_url
+from d2v_plugin.data.store_reading import MAX_BYTES, store_reader
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Location:
 
     size: int | None = None
     """Length of the range in bytes; None = the whole file."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is on a store."""
+        return "://" in self.path and is_url(self.path)
 
     def __str__(self) -> str:
         return self.path if self.size is None else f"{self.path}:{self.offset}:{self.size}"
@@ -58,11 +63,11 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
     :raises OSError: it does not exist, or is a folder, pipe, socket or device.
     """
-    mode = os.stat(path).st_mode
+    mode = place(path).stat().st_mode if is_url(path) else os.stat(path).st_mode  # type: ignore[arg-type]
     if not stat.S_ISREG(mode):
         kinds = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"))
         kind = next((name for is_kind, name in kinds if is_kind(mode)), "device")
-        raise OSError(f"{os.fspath(path)} is no file, but a {kind}.")
+        raise OSError(f"{path} is no file, but a {kind}.")
 
 
 def read_bytes(location: Location) -> bytearray:
@@ -70,6 +75,8 @@ def read_bytes(location: Location) -> bytearray:
 
     :raises OSError: it is no regular file, cannot be read, or ends before the range does.
     """
+    if location.is_remote:
+        return bytearray(store_reader().read(location))
     if location.size is None:
         # Not cached: a loose file is read once per epoch.
         descriptor = _open(location.path)
@@ -85,18 +92,24 @@ def read_bytes(location: Location) -> bytearray:
 
 
 def copy_range(location: Location) -> int:
-    """Copy a range of an archive to a file in memory, within the kernel, for libraries that read files only.
+    """Copy a range of an archive to a file in memory, within the kernel, for libraries that read files only; or any object.
 
     :returns: the file's descriptor, at its beginning; each thread has one, which holds the range until the next call.
     :raises OSError: the archive cannot be read, or ends before the range does.
     """
+    if not hasattr(_this_thread, "copy"):
+        _this_thread.copy = _Copy()
+    copy: int = _this_thread.copy.number
+    if location.is_remote:
+        data = store_reader().read(location)
+        os.ftruncate(copy, len(data))
+        os.pwrite(copy, data, 0)
+        os.lseek(copy, 0, os.SEEK_SET)
+        return copy
     assert location.size is not None
     with _opening:
         archive = _open_archive(location.path)
     _check_range(archive.number, location.offset, location.size, location)
-    if not hasattr(_this_thread, "copy"):
-        _this_thread.copy = _Copy()
-    copy: int = _this_thread.copy.number
     # The pages of the last range are used again.
     os.ftruncate(copy, location.size)
     os.lseek(copy, 0, os.SEEK_SET)

@@ -8,6 +8,7 @@ What a row can be wrong about is checked at once, for all rows, when the manifes
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -70,6 +71,11 @@ class Manifest:
         text = self._text
         path = text.file_of(text.data[text.starts[row] : text.path_ends[row]])
         return Location(path) if text.sizes[row] < 0 else Location(path, int(text.offsets[row]), int(text.sizes[row]))
+
+    @property
+    def to_fetch(self) -> Callable[[int], Location] | None:
+        """The place of a row, for readers that ask a store ahead; None = the files are local."""
+        return self.location if self._text.is_remote else None
 
     def place_of(self, row: int) -> tuple[Path, int]:
         """The file and the line a row stands on, counted from 1."""

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from d2v_plugin.core.remote import RemotePath
 from d2v_plugin.data.manifest_text import ManifestText, is_utf8
-from d2v_plugin.data.problems import Problems
+from d2v_plugin.data.problems import ManifestError, Problems
+from d2v_plugin.data.store_reading import NUM_REQUESTS
 from d2v_plugin.data.tsv_scan import BoolArray, IntArray
 
 (_SLASH,) = b"/"
 _MAX_PATH = 4096
 _LAST_ASCII = 0x7F
 _CHUNK = 1 << 20
+
+_NUM_LOOKED_AT = 100
+"""Objects of a store that are no archives; what is missing among the others is found when it is read."""
 
 
 def check_rows(text: ManifestText, numbers: Mapping[str, IntArray], problems: Problems, *, check_files: bool) -> None:
@@ -65,13 +71,13 @@ class _RowChecks:
         prefixes = tuple(os.fsencode(os.path.join(root, "")) for root in text.roots)
         for row in np.flatnonzero(suspect).tolist():
             suspect[row] = not text.data[starts[row] : ends[row]].startswith(prefixes)
-        for pattern in (b"..", b"\0"):
+        for pattern in (b"..", b"\0", *([b"://"] if text.is_remote else [])):
             suspect[text.rows_with(pattern)] = True
         escapes = np.zeros_like(suspect)
         for row in np.flatnonzero(suspect):
             name = text.data[starts[row] : ends[row]]
             escapes[row] = b"\0" in name or not _lies_inside(text.file_of(name), text.roots)
-            if b".." in name.split(b"/") and not escapes[row]:
+            if b".." in name.split(b"/") and not escapes[row] and not text.is_remote:
                 # Behind a symbolic link `..` leads elsewhere than it reads.
                 real_roots = [os.path.realpath(root) for root in text.roots]
                 escapes[row] = not _lies_inside(os.path.realpath(text.file_of(name)), real_roots)
@@ -110,6 +116,9 @@ class _RowChecks:
     def check_files(self) -> None:
         """Check that files exist, by listing folders rather than by asking for each file, and that archives are long enough."""
         text = self._text
+        if text.is_remote:
+            self._check_objects()
+            return
         listings: dict[bytes, set[bytes]] = {}
         archive_sizes: dict[bytes, int] = {}
         missing = np.zeros(len(text), dtype=bool)
@@ -129,6 +138,26 @@ class _RowChecks:
             if name not in archive_sizes:
                 archive_sizes[name] = _file_size(text.file_of(name))
             lengths[row] = archive_sizes[name]
+        self._report_missing(missing, lengths)
+
+    def _check_objects(self) -> None:
+        """Ask a store for all archives, and for some of the other objects, evenly spread: there may be millions."""
+        text = self._text
+        ranged = text.sizes >= 0
+        archives = text.distinct_files(ranged & self._valid)
+        loose = np.flatnonzero(~ranged & self._valid)
+        looked_at = loose[np.unique(np.linspace(0, len(loose) - 1, min(len(loose), _NUM_LOOKED_AT)).astype(np.int64))]
+        names = [*archives, *(text.data[text.starts[row] : text.path_ends[row]] for row in looked_at)]
+        with ThreadPoolExecutor(NUM_REQUESTS) as pool:
+            sizes = list(pool.map(lambda name: _object_size(text.file_of(name)), names))
+        lengths = np.full(len(text), np.iinfo(np.int64).max)
+        for rows, size in zip([*archives.values(), *looked_at], sizes, strict=True):
+            lengths[rows] = size
+        self._report_missing(np.zeros(len(text), dtype=bool), lengths)
+
+    def _report_missing(self, missing: BoolArray, lengths: IntArray) -> None:
+        """:param lengths: of the archives; -1 = it does not exist."""
+        text = self._text
         missing |= lengths < 0
         self._report(missing, lambda row: f"`{self._file(row)}` does not exist")
         short = (text.offsets + np.maximum(text.sizes, 0)) > lengths
@@ -146,7 +175,7 @@ class _RowChecks:
 
 def _lies_inside(path: str, roots: list[str]) -> bool:
     path = os.path.normpath(path)
-    return any(root == "/" or path.startswith(root + "/") for root in roots)
+    return any(root == "/" or path.startswith(os.path.normpath(root) + "/") for root in roots)
 
 
 def _list_folder(path: str) -> set[bytes]:
@@ -154,6 +183,16 @@ def _list_folder(path: str) -> set[bytes]:
         return set(os.listdir(os.fsencode(path)))
     except OSError:
         return set()
+
+
+def _object_size(address: str) -> int:
+    """:raises ManifestError: the store does not tell."""
+    try:
+        return RemotePath(address).stat().st_size
+    except FileNotFoundError:
+        return -1
+    except OSError as ex:
+        raise ManifestError(f"{ex.filename}: {ex.strerror}.") from None
 
 
 def _file_size(path: str) -> int:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from d2v_plugin.core.remote import place
+from d2v_plugin.core.store import is_url
 from d2v_plugin.data.problems import ManifestError, Problems
-from d2v_plugin.data.tsv_scan import IntArray, find_byte, parse_numbers, read_file
+from d2v_plugin.data.tsv_scan import BoolArray, IntArray, find_byte, parse_numbers, read_file
 
 _CHUNK = 1 << 16
 _NEWLINE, _TAB, _COLON, _RETURN = b"\n\t:\r"
@@ -45,6 +48,8 @@ class ManifestText:
         """How many of them every row must have."""
         self.roots: list[str] = []
         """The absolute folders of its paths."""
+        self.is_remote = False
+        """Whether they are on stores."""
         self.classes: list[str] | None = None
         """As declared; None = they are not."""
         self.vocabulary: str | None = None
@@ -99,6 +104,14 @@ class ManifestText:
             for row, (start, end) in enumerate(chunk, first):
                 yield row, self.data[start:end]
 
+    def distinct_files(self, among: BoolArray) -> dict[bytes, IntArray]:
+        """The rows of each file that some of the rows (R,) name."""
+        rows: dict[bytes, list[int]] = {}
+        chosen = np.flatnonzero(among)
+        for index, name in self.walk(self.starts[chosen], self.path_ends[chosen]):
+            rows.setdefault(name, []).append(index)
+        return {name: chosen[indices] for name, indices in rows.items()}
+
     def rows_with(self, pattern: bytes) -> list[int]:
         """Rows in which a rare pattern occurs."""
         found, position = [], -1
@@ -110,7 +123,10 @@ class ManifestText:
         return found
 
     def file_of(self, name: bytes) -> str:
-        """The absolute path of a file; a path that is already absolute stays as it is."""
+        """The absolute path or the address of a file; what is already one stays as it is."""
+        if self.is_remote:
+            text = os.fsdecode(name)
+            return text if "://" in text and is_url(text) else f"{self.roots[0]}/{text}"
         return os.path.join(self.roots[0], os.fsdecode(name)) if self.roots else os.fsdecode(name)
 
     def _find_lines(self) -> tuple[IntArray, IntArray]:
@@ -141,7 +157,10 @@ class ManifestText:
             if line == 0:
                 if any("\0" in root for root in fields):
                     problems.add(self.path, 1, "the root has a NUL; it must be the folder of the paths below it")
-                self.roots = [os.path.abspath(self.path.parent / root.replace("\0", "")) for root in fields]
+                self.roots = [_join_root(self.path.parent, root.replace("\0", "")) for root in fields]
+                self.is_remote = any(map(is_url, self.roots))
+                if self.is_remote and not all(map(is_url, self.roots)):
+                    problems.add(self.path, 1, "some roots are on a store and some are local; split the manifest")
             elif fields[0] == "#columns":
                 self._declare_columns(fields[1:], columns, line + 1, problems)
             elif fields[0] == "#classes":
@@ -195,6 +214,15 @@ class ManifestText:
         ranged = inside & (offsets >= 0) & (sizes >= 0)
 
         return np.where(ranged, first_colons, ends), np.where(ranged, offsets, 0), np.where(ranged, sizes, -1)
+
+
+def _join_root(folder: Path, root: str) -> str:
+    """The absolute folder of a root that is relative to the manifest's, or an address."""
+    if is_url(root):
+        return str(place(root))
+    if not is_url(folder):
+        return os.path.abspath(folder / root)
+    return str(place(posixpath.normpath(f"{folder}/{root}")))
 
 
 def is_utf8(text: bytes) -> bool:

@@ -88,6 +88,11 @@ class JoinedManifest(Manifest):
         part, row = self._find(row)
         return part.location(row)
 
+    @property
+    @override
+    def to_fetch(self) -> Callable[[int], Location] | None:
+        return None if all(part.to_fetch is None for part in self.parts) else self.location
+
     @override
     def place_of(self, row: int) -> tuple[Path, int]:
         part, row = self._find(row)

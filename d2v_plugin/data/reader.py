@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,13 @@ from typing_extensions import Self, override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.log import log
+from d2v_plugin.core.remote import place
 from d2v_plugin.data.bad_samples import BadSamples
 from d2v_plugin.data.batches import ReadBatch
 from d2v_plugin.data.composed_readers import WrappedReader
 from d2v_plugin.data.mixture import Mixture
 from d2v_plugin.data.order import Order, RowBatch, Share
+from d2v_plugin.data.store_reading import Locate, ReadAhead
 
 _PREFETCH = 2
 
@@ -57,10 +59,12 @@ class TrainReader(DataReader[Batch]):
         *,
         data_hash: str = "",
         mixture: Mixture | None = None,
+        to_fetch: Locate | None = None,
     ) -> None:
         """
         :param bad_samples: of the samples that ``read`` reads; also names them, for reports.
         :param data_hash: of the rows that are read, by which a resumed run knows them again; empty = it does not look.
+        :param to_fetch: the place of each row on a store, which is asked ahead; None = there is nothing to fetch.
         """
         self.mixture = mixture
         """The datasets it reads from; None = it is one."""
@@ -71,7 +75,11 @@ class TrainReader(DataReader[Batch]):
         self._gangs = gangs
         self._bad_samples = bad_samples
         self._is_stopped = Event()
-        self._read_pass = partial(_read_pass, order, share, _pin_for(gangs.device, read), bad_samples, self._is_stopped)
+        read = _pin_for(gangs.device, read)
+        self._read_pass: Callable[[int], Batch | None] = partial(_read_pass, order, share, read, bad_samples, self._is_stopped)
+        if to_fetch is not None:
+            ahead = ReadAhead(lambda pass_nr: order.read(*share.find_items(pass_nr)).rows, to_fetch)
+            self._read_pass = partial(_fetch_and_read, ahead, self._read_pass)
         self._start(0)
 
     def _start(self, position: int) -> None:
@@ -160,7 +168,7 @@ class TrainReader(DataReader[Batch]):
 def _look_at(path: Path) -> tuple[int, ...] | None:
     """What changes when a file is written or replaced; None = it is gone."""
     try:
-        status = path.stat()
+        status = place(path).stat()
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
@@ -169,7 +177,16 @@ def _look_at(path: Path) -> tuple[int, ...] | None:
 class LabelledReader(WrappedReader[Batch]):
     """One ordered pass over a split; each rank reads every ``world_size``-th batch, nothing is dropped."""
 
-    def __init__(self, batches: list[RowBatch], gangs: Gangs, read: ReadBatch, bad_samples: BadSamples) -> None:
+    def __init__(
+        self,
+        batches: list[RowBatch],
+        gangs: Gangs,
+        read: ReadBatch,
+        bad_samples: BadSamples,
+        *,
+        to_fetch: Locate | None = None,
+    ) -> None:
+        """:param to_fetch: as for :class:`TrainReader`."""
         read = _pin_for(gangs.device, read)
 
         def read_or_end(batch: RowBatch) -> Batch | None:
@@ -178,7 +195,7 @@ class LabelledReader(WrappedReader[Batch]):
                 bad_samples.raise_if_too_many()
             return found
 
-        pipeline = build_pipeline(read_sequence(batches[gangs.dp.rank :: gangs.dp.size]), read_or_end)
+        pipeline = read_batches(batches[gangs.dp.rank :: gangs.dp.size], read_or_end, to_fetch)
         super().__init__(DataPipelineReader(pipeline, gangs, sync_mode=SyncMode.UNTIL_LAST))
         self._bad_samples = bad_samples
 
@@ -193,6 +210,24 @@ class LabelledReader(WrappedReader[Batch]):
     def name_sample(self, modality: Modality, sample: int) -> str:
         """See :func:`d2v_plugin.data.composed_readers.name_sample`."""
         return self._bad_samples.name_sample(sample)
+
+
+def read_batches(batches: Sequence[RowBatch], read: ReadBatch, to_fetch: Locate | None) -> DataPipeline:
+    """A pipeline over given batches.
+
+    :param to_fetch: as for :class:`TrainReader`.
+    """
+    if to_fetch is None:
+        return build_pipeline(read_sequence(batches), read)
+    ahead = ReadAhead(lambda number: batches[number].rows if number < len(batches) else None, to_fetch)
+    numbers = read_sequence(list(range(len(batches))))
+
+    return build_pipeline(numbers, partial(_fetch_and_read, ahead, lambda number: read(batches[number])))
+
+
+def _fetch_and_read(ahead: ReadAhead, read: Callable[[int], Batch | None], pass_nr: int) -> Batch | None:
+    ahead(pass_nr)
+    return read(pass_nr)
 
 
 def _read_pass(order: Order, share: Share, read: ReadBatch, bad_samples: BadSamples, is_stopped: Event, pass_nr: int) -> Batch:

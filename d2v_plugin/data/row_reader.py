@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from fairseq2.data.data_pipeline import read_sequence
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.data.bad_samples import BadSamples
 from d2v_plugin.data.batches import ReadBatch, batch_by_length
 from d2v_plugin.data.order import RowBatch, Rows
-from d2v_plugin.data.reader import build_pipeline
+from d2v_plugin.data.reader import read_batches
+from d2v_plugin.data.store_reading import Locate
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class RowReader:
 
     samples: str = "rows of the manifest"
     """What the samples are, for people."""
+
+    to_fetch: Locate | None = None
+    """The place of each on a store, which is asked ahead; None = there is nothing to fetch."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -55,7 +58,7 @@ class RowReader:
         :param ranges: of rows, ascending.
         """
         cut = [batch for start, stop in ranges for batch in self._cut(start, stop, max_batch_size)]
-        batches = iter(build_pipeline(read_sequence(cut), self.read_batch))
+        batches = iter(read_batches(cut, self.read_batch, self.to_fetch))
         ahead = next(batches, None)
 
         def read_before(stop: int) -> Iterator[Batch]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from d2v_plugin.core.registry import unknown_name
+from d2v_plugin.core.remote import place
 from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.data.labels import LabelSet, sort_labels
 from d2v_plugin.data.problems import Problems
@@ -65,8 +66,9 @@ class Sentences:
             raise RecipeError(unknown_name("GLUE task", config.glue, GLUE))
         layout = config.layout or GLUE[config.glue or ""]
         problems = Problems()
-        tables = read_tables(config.path, layout, problems)
-        dataset = cls(config.path, layout, tables, open_tokenizer(config.vocabulary or config.path))
+        folder = place(config.path)
+        tables = read_tables(folder, layout, problems)
+        dataset = cls(folder, layout, tables, open_tokenizer(place(config.vocabulary or folder)))
         check_labels(tables, layout, () if layout.numbers else dataset.class_names, problems)
         problems.raise_if_any()
 

@@ -1,4 +1,4 @@
-"""Text: vocabularies, shards of tokens, and how a stream of tokens is cut into samples."""
+"""Text: vocabularies, tokenizers, and shards of tokens as one stream."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from fairseq2.recipe.error import RecipeError
 from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor
 
+from d2v_plugin.core.remote import place
 from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.batches import Padded, pad
-from d2v_plugin.data.files import check_regular
+from d2v_plugin.data.files import Location, check_regular
 from d2v_plugin.data.lines import read_content, read_json
 from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.problems import ManifestError, Problems
+from d2v_plugin.data.store_reading import Locate
 from d2v_plugin.data.token_files import TokenFile
 
 TokenIds = NDArray[np.int64]
-BreakMode = Literal["none", "complete", "complete_doc", "eos"]
 
 BEGINNING, PADDING, END, UNKNOWN = range(4)
 NUM_SPECIAL = 4
@@ -161,7 +161,7 @@ class TokenStream:
         problems = Problems()
         for row, count in enumerate(manifest.integers("tokens").tolist()):
             location = manifest.location(row)
-            size = Path(location.path).stat().st_size if location.size is None else location.size
+            size = place(location.path).stat().st_size if location.size is None else location.size
             if size != count * vocabulary.dtype.itemsize:
                 message = f"{location} has {size:,} bytes, but {count:,} tokens of {vocabulary.dtype} need another number"
                 problems.add(*manifest.place_of(row), message)
@@ -208,6 +208,20 @@ class TokenStream:
             for shard, first, last, is_whole in zip(shards.tolist(), firsts, lasts, whole, strict=True)
         ]
 
+    def to_fetch(self, starts: TokenIds, stops: TokenIds) -> Locate | None:
+        """The place of each of several samples, up to the end of its first shard; None = they are local."""
+        if self.manifest.to_fetch is None:
+            return None
+
+        def locate(sample: int) -> Location:
+            shard = int(np.searchsorted(self._ends, starts[sample], side="right"))
+            first = int(self._starts[shard])
+            return self._shards[shard].locate(
+                int(starts[sample]) - first, min(int(stops[sample]), int(self._ends[shard])) - first
+            )
+
+        return locate
+
     def _join(self, shard: int, first: int, last: int) -> NDArray[Any]:
         """Tokens [first, last), counted from the beginning of a shard, beyond its end."""
         parts = []
@@ -228,7 +242,7 @@ class TokenStream:
         """
         found, first = [np.empty(0, dtype=np.int64)], 0
         for row, shard in enumerate(self._shards):
-            path = Path(self.manifest.location(row).path).with_suffix(".idx")
+            path = place(self.manifest.location(row).path).with_suffix(".idx")
             try:
                 check_regular(path)
                 content = path.read_bytes()
@@ -243,51 +257,6 @@ class TokenStream:
             first += len(shard)
 
         return np.concatenate(found)
-
-
-def cut_blocks(stream: TokenStream, max_tokens: int, mode: BreakMode) -> tuple[TokenIds, TokenIds]:
-    """Cut a stream into blocks of at most ``max_tokens`` tokens, as fairseq's ``TokenBlockDataset`` does.
-
-    :param mode: ``none``: every block is full, whatever it cuts through; only the last may be shorter.
-        ``complete``: whole lines. ``complete_doc``: whole lines of one document. ``eos``: one line each.
-        A line that alone is longer is cut off, where fairseq lets the block be longer.
-    :returns: (blocks,) starts and ends.
-    """
-    parts = list(pairwise(stream.bounds.tolist()))
-    if mode == "none":
-        starts = np.concatenate([np.arange(first, last, max_tokens, dtype=np.int64) for first, last in parts])
-        lasts = stream.bounds[np.searchsorted(stream.bounds, starts, side="right")]
-
-        return starts, np.minimum(starts + max_tokens, lasts)
-    ends = stream.line_ends()
-    starts = np.concatenate([[0], ends[:-1]])
-    blocks = []
-    for first, last in np.searchsorted(starts, parts).tolist():
-        begin, end = starts[first:last], ends[first:last]
-        if mode == "complete_doc":
-            blocks += [_pack(begin[lines], end[lines], max_tokens) for lines in _split_documents(end - begin)]
-        else:
-            blocks.append(_pack(begin, end, max_tokens) if mode == "complete" else (begin, end))
-    if not blocks:
-        raise RecipeError("The split has no line of text.")
-    block_starts, block_ends = (np.concatenate(side) for side in zip(*blocks, strict=True))
-
-    return block_starts, np.minimum(block_ends, block_starts + max_tokens)
-
-
-def _split_documents(line_sizes: TokenIds) -> list[slice]:
-    """The lines of each document, without the one-token lines between documents."""
-    breaks = np.concatenate([[-1], np.flatnonzero(line_sizes == 1), [len(line_sizes)]]).tolist()
-    return [slice(last + 1, end) for last, end in pairwise(breaks) if end > last + 1]
-
-
-def _pack(starts: TokenIds, ends: TokenIds, max_tokens: int) -> tuple[TokenIds, TokenIds]:
-    """Join neighbouring lines while they fit."""
-    firsts, line = [], 0
-    while line < len(starts):
-        firsts.append(line)
-        line = max(line + 1, int(np.searchsorted(ends, starts[line] + max_tokens, side="right")))
-    return starts[firsts], ends[[*(first - 1 for first in firsts[1:]), len(ends) - 1]]
 
 
 def pad_tokens(samples: Sequence[NDArray[Any]]) -> Padded:

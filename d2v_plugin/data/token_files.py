@@ -22,6 +22,11 @@ class TokenFile:
     def __len__(self) -> int:
         return self.count
 
+    def locate(self, start: int, stop: int) -> Location:
+        """The place of tokens [start, stop)."""
+        size = self.dtype.itemsize
+        return Location(self.location.path, self.location.offset + start * size, (stop - start) * size)
+
     def __getitem__(self, part: slice) -> NDArray[Any]:
         """
         :raises OSError: the file cannot be read, or has become too short.
@@ -29,7 +34,5 @@ class TokenFile:
         start, stop, _ = part.indices(self.count)
         if start >= stop:
             return np.empty(0, self.dtype)
-        size = self.dtype.itemsize
-        place = Location(self.location.path, self.location.offset + start * size, (stop - start) * size)
 
-        return np.frombuffer(read_bytes(place), self.dtype)
+        return np.frombuffer(read_bytes(self.locate(start, stop)), self.dtype)

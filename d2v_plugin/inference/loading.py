@@ -14,6 +14,7 @@ from fairseq2.utils.structured import StructureError
 from d2v_plugin.core.errors import causes
 from d2v_plugin.core.log import log
 from d2v_plugin.core.registry import ComponentSection, create, registered_names, structure_nested
+from d2v_plugin.core.remote import place
 from d2v_plugin.criteria.base import Criterion, CriterionSection
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.evaluation.checkpoint import load_trained
@@ -100,7 +101,7 @@ def find_settings(
 
 def _folder_of(path: str | Path) -> Path:
     """The directory of a model; that of a registered name is where its files are."""
-    return Path(path) if Path(path).is_dir() else find_source(path).path
+    return place(path) if place(path).is_dir() else find_source(path).path
 
 
 def structure_section(

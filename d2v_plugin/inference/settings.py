@@ -12,6 +12,7 @@ from fairseq2.utils.structured import StandardValueConverter, StructureError
 
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.errors import causes
+from d2v_plugin.core.remote import place
 from d2v_plugin.data.audio import AudioReadingConfig
 from d2v_plugin.data.image import ImageReadingConfig
 from d2v_plugin.data.sentences import SentencesConfig
@@ -145,4 +146,4 @@ def list_vocabularies(dataset: Mapping[str, Any], *before: Path | None) -> list[
     # Of several datasets all have the same.
     sections = [{**section, **(section.get("parts") or [{}])[0]} for section in sections]
     known = [section.get(name) for section in sections for name in ("vocabulary", "path")]
-    return [folder for folder in before if folder is not None] + [Path(str(folder)) for folder in known if folder is not None]
+    return [folder for folder in before if folder is not None] + [place(str(folder)) for folder in known if folder is not None]

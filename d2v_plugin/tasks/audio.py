@@ -144,12 +144,13 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
         rows = np.argsort(-lengths, kind="stable") if self.longest_first else np.arange(len(lengths))
         batches = batch_by_length(rows, lengths[rows], self.config.max_num_elements)
 
-        return LabelledReader(batches, gangs, *self._open_padded(manifest, targets))
+        return LabelledReader(batches, gangs, *self._open_padded(manifest, targets), to_fetch=manifest.to_fetch)
 
     @override
     def open_rows(self, split: str) -> RowReader:
         config, manifest = self.config, self.dataset.split(split)
-        return RowReader(read_lengths(manifest, config.audio), config.max_num_elements, *self._open_padded(manifest))
+        lengths = read_lengths(manifest, config.audio)
+        return RowReader(lengths, config.max_num_elements, *self._open_padded(manifest), to_fetch=manifest.to_fetch)
 
     @override
     def locate(self, split: str, row: int) -> str:
@@ -204,8 +205,10 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
         def by_length(part: Rows, part_seed: int) -> Order:
             return LengthOrder(part, lengths[part], config.max_num_elements, part_seed)
 
-        order, mixture = arrange(self.dataset.split(config.split), rows, seed, by_length)
-        return TrainReader(order, share, gangs, read, bad_samples, data_hash=self.hash_data(), mixture=mixture)
+        manifest = self.dataset.split(config.split)
+        order, mixture = arrange(manifest, rows, seed, by_length)
+        data_hash, to_fetch = self.hash_data(), manifest.to_fetch
+        return TrainReader(order, share, gangs, read, bad_samples, data_hash=data_hash, mixture=mixture, to_fetch=to_fetch)
 
     def hash_data(self) -> str:
         """The hash of what training reads, by which a resumed run knows it again."""
@@ -295,8 +298,7 @@ class LabelledAudioTask(AudioTask[LabelledAudioConfig]):
                 f"All recordings of {manifest.path} are longer than `task.config.max_sample_size` ({most:,}); the shortest has "
                 f"{lengths.min():,} samples."
             )
-        if len(rows) < len(lengths):
-            left_out = len(lengths) - len(rows)
+        if left_out := len(lengths) - len(rows):
             log.info("Left out {:,} recordings, which are longer than `max_sample_size` ({:,}).", left_out, most)
 
         return rows

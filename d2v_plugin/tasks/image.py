@@ -125,7 +125,9 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
         manifest = self.dataset.split(config.split)
         order, mixture = arrange(manifest, np.arange(len(manifest)), seed)
 
-        return TrainReader(order, share, gangs, read, bad_samples, data_hash=manifest.hash_rows(), mixture=mixture)
+        return TrainReader(
+            order, share, gangs, read, bad_samples, data_hash=manifest.hash_rows(), mixture=mixture, to_fetch=manifest.to_fetch
+        )
 
     @override
     def create_labelled_reader(self, gangs: Gangs, split: str) -> DataReader[Batch]:
@@ -133,12 +135,14 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
         batch_size = self.config.max_batch_size or max(1, self.config.batch_size // gangs.dp.size)
         batches = batch_rows(np.arange(len(labels)), batch_size)
 
-        return LabelledReader(batches, gangs, *self._open_images(split, targets=RowLabels(labels)))
+        to_fetch = self.dataset.split(split).to_fetch
+        return LabelledReader(batches, gangs, *self._open_images(split, targets=RowLabels(labels)), to_fetch=to_fetch)
 
     @override
     def open_rows(self, split: str) -> RowReader:
-        lengths = np.ones(len(self.dataset.split(split)), dtype=np.int64)
-        return RowReader(lengths, self.config.max_batch_size, *self._open_images(split))
+        manifest = self.dataset.split(split)
+        lengths = np.ones(len(manifest), dtype=np.int64)
+        return RowReader(lengths, self.config.max_batch_size, *self._open_images(split), to_fetch=manifest.to_fetch)
 
     @override
     def locate(self, split: str, row: int) -> str:

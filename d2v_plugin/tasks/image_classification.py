@@ -94,7 +94,9 @@ class ImageClassificationTask(ImagePretrainingTask):
         order, mixture = arrange(manifest, np.arange(len(manifest)), seed)
         read = self._regularize(read, seed)
 
-        return TrainReader(order, share, gangs, read, bad_samples, data_hash=manifest.hash_rows(), mixture=mixture)
+        return TrainReader(
+            order, share, gangs, read, bad_samples, data_hash=manifest.hash_rows(), mixture=mixture, to_fetch=manifest.to_fetch
+        )
 
     def _regularize(self, read: ReadBatch, seed: int) -> ReadBatch:
         """Erase and mix what ``read`` returns."""

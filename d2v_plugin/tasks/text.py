@@ -19,13 +19,14 @@ from d2v_plugin.core.log import log
 from d2v_plugin.core.validation import report
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
 from d2v_plugin.data.batches import ReadBatch, batch_rows, make_batch, read_samples
+from d2v_plugin.data.blocks import BreakMode, cut_blocks
 from d2v_plugin.data.dataset import TextManifest
 from d2v_plugin.data.labels import LabelKind, RowLabels
 from d2v_plugin.data.mixture import arrange
 from d2v_plugin.data.order import RowBatch, share_batch
 from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.row_reader import RowReader
-from d2v_plugin.data.text import SENTENCEPIECE_FILE, BreakMode, TokenIds, Tokenizer, TokenStream, cut_blocks, pad_tokens
+from d2v_plugin.data.text import SENTENCEPIECE_FILE, TokenIds, Tokenizer, TokenStream, pad_tokens
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.tasks.base import Task, check_counts
 
@@ -103,7 +104,8 @@ class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
         order, mixture = arrange(stream.manifest, np.arange(len(starts)), seed, bounds=bounds)
 
         read, bad_samples = self._open_samples(stream, starts, ends)
-        return TrainReader(order, share, gangs, read, bad_samples, data_hash=stream.manifest.hash_rows(), mixture=mixture)
+        data_hash, to_fetch = stream.manifest.hash_rows(), stream.to_fetch(starts, ends)
+        return TrainReader(order, share, gangs, read, bad_samples, data_hash=data_hash, mixture=mixture, to_fetch=to_fetch)
 
     @override
     def create_labelled_reader(self, gangs: Gangs, split: str) -> DataReader[Batch]:
@@ -113,7 +115,8 @@ class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
         starts, ends = stream.row_bounds(config.tokens_per_sample - 1)
         read, bad_samples = self._open_samples(stream, starts, ends, stream.manifest.name_of, RowLabels(labels))
         batch_size = config.max_batch_size or max(1, config.batch_size // gangs.dp.size)
-        return LabelledReader(batch_rows(np.arange(len(labels)), batch_size), gangs, read, bad_samples)
+        batches, to_fetch = batch_rows(np.arange(len(labels)), batch_size), stream.to_fetch(starts, ends)
+        return LabelledReader(batches, gangs, read, bad_samples, to_fetch=to_fetch)
 
     @override
     def open_rows(self, split: str) -> RowReader:
@@ -130,7 +133,7 @@ class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):
             name, samples = None, f"blocks of at most {size} tokens"
         read, bad_samples = self._open_samples(stream, starts, ends, name)
 
-        return RowReader(ends - starts + 1, None, read, bad_samples, samples)
+        return RowReader(ends - starts + 1, None, read, bad_samples, samples, stream.to_fetch(starts, ends))
 
     @override
     def locate(self, split: str, row: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from fairseq2.utils.config import StandardConfigMerger
 
 from d2v_plugin.core.fairseq2_private import swap_default_resolver
+from d2v_plugin.core.remote import place
 from d2v_plugin.data.text import SENTENCEPIECE_FILE
 from d2v_plugin.verbs.inheritance import read_whole
 from d2v_plugin.weights.directory import is_model_directory
@@ -42,8 +43,8 @@ def _known_settings(path: str, sections: Sequence[str]) -> dict[str, Any]:
         provenance = find_provenance(path)
         if provenance is not None:
             known = {name: section for name, section in provenance.sections.items() if name in sections}
-            if is_model_directory(Path(path)):
-                known = _point_at_vocabulary(known, Path(path).absolute())
+            if is_model_directory(place(path)):
+                known = _point_at_vocabulary(known, place(path).absolute())
             return {"_set_": known}
 
         return _sections_of_model(find_source(path))

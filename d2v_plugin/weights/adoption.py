@@ -10,6 +10,7 @@ from typing import Final
 from fairseq2.assets import AssetStore
 
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.remote import localized, place
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.families import AnyConfig
@@ -62,9 +63,10 @@ def read_foreign(path_or_name: str | Path, weights: Weights = "student") -> Fore
     :returns: None if it is one of ours, or nothing that is known here.
     :raises CheckpointError: it cannot be read, or has no counterpart here.
     """
-    path = Path(path_or_name)
+    path = place(path_or_name)
     if path.is_file():
-        model = convert_fairseq(path, teacher_weights=weights == "teacher")
+        with localized(path) as file:
+            model = convert_fairseq(file, teacher_weights=weights == "teacher")
         transfer = Transfer.read(f"{path} ({weights})", model.info["source"]["transfer"])
         lacking = [row.part for row in transfer.rows if row.action == "new"]
         return Foreign(config=model.config, state=model.student, transfer=transfer, lacking=lacking)
@@ -77,7 +79,8 @@ def read_foreign(path_or_name: str | Path, weights: Weights = "student") -> Fore
 
 def _read_foreign_directory(path: Path) -> Foreign | None:
     if (path / CONFIG_FILE).is_file() and not is_model_directory(path):
-        return read_hugging_face(path)
+        with localized(path) as folder:
+            return read_hugging_face(folder)
     checkpoints = find_checkpoints(path)
     try:
         description = "" if checkpoints is None else (checkpoints / MODEL_FILE).read_text(errors="replace")

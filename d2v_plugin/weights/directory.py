@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from d2v_plugin.core.errors import CheckpointError, causes
+from d2v_plugin.core.remote import localized
 from d2v_plugin.core.storage import FileRecord, Record, describe_file, put_in_place, write_record
 from d2v_plugin.data.files import check_regular
 from d2v_plugin.models.families import FAMILIES, AnyConfig, family_of, is_family
@@ -167,7 +168,8 @@ def read_weights(path: Path) -> State:
     """
     try:
         check_regular(path)
-        return load_file(path)
+        with localized(path) as file:
+            return load_file(file)
     except OSError as ex:
         raise CheckpointError(f"{path}: {(ex.strerror or str(ex)).rstrip('.')}.") from ex
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as ex:

@@ -19,8 +19,10 @@ from ruamel.yaml import YAML
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.plain_yaml import PlainYamlError, read_yaml
+from d2v_plugin.core.remote import place
 from d2v_plugin.core.secrets import hide_in_data
 from d2v_plugin.core.storage import write_atomically
+from d2v_plugin.core.store import is_url
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.weights.run_folder import PROVENANCE_FILE
 
@@ -124,6 +126,8 @@ def _make_absolute(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     return {
-        key: os.path.abspath(item) if key == "path" and isinstance(item, str | Path) else _make_absolute(item)
+        key: (str(place(item)) if is_url(item) else os.path.abspath(item))
+        if key == "path" and isinstance(item, str | Path)
+        else _make_absolute(item)
         for key, item in value.items()
     }

@@ -15,7 +15,9 @@ from typing import Final, final
 
 from d2v_plugin.core.errors import CheckpointError, NewerFormatError
 from d2v_plugin.core.log import log
+from d2v_plugin.core.remote import RemotePath, place
 from d2v_plugin.core.storage import check_directory, has_record
+from d2v_plugin.core.store import is_url
 
 
 @final
@@ -60,7 +62,9 @@ def split_average(path_or_name: str | Path) -> tuple[str | Path, int]:
     """Split a path into that of the run or of its last checkpoint, and how many checkpoints are meant: 1 without a suffix."""
     found = _SUFFIX.fullmatch(str(path_or_name))
 
-    return (path_or_name, 1) if found is None or Path(path_or_name).exists() else (Path(found[1]), int(found[2]))
+    if found is None or place(path_or_name).exists():
+        return (place(path_or_name) if is_url(path_or_name) else path_or_name), 1
+    return place(found[1]), int(found[2])
 
 
 def step_folder(checkpoints: Path, step_nr: int) -> Path:
@@ -69,12 +73,14 @@ def step_folder(checkpoints: Path, step_nr: int) -> Path:
 
 
 def unfinished_folder(checkpoints: Path, step_nr: int) -> Path:
-    """The place of a checkpoint while it is written."""
-    return checkpoints / f"step_{step_nr}.tmp"
+    """The place of a checkpoint while it is written: on a store the one that it keeps."""
+    return step_folder(checkpoints, step_nr) if isinstance(checkpoints, RemotePath) else checkpoints / f"step_{step_nr}.tmp"
 
 
 def list_unfinished(checkpoints: Path) -> list[Path]:
     """Checkpoints that are being written or removed, or that a run which died has left so."""
+    if isinstance(checkpoints, RemotePath):
+        return [path for path in checkpoints.glob("step_*") if parse_step(path) is not None and not has_record(path)]
     return [path for path in checkpoints.glob("step_*.tmp") if re.fullmatch(rf"{_STEP}(\.old)?\.tmp", path.name)]
 
 
@@ -95,8 +101,9 @@ def list_steps(checkpoints: Path, *, recorded: bool = False) -> list[int]:
     :param recorded: only those with a record of their files, which are complete unless they were damaged afterwards.
     """
     folders = checkpoints.iterdir() if checkpoints.is_dir() else ()
-    steps = ((parse_step(folder), folder) for folder in folders if folder.is_dir())
-    return sorted(step for step, folder in steps if step is not None and (has_record(folder) or not recorded))
+    steps = [(step, folder) for folder in folders if (step := parse_step(folder)) is not None and folder.is_dir()]
+    recorded |= isinstance(checkpoints, RemotePath)
+    return sorted(step for step, folder in steps if has_record(folder) or not recorded)
 
 
 def read_scores(checkpoints: Path, steps: Iterable[int]) -> list[tuple[float, int]]:
@@ -132,7 +139,7 @@ def find_checkpoints(path: str | Path) -> Path | None:
     :param path: the output directory of a run, its ``checkpoints``, or a ``step_N``; perhaps with ``@average=5``.
     :returns: None if the path is none of these.
     """
-    path = Path(split_average(path)[0])
+    path = place(split_average(path)[0])
     if (step := named_step(path)) is not None:
         return step.parent
     return next((folder for folder in (path, path / "checkpoints") if (folder / MODEL_FILE).is_file()), None)
@@ -149,7 +156,7 @@ def find_step(path: str | Path, *, best: bool = False) -> Path | None:
     :returns: a folder ``step_N``; None if the path is none of these.
     :raises CheckpointError: there is no complete checkpoint, or no score; or a newer version of this package wrote one.
     """
-    checkpoints, named = find_checkpoints(path), named_step(Path(split_average(path)[0]))
+    checkpoints, named = find_checkpoints(path), named_step(place(split_average(path)[0]))
     if checkpoints is None or named is not None:
         return named
 

@@ -17,7 +17,9 @@ from typing_extensions import override
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.plain_yaml import PlainYamlError, read_yaml
+from d2v_plugin.core.remote import localized, place
 from d2v_plugin.core.storage import check_directory, has_record
+from d2v_plugin.core.store import is_url
 from d2v_plugin.models.base import CRITERION_PREFIX, drop_criterion
 from d2v_plugin.models.families import FAMILIES, AnyConfig, is_family
 from d2v_plugin.weights.averaging import average, find_last
@@ -122,7 +124,8 @@ class NativeSource(Source):
         # Whole tensors, whatever the number of processes now and when it was written.
         options = ModelCheckpointLoadOptions(gangs=create_fake_gangs(CPU), mmap=True, restrict=True)
         try:
-            return dict(library().resolve(ModelCheckpointLoader).lazy_load(self.path, {}, options))
+            with localized(self.path) as path:  # what is mapped stays when the names of a local copy go
+                return dict(library().resolve(ModelCheckpointLoader).lazy_load(path, {}, options))
         except CorruptModelCheckpointError as ex:
             raise CheckpointError(explain_corrupt(self.path, ex)) from ex
         except OSError as ex:
@@ -156,7 +159,7 @@ def find_source(path_or_name: str | Path) -> Source:
     path_or_name, count = split_average(path_or_name)
     if count > 1:
         return _find_average(path_or_name, count)
-    path = Path(path_or_name)
+    path = place(path_or_name)
     if path.is_dir():
         return _find_in_directory(path)
     if path.is_file():
@@ -176,11 +179,11 @@ def find_provenance(path: str | Path) -> Provenance | None:
     :raises CheckpointError: what says it is damaged, or a registered model cannot be had.
     """
     path, _ = split_average(path)
-    if isinstance(path, str) and not Path(path).exists() and Path(path).name == path:
+    if isinstance(path, str) and not is_url(path) and not Path(path).exists() and Path(path).name == path:
         card = library().resolve(AssetStore).maybe_retrieve_card(path)
         path = path if card is None or not is_family(_family_of(card)) else _find_files(card)
-    if is_model_directory(Path(path)):
-        return read_provenance_section(Path(path))
+    if is_model_directory(place(path)):
+        return read_provenance_section(place(path))
     checkpoints = find_checkpoints(path)
 
     return None if checkpoints is None or not (checkpoints / PROVENANCE_FILE).is_file() else read_provenance(checkpoints)

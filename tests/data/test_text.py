@@ -11,9 +11,10 @@ import pytest
 from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.data.bad_samples import SampleError
+from d2v_plugin.data.blocks import BreakMode, cut_blocks
 from d2v_plugin.data.dataset import ManifestConfig, TextManifest
 from d2v_plugin.data.problems import ManifestError
-from d2v_plugin.data.text import BreakMode, Tokenizer, TokenStream, Vocabulary, cut_blocks, pad_tokens
+from d2v_plugin.data.text import Tokenizer, TokenStream, Vocabulary, pad_tokens
 
 VOCABULARY = Vocabulary(1000)
 END = VOCABULARY.end

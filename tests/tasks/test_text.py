@@ -10,8 +10,9 @@ from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs, create_fake_gangs
 
 from d2v_plugin.core.batch import Batch
+from d2v_plugin.data.blocks import BreakMode
 from d2v_plugin.data.dataset import ManifestConfig, TextManifest
-from d2v_plugin.data.text import BreakMode, Tokenizer, TokenStream, Vocabulary
+from d2v_plugin.data.text import Tokenizer, TokenStream, Vocabulary
 from d2v_plugin.tasks.text import TextPretrainingConfig, TextPretrainingTask
 
 BOOKS = Path(__file__).parents[2] / "manifests" / "books"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.benchmark import data
 from tools.benchmark.__main__ import main
 
 
@@ -17,3 +18,16 @@ def test_the_table_compares_loose_files_and_shards(
     assert [row.split(" | ")[:2] for row in rows] == [["| text", "files"], ["| text", "shards"]]
     for row in rows:
         assert all(float(number.strip(" |").replace(",", "")) > 0 for number in row.split(" | ")[2:])
+
+
+def test_a_slow_store_is_compared_with_the_local_disk(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(data, "NUM_IMAGES", 8)
+    monkeypatch.setitem(data.BATCH_SIZE, "image", 2)
+    monkeypatch.setenv("D2V_CACHE_GB", "0")
+    main(["data", "--store", "--inputs", "image", "--seconds", "0.1", "--repeats", "1"])
+    _, _, row = capsys.readouterr().out.splitlines()
+
+    assert row.startswith("| image | ") and all(float(number) > 0 for number in row.strip("| ").split(" | ")[1:])

@@ -89,10 +89,10 @@ def prepare_recordings(
             raise SampleError(f"The recording cannot be read: {error.error_string}") from None
 
     def inspect_readable(source: FoundFile) -> Inspected:
-        if options["shard_size"] is not None and source.name.lower().endswith(ffmpeg.NAMELESS):
-            raise SampleError(
-                "The name alone tells the format, which archives do not keep: leave out --shard-size, or convert it."
-            )
+        # As an archive holds it, it has no name.
+        is_packed = options["shard_size"] is not None or source.bytes is not None
+        if is_packed and source.called.lower().endswith(ffmpeg.NAMELESS):
+            raise SampleError("The name alone tells the format, and archives do not keep it: read it as a file, or convert it.")
         info = read_info(source.location)
         if not info.frames:
             raise SampleError("The recording has no samples.")
@@ -166,7 +166,7 @@ def _round_half_up(value: float) -> int:
 
 def _drop_reserved(source: FoundFile, report: Report) -> bool:
     if fault := find_reserved(source.label or ""):
-        report.drop(source.title or source.name, fault)
+        report.drop(source.called, fault)
     return bool(fault)
 
 

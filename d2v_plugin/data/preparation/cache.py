@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from d2v_plugin.core.remote import RemotePath
 from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.data.files import check_regular
 
@@ -36,12 +37,12 @@ class InspectionCache:
         self._old = {} if reread else self._load()
         self._new: dict[str, str] = {}
 
-    def find(self, path: Path, stamp: str) -> Any:
+    def find(self, path: object, stamp: str) -> Any:
         """Facts about a file; None = nothing is known, or its stamp was another."""
         entry = self._old.get(_digest(str(path)))
         return None if entry is None or not entry.startswith(stamp) else json.loads(entry.removeprefix(stamp))
 
-    def remember(self, path: Path, stamp: str, facts: object) -> None:
+    def remember(self, path: object, stamp: str, facts: object) -> None:
         """:param facts: anything JSON can hold but None."""
         self._new[_digest(str(path))] = stamp + json.dumps(facts)
 
@@ -49,7 +50,7 @@ class InspectionCache:
         """Count the files that are as they were in the last run."""
         return sum(self._old.get(key) == entry for key, entry in self._new.items())
 
-    def digest(self, files: Iterable[tuple[str, Path]]) -> str:
+    def digest(self, files: Iterable[tuple[str, object]]) -> str:
         """A digest of names and files, in this order, with the files' stamps and facts; all must have been remembered."""
         keys = [(name, _digest(str(path))) for name, path in files]
         return _digest("\n".join(f"{name}\t{key}\t{self._new[key]}" for name, key in keys))
@@ -74,7 +75,7 @@ def read_stamp(path: Path) -> str:
 
     :raises OSError: there is no such file.
     """
-    status = os.stat(path)
+    status = os.stat(path) if not isinstance(path, RemotePath) else path.stat()
     return f"{status.st_size}\t{status.st_mtime_ns}\t"
 
 

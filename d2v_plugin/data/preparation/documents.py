@@ -7,6 +7,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -63,14 +64,14 @@ def read_documents(paths: Sequence[Path], report: Report, *, group_field: str | 
         if not (path.is_dir() or path.is_file()):
             raise RecipeError(f"{path} is neither a file nor a folder, and text is read more than once; write it to a file.")
     for folder, name in walk([path.absolute() for path in paths], report):
-        file = Path(folder, name)
+        file = folder / name
         if file.suffix in tables.SUFFIXES:
             yield from (replace(document, folder=folder) for document in _read_rows(file, name, report, group_field))
             continue
         kind = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
         is_json = kind in (".jsonl", ".json")
         try:
-            with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+            with file.open("rb") as content, gzip.open(content) if file.suffix == ".gz" else nullcontext(content) as lines:
                 found = _strip_mark(lines)
                 documents = _parse_json_lines(found, name, report, group_field) if is_json else _parse_plain(found, name, report)
                 for document in documents:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from pathlib import Path
 
+from d2v_plugin.data.files import Location, read_bytes
 from d2v_plugin.data.preparation.common import TRAIN
 
 _CHUNK = 1 << 20
@@ -25,10 +25,12 @@ def find_duplicates(samples: Iterable[tuple[str, str, bytes]]) -> list[dict[str,
     return [{first[digest][0]: first[digest][1], split: name} for split, name, digest in ordered if first[digest][0] != split]
 
 
-def digest_file(path: Path) -> bytes:
+def digest_file(location: Location) -> bytes:
     """:raises OSError: it cannot be read."""
+    if location.is_remote or location.size is not None:
+        return hashlib.blake2b(read_bytes(location), digest_size=16).digest()
     found = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
+    with open(location.path, "rb") as file:
         while chunk := file.read(_CHUNK):
             found.update(chunk)
     return found.digest()

@@ -110,9 +110,9 @@ def prepare_files(
     sums = _count(splits, report, has_classes=declare_classes)
 
     if options.get("check_duplicates", False):
-        files = [(split, source.name, source.path) for split, found in splits.items() for source, _ in found]
-        paths = [path for _, _, path in files]
-        digests = work_in_parallel(digest_file, paths, workers=options["workers"], title="Comparing contents")
+        files = [(split, source.called, source.location) for split, found in splits.items() for source, _ in found]
+        locations = [location for _, _, location in files]
+        digests = work_in_parallel(digest_file, locations, workers=options["workers"], title="Comparing contents")
         report.duplicates = find_duplicates((*file[:2], digest) for file, digest in zip(files, digests, strict=True))
     out.mkdir(parents=True, exist_ok=True)
     labels = {source.label for found in splits.values() for source, _ in found if source.label is not None}
@@ -121,7 +121,7 @@ def prepare_files(
     places: dict[str, list[str]] = {}
     if shard_size is not None:
         for split, found in filled.items():
-            places[split] = pack(split, [(source.name, source.path) for source, _ in found], out, shard_size, cache)
+            places[split] = pack(split, [(source.called, source.location) for source, _ in found], out, shard_size, cache)
     with replace_manifests(out):
         splitter.save()
         for split, found in filled.items():
@@ -141,7 +141,7 @@ def _drop_unusable(
     usable = []
     for (source, unit), result in zip(sources, results, strict=True):
         if isinstance(result, str):
-            report.drop(source.title or source.name, result)
+            report.drop(source.called, result)
         else:
             usable.append((source, unit, result))
 
@@ -177,7 +177,7 @@ def _count(splits: Mapping[str, Sequence[tuple[FoundFile, Inspected]]], report: 
 def _try(inspect: Inspect, source: FoundFile, cache: InspectionCache) -> Inspected | str:
     """Inspect a file, unless it is known; returns why it cannot be used instead if it cannot."""
     try:
-        stamp = read_stamp(source.path)
+        stamp = source.stamp or read_stamp(source.path)
         facts = cache.find(source.key, stamp)
         inspected = inspect(source) if facts is None else Inspected(**facts)
     except (SampleError, OSError, RuntimeError, ValueError) as error:
@@ -201,9 +201,7 @@ def _write_split(
     roots = list(dict.fromkeys(str(source.root) for source, _ in found))
     names = places
     if names is None:
-        names = [
-            str(source.location).removeprefix(f"{source.root}/" if str(source.root) == roots[0] else "") for source, _ in found
-        ]
+        names = [source.name_in(roots[0]) for source, _ in found]
     table: Rows = [
         {"path": name, "label": source.label, "speaker": source.speaker, **row}
         for name, (source, inspected) in zip(names, found, strict=True)

@@ -52,9 +52,10 @@ def prepare_pictures(
         moments = torch.stack([torch.full((num_channels,), height * width), pixels.sum(1), pixels.square().sum(1)])
         size = min(height, width)
         power = 1 << (size.bit_length() - 1)
+        kind = Path(source.called).suffix.lower().partition(":")[0]  # of a row of a table: that of the table
         return Inspected(
             [{}],
-            facts={"kinds": source.path.suffix.lower(), "shorter side": f"{power} to {2 * power - 1}"},
+            facts={"kinds": kind, "shorter side": f"{power} to {2 * power - 1}"},
             totals={"megapixels": height * width / 1e6, "transparent pictures, laid on white": int(is_transparent)},
             sums=dict(zip(names, moments.flatten().tolist(), strict=True)),
         )

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from d2v_plugin.core.storage import put_in_place
+from d2v_plugin.data.files import Location, read_bytes
 from d2v_plugin.data.preparation.cache import InspectionCache, read_stamp
 from d2v_plugin.data.preparation.common import make_printable
 from d2v_plugin.data.shards import ShardWriter
 
-Files = Sequence[tuple[str, Path]]
+Files = Sequence[tuple[str, Location]]
 
 
 def pack(split: str, files: Files, out: Path, shard_size: int, cache: InspectionCache) -> list[str]:
@@ -56,7 +57,7 @@ def _write_shard(shard: str, files: Files, out: Path, shard_size: int, cache: In
     try:
         with ShardWriter(aside) as writer:
             for name, file in files:
-                places.append(writer.add(make_printable(name), file.read_bytes()).partition(":")[2])
+                places.append(writer.add(make_printable(name), bytes(read_bytes(file))).partition(":")[2])
                 if writer.size >= shard_size:
                     break
             is_full, path = writer.size >= shard_size, out / f"{shard}-{writer.digest}.zip"

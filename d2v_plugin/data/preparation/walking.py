@@ -7,6 +7,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fairseq2.recipe.error import RecipeError
+
+from d2v_plugin.core.remote import RemotePath
 from d2v_plugin.data.files import check_regular
 from d2v_plugin.data.preparation.common import Report, make_printable
 
@@ -25,7 +28,10 @@ def walk(roots: Sequence[Path], report: Report) -> Iterator[tuple[Path, str]]:
     """
     walker = _Walker(report)
     for root in roots:
-        walker.enter(root)
+        if isinstance(root, RemotePath):
+            walker.enter_store(root)
+        else:
+            walker.enter(root)
     walker.follow_links()
     for found in walker.files.values():
         yield from sorted(found)
@@ -55,6 +61,24 @@ class _Walker:
             self._scan(root, "")
         else:
             self._add(root, root.parent, root.name)
+
+    def enter_store(self, root: RemotePath) -> None:
+        """Find what is below a root on a store, or the object that it is.
+
+        :raises RecipeError: there is no such thing.
+        """
+        try:
+            names = list(root.find_files()) or [""] * root.is_file()
+            if names == [""]:
+                root, names = root.parent, [root.name]
+        except OSError as ex:
+            raise RecipeError(f"{ex.filename}: {ex.strerror}.") from None
+        if not names:
+            raise RecipeError(f"{root}: no such object, and no folder that holds any.")
+        shown = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+        self.num_hidden += len(names) - len(shown)
+        known = self.files.setdefault(root, [])
+        known += [(root, name) for name in shown if (root, name) not in known]
 
     def follow_links(self) -> None:
         """Find what is behind links, and behind links that are found there."""

@@ -58,7 +58,7 @@ class VerifiedCheckpointManager(CheckpointManager):
         last_step: int | None = None,
     ) -> None:
         """
-        :param directory: the run's checkpoints, on a local or mounted file system that all ranks see.
+        :param directory: the run's checkpoints, where all ranks see them.
         :param keep_hours: younger checkpoints are not deleted.
         :param publishes: whether metrics are published, and start anew, after the checkpoint of an update.
         :param last_step: the update after which the run ends, which is saved in any case.
@@ -248,9 +248,12 @@ class VerifiedCheckpointManager(CheckpointManager):
         """The checkpoints that no rule keeps; rank 0 decides, since clocks differ. None while updates are skipped."""
         if self.is_held:
             return []
-        stale = find_stale_steps(
-            self.directory, last=keep_last_n, best=keep_best_n, every=keep_every_n_steps, hours=self._keep_hours
-        )
+        rules = {"last": keep_last_n, "best": keep_best_n, "every": keep_every_n_steps}
+        try:
+            stale = find_stale_steps(self.directory, **rules, hours=self._keep_hours)
+        except OSError as ex:
+            stale = []
+            log.warning("No checkpoint is deleted now. {}", describe_os_error(ex))
         return self._hosts.gather(stale, "save")[0]
 
     @override
@@ -270,8 +273,10 @@ class VerifiedCheckpointManager(CheckpointManager):
     # What the first rank does for all
 
     def _describe_last(self) -> str:
-        steps = self.get_step_numbers(exclude_model_only=True)
-        return str(steps[-1]) if steps else "none"
+        try:
+            return str(next(reversed(self.get_step_numbers(exclude_model_only=True)), "none"))
+        except OSError:  # of a store, which does not answer
+            return "not known"
 
     def _on_first_rank(self, action: Callable[[], object], warning: str | None = None) -> str | None:
         """Let rank 0 do something with files, while the others wait.

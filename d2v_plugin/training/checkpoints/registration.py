@@ -8,11 +8,12 @@ from pathlib import Path
 from fairseq2.checkpoint import CheckpointDir, CheckpointManager
 from fairseq2.gang import Gangs
 from fairseq2.recipe.config import GangSection, RegimeSection
-from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from fairseq2.utils.threading import ThreadPool
 
 from d2v_plugin.core.fairseq2_private import remove_provider
+from d2v_plugin.core.remote import place
+from d2v_plugin.core.store import teach_fairseq2
 from d2v_plugin.training.checkpoints.manager import VerifiedCheckpointManager
 from d2v_plugin.training.checkpoints.resume import Resume
 from d2v_plugin.training.host_group import HostGroup, Timeouts
@@ -34,11 +35,8 @@ def register_checkpoints(container: DependencyContainer, resume: Resume) -> None
         regime = resolver.resolve(RegimeSection)
         every, after = regime.publish_metrics_every_n_steps, regime.publish_metrics_after_n_steps
         folder = resolver.resolve(CheckpointDir).path or RunFolder(resolver.resolve(Path)).checkpoints
-        if ":/" in str(folder):
-            raise RecipeError(f"--checkpoint-dir {folder}: checkpoints must be on a local or mounted file system.")
-
         return VerifiedCheckpointManager(
-            folder,
+            place(folder),
             resolver.resolve(Gangs),
             resolver.resolve(HostGroup),
             resolver.resolve(ThreadPool),
@@ -48,6 +46,7 @@ def register_checkpoints(container: DependencyContainer, resume: Resume) -> None
             publishes=lambda step_nr: every is not None and step_nr > after and step_nr % every == 0,
         )
 
+    teach_fairseq2()
     container.register(HostGroup, create_hosts, singleton=True)
     remove_provider(container, CheckpointManager)
     container.register(CheckpointManager, create_manager, singleton=True)

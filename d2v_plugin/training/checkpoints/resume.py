@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from d2v_plugin.core.errors import CheckpointError, NewerFormatError
 from d2v_plugin.core.log import log
+from d2v_plugin.core.remote import place
 from d2v_plugin.core.storage import Record, check_files, find_free_name, read_record, remove
 from d2v_plugin.training.checkpoints.state_files import find_not_finite, read_state
 from d2v_plugin.training.host_group import HostGroup
@@ -55,7 +56,7 @@ def find_resume_point(resume: Resume, directory: Path, hosts: HostGroup) -> Resu
         return None
     if resume.source != "auto":
         is_number = re.fullmatch(r"[0-9]{1,18}", resume.source) is not None
-        point, problem = _verify(step_folder(directory, int(resume.source)) if is_number else Path(resume.source), hosts)
+        point, problem = _verify(step_folder(directory, int(resume.source)) if is_number else place(resume.source), hosts)
         if point is None:
             known = ", ".join(map(str, list_steps(directory, recorded=True))) or "none"
             raise CheckpointError(f"--resume {_shorten(resume.source)}: {problem} There are: {known}.")

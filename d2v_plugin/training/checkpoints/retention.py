@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 
 from d2v_plugin.core.errors import CheckpointError
-from d2v_plugin.core.storage import Record, read_record, remove_directory, write_record
+from d2v_plugin.core.storage import Record, read_record, remove, remove_directory, write_record
 from d2v_plugin.weights.run_folder import list_steps, read_scores, score_file, step_folder
 
 
@@ -56,4 +55,4 @@ def strip_to_model(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for path in folder.iterdir():
         if path.is_dir() and path.name not in ("model", "hg", "hook"):
-            shutil.rmtree(path)
+            remove(path)

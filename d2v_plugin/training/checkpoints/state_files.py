@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.core.remote import localized, written
 from d2v_plugin.core.storage import FileRecord
 from d2v_plugin.weights.torch_file import explained
 
@@ -128,8 +129,7 @@ def write_state(state: State, path: Path) -> FileRecord:
 
     :raises OSError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb", buffering=0) as file:
+    with written(path) as place, place.open("wb", buffering=0) as file:
         hashing = _HashingFile(file)
         try:
             # `torch.load(weights_only=True)` reads no newer protocol.
@@ -177,8 +177,9 @@ def read_state(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     :param mmap: take memory only for what is used of it.
     :raises CheckpointError: the file cannot be read, is damaged, or would execute something.
     """
-    with explained(path):
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    # What is mapped stays when the name of a local copy goes.
+    with explained(path), localized(path) as file:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} does not hold a state.")
 

@@ -231,7 +231,7 @@ class CollapseObserver(Observer):
         self._published = {} if views is None else {"prediction_lidar": lidar(views)}
         if "targets" in samples:
             x, mask = samples["targets"]
-            tokens = x.flatten(0, 1) if mask is None else x[~mask]
+            tokens = x.flatten(0, 1) if mask is None else x.cpu()[~mask.cpu()]
             self._published |= {"target_rankme": rank_me(tokens), "target_alpha_req": alpha_req(tokens)}
         for name, signs in self.last.items():
             bad = [sign for sign in Signs._fields if getattr(signs, sign) < getattr(LIMITS[name].signs, sign)]

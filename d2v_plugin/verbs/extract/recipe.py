@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.log import log
+from d2v_plugin.core.remote import place
 from d2v_plugin.core.secrets import hide_in, hide_in_data
 from d2v_plugin.core.storage import hash_file
 from d2v_plugin.core.text import print_unwrapped
@@ -64,7 +65,7 @@ class ExtractRecipe(CheckpointRecipe):
         if task.modality is Modality.AUDIO:
             check_memory(extractor, rows, section.shard_size)
         settings = {
-            "checkpoint": hide_in(str(Path(path).absolute()) if Path(path).exists() else str(path)),
+            "checkpoint": hide_in(str(place(path).absolute()) if place(path).exists() else str(path)),
             "weights": config.checkpoint.weights,
             "weights_hash": hash_weights(model),
             "manifest": str(rows.manifest.absolute()),

@@ -11,6 +11,7 @@ from typing import Final
 from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.store import is_url
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 KEYS: Final = ("data", "budget", "modality")
@@ -85,6 +86,11 @@ def take_wish(words: Sequence[str], extensions: Sequence[Path] = ()) -> tuple[li
         raise RecipeError(f"`modality` must be audio, image or text, but is `{found['modality']}`.")
     if found.get("data") == "":
         raise RecipeError("`data` must be a folder, as in `data=FOLDER`.")
+    if is_url(found.get("data", "")):
+        raise RecipeError(
+            f"`data` is {found['data']}, but must be a local folder; `fairseq2 recipe manifest KIND {found['data']} MANIFESTS` "
+            "writes manifests of what is on a store, and `data=MANIFESTS` reads them."
+        )
     wish = Wish(
         Path(found["data"]).expanduser().absolute() if "data" in found else None,
         parse_budget(found["budget"]) if "budget" in found else None,

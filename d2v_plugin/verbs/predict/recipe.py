@@ -20,6 +20,7 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.log import log
 from d2v_plugin.core.registry import create
+from d2v_plugin.core.remote import place
 from d2v_plugin.core.secrets import hide_in, hide_in_data
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.base import Criterion
@@ -62,12 +63,12 @@ class PredictRecipe(CheckpointRecipe):
         model = load_trained(path, criterion, labels=provenance.labels, device=context.device)
 
         reader = open_reader(context, model, provenance, path)
-        samples = find_samples([Path(item) for item in config.listed_inputs], reader)
+        samples = find_samples([place(item) for item in config.listed_inputs], reader)
         settings = {
-            "checkpoint": hide_in(str(Path(path).absolute()) if Path(path).exists() else str(path)),
+            "checkpoint": hide_in(str(place(path).absolute()) if place(path).exists() else str(path)),
             "weights_hash": hash_weights(model),
             **{name: hide_in_data(StandardValueConverter().unstructure(getattr(config, name))) for name in ("task", "criterion")},
-            "inputs": [str(Path(item).absolute()) for item in config.listed_inputs],
+            "inputs": [str(place(item).absolute()) for item in config.listed_inputs],
             "inputs_hash": samples.hash(),
             **{name: getattr(section, name) for name in ("top_k", "threshold", "chunk_seconds", "part_size", "amp")},
         }
@@ -97,8 +98,8 @@ def open_reader(context: RecipeContext, model: EncoderModel, provenance: Provena
     known = (provenance.sections["dataset"] or {}).get("config_overrides") or {}
     # A vocabulary that the user names counts before that of the checkpoint, and that before the run's, which may be elsewhere.
     named = dataset.get("vocabulary")
-    own = Path(named) if named is not None and str(named) != str(known.get("vocabulary")) else None
-    folder = Path(path) if Path(path).is_dir() else None
+    own = place(named) if named is not None and str(named) != str(known.get("vocabulary")) else None
+    folder = place(path) if place(path).is_dir() else None
     settings = InputSettings(task, dataset, list_vocabularies(dataset, own, folder))
 
     return settings.open_reader(model, task.modality if isinstance(task.modality, Modality) else Modality(task.modality))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from d2v_plugin.core.plain_yaml import PlainYamlError, parse_yaml
+from d2v_plugin.core.store import is_url
 from d2v_plugin.core.text import unknown_name
 from d2v_plugin.verbs.recipe_files import RecipeFileError, look_up, merge, read_whole
 
@@ -100,7 +101,7 @@ def _check_sections(config: Mapping[str, Any], given: Mapping[str, Any], source:
 def _check_paths(config: Mapping[str, Any]) -> Iterator[str]:
     start = look_up(config, "init.path")
     # A name may be one of a registered model; what has a separator is a path.
-    if isinstance(start, str) and "/" in start and "://" not in start and not Path(start).exists():
+    if isinstance(start, str) and "/" in start and not is_url(start) and not Path(start).exists():
         yield f"`init.path` is {start} (here: {Path(start).absolute()}), which does not exist."
     for key in ("dataset.config_overrides.path", *(f"dataset.config_overrides.{name}.path" for name in _COLUMNS)):
         path = look_up(config, key)
@@ -108,7 +109,7 @@ def _check_paths(config: Mapping[str, Any]) -> Iterator[str]:
             continue  # in its place, and told when they are opened
         if path == _UNFINISHED:
             yield f"`{key}` must be set: the folder with train.tsv; see manifests/README.md."
-        elif isinstance(path, str) and not Path(path).is_dir():
+        elif isinstance(path, str) and not is_url(path) and not Path(path).is_dir():
             fault = "is no folder" if Path(path).exists() else "does not exist"
             yield f"`{key}` is {path} (here: {Path(path).absolute()}), which {fault}."
 

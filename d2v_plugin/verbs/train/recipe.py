@@ -5,7 +5,6 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, final
 
 import fairseq2.recipe  # noqa: F401  # fairseq2.evaluator cannot be imported before it
@@ -24,6 +23,7 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.log import log
 from d2v_plugin.core.registry import create
+from d2v_plugin.core.remote import RemotePath, place
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.base import Criterion, criterion_of
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
@@ -102,7 +102,11 @@ class TrainRecipe(ExtensibleRecipe):
         args = super().resolve_arguments(args)
         args, self._notes = fit_arguments(args, look_up(recipe, "regime.num_steps"))
         if args.output_dir is not None and not args.dump_config:
-            lock_run(args.output_dir, *([] if args.checkpoint_dir is None else [Path(args.checkpoint_dir)]))
+            folders = [args.output_dir, *([] if args.checkpoint_dir is None else [place(args.checkpoint_dir)])]
+            for folder in folders:
+                if isinstance(folder, RemotePath):
+                    folder.check_writable()
+            lock_run(*(folder for folder in folders if not isinstance(folder, RemotePath)))
 
         return args
 
@@ -170,10 +174,8 @@ class TrainRecipe(ExtensibleRecipe):
             log.info("{}", note)
         if gangs.root.rank == 0:
             write_provenance(find_checkpoints(context), describe_provenance(config, task.labels))
-            start, layers = (
-                describe_start(context, model, find_checkpoints(context)),
-                format_layers(model, context.get_optimizer()),
-            )
+            start = describe_start(context, model, find_checkpoints(context))
+            layers = format_layers(model, context.get_optimizer())
             file_log.info("Start:\n{}\n\n{}", start, layers)
             print_unwrapped(f"\n{start}\n")
 
@@ -276,7 +278,6 @@ def create_unit(context: RecipeContext, observers: Sequence[Observer], mixtures:
     guard.attach(model, context.get_optimizer())
 
     seed = context.get_config_as(TrainConfig).common.seed
-
     return CriterionUnit(model, criterion, guard, seed=seed, mixtures=mixtures)
 
 

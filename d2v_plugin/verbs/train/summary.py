@@ -19,6 +19,7 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.fairseq2_private import ModelHolder
 from d2v_plugin.core.log import log
+from d2v_plugin.core.remote import RemotePath, place
 from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.core.text import print_unwrapped
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
@@ -165,7 +166,7 @@ def create_random_model(context: RecipeContext) -> EncoderModel:
 
 def find_checkpoints(context: RecipeContext) -> Path:
     """The folder of a run's checkpoints."""
-    return context.resolver.resolve(CheckpointDir).path or RunFolder(context.output_dir).checkpoints
+    return place(context.resolver.resolve(CheckpointDir).path or RunFolder(context.output_dir).checkpoints)
 
 
 def locate_results(output_dir: Path, checkpoints: Path) -> dict[str, str]:
@@ -201,9 +202,10 @@ def format_summary(summary: Summary) -> str:
 
 def next_commands(summary: Summary) -> Iterator[str]:
     """Yield commands that work on what the run has left."""
-    checkpoints = Path(summary.paths["checkpoints"])
+    checkpoints, output_dir = place(summary.paths["checkpoints"]), Path(summary.paths["summary"]).parent
     run = checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints
-    output_dir = Path(summary.paths["summary"]).parent
+    if isinstance(run, RemotePath) and checkpoints != run:
+        output_dir = run  # where the local folder goes
     best = any(", best (" in name for name in summary.scores)
 
     def command(verb: str, place: str, *settings: str) -> str:

@@ -11,6 +11,7 @@ from fairseq2.recipe.error import RecipeError
 from typing_extensions import Unpack
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.remote import RemotePath
 from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.data.dataset import AudioManifest, ManifestConfig
 from d2v_plugin.data.preparation import tables
@@ -104,6 +105,8 @@ def import_manifests(
     :raises RecipeError: sources are not known, lines of them are wrong, or a split would be empty.
     """
     check_out(out)
+    if remote := next((path for path in sources if isinstance(path, RemotePath)), None):
+        raise RecipeError(f"{remote} is on a store, which `manifest import` does not read; copy it to a local folder.")
     kinds = {kind or find_kind(path) for path in sources}
     if len(kinds) > 1:
         raise RecipeError(f"The sources are of several kinds ({', '.join(sorted(kinds))}); import each into a folder of its own.")
