@@ -35,7 +35,7 @@ class FFmpegFile:
             import av
         except ImportError:
             raise SampleError(
-                "libsndfile does not know the format; where it is m4a, aac, webm or the like: pip install 'd2v-plugin[ffmpeg]'"
+                "libsndfile does not know the format; where it is m4a, aac, webm or the like: pip install av"
             ) from None
         name = NAMELESS[1:] if location.size is None and location.path.lower().endswith(NAMELESS) else None
         try:

@@ -119,7 +119,7 @@ def _reading(path: Path) -> Iterator[tuple[Any, Any]]:
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError:
-        raise RecipeError(f"{path} is read through pyarrow: pip install 'd2v-plugin[parquet]'") from None
+        raise RecipeError(f"{path} is read through pyarrow: pip install pyarrow") from None
     try:
         yield pyarrow, pyarrow.parquet
     except (pyarrow.ArrowException, OSError) as error:
