@@ -58,15 +58,16 @@ def count_traffic(arch: str, num_rows: int) -> Counter[str]:
     with torch.device("meta"):
         model = create_model(ARCHS[arch]()).train()
     frontend = model.frontend()
-    assert frontend.side is not None and frontend.decoder is not None
-    length, dim = frontend.side**2, model.config.dim
+    assert model.config.image is not None and frontend.decoder is not None
+    grid, dim = model.config.image.grid, model.config.dim
+    length = grid[0] * grid[1]
     num_kept = round(length / 5)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         model.to_empty(device="cuda")
         # The encoder ends with a norm, which autocast computes in fp32.
         x, noise = (torch.empty(num_rows, n, dim, device="cuda") for n in (num_kept, length - num_kept))
         kept, masked = (torch.empty(num_rows, n, dtype=torch.int64, device="cuda") for n in (num_kept, length - num_kept))
-        views = Views(kept, masked, None, torch.empty(num_rows, dtype=torch.int64, device="cuda"))
+        views = Views(kept, masked, None, torch.empty(num_rows, dtype=torch.int64, device="cuda"), grid=grid)
         # Not `torch.autocast`, which wants a GPU.
         torch.set_autocast_dtype("cuda", torch.bfloat16)
         torch.set_autocast_enabled("cuda", True)

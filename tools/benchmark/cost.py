@@ -22,7 +22,7 @@ from typing import Final, Literal
 
 import torch
 
-from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.batch import Modality, as_grid
 from d2v_plugin.tasks.audio import AudioPretrainingConfig
 from d2v_plugin.tasks.image import ImagePretrainingConfig
 from d2v_plugin.tasks.text import TextPretrainingConfig
@@ -120,7 +120,7 @@ def read_run(path: Path) -> Run:
     shape: tuple[int, ...]
     match task:
         case ImagePretrainingConfig():
-            modality, samples, shape = Modality.IMAGE, task.batch_size, (3, task.image.size, task.image.size)
+            modality, samples, shape = Modality.IMAGE, task.batch_size, (task.image.num_channels, *as_grid(task.image.size))
         case AudioPretrainingConfig():
             modality, samples, shape = Modality.AUDIO, task.batches_per_update * task.max_num_elements / RECORDING, (RECORDING,)
         case TextPretrainingConfig():

@@ -169,7 +169,8 @@ def _plan_images(data: Data, machine: Machine, size: Size) -> Parts:
 def _plan_text(data: Data, machine: Machine, size: Size) -> Parts:
     batch = {"tiny": 8, "small": 32, "base": 64}[size] * (4 if machine.device == "cuda" and size != "base" else 1)
     task = {"batch_size": round_to(batch, machine.num_processes), "tokens_per_sample": 512 if size == "base" else 128}
-    overrides = {"text": {"vocab_size": data.vocabulary}}
+    # Positions are what short runs learn first, and then learn nothing else; recipes/study/starting.md.
+    overrides = {"text": {"vocab_size": data.vocabulary} | ({} if size == "base" else {"position_scale": 0.1})}
     criterion = {
         "num_views": 8 if size == "base" else 2,
         "masking": {"name": "random", "config": {"ratio": 0.48}},
