@@ -9,6 +9,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from d2v_plugin._newer_torch import load_fairseq2n
+
 
 def preload_libsndfile() -> None:
     """Load the libsndfile of the ``soundfile`` wheel where fairseq2 would not find one.
@@ -54,6 +56,7 @@ def _import_fairseq2n_outside_conda() -> None:
     # Under Conda fairseq2n asks for files of the environment by their full path, which a loaded library does not answer.
     prefix = os.environ.pop("CONDA_PREFIX")
     try:
+        load_fairseq2n()
         import fairseq2n  # noqa: F401
     finally:
         os.environ["CONDA_PREFIX"] = prefix
