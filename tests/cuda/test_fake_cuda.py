@@ -86,7 +86,8 @@ class Recorder(TorchDispatchMode):
             return 1.0
         if func is torch.ops.aten._to_copy.default and args[0].device.type == "meta" and kwargs.get("device") == CPU:
             self.note()
-            return torch.ones(args[0].shape, dtype=kwargs.get("dtype", args[0].dtype))
+            dtype = kwargs.get("dtype", args[0].dtype)
+            return torch.full(args[0].shape, dtype != torch.bool, dtype=dtype)  # no mask marks anything
         output = func(*args, **kwargs)
         if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
             devices = {leaf.device.type for leaf in tree_leaves((args, output)) if isinstance(leaf, Tensor)}

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from small_models import CLASSES, SENTENCE_HEAD, SYMBOLS, read_trained
-from torch import nn
+from torch import Tensor, nn
 
 import d2v_plugin.exporting.packages
 from d2v_plugin.core.batch import Modality
@@ -56,6 +56,13 @@ def draw_inputs(program: Program, rows: int) -> dict[str, torch.Tensor]:
     return {"inputs": inputs, "padding_mask": padding_mask}
 
 
+def leave_out_padding(x: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    """The valid tokens of texts: ours has zeros at the others, a program that is the same for all batches whatever comes out."""
+    padding_mask = inputs.get("padding_mask")
+
+    return x[~padding_mask] if padding_mask is not None and x.shape[:2] == padding_mask.shape else x
+
+
 @pytest.mark.parametrize(("model", "settings", "outputs"), ARCHIVES)
 @torch.no_grad()
 def test_archives_are_equal_at_other_sizes(model: Any, settings: Any, outputs: list[str], tmp_path: Path) -> None:
@@ -71,7 +78,7 @@ def test_archives_are_equal_at_other_sizes(model: Any, settings: Any, outputs: l
     for rows in (1, 4):
         inputs = draw_inputs(program, rows)
         for ours, theirs in zip(program(*inputs.values()), loaded(*inputs.values()), strict=True):
-            torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(leave_out_padding(theirs, inputs), leave_out_padding(ours, inputs), atol=1e-5, rtol=1e-5)
     if outputs == ["features"]:
         names = run_example("torch.export", "out/program", tmp_path / "out", {"images": torch.randn(3, 3, 16, 16)})
         assert names["features"].shape == (3, 16, 16)
@@ -92,7 +99,8 @@ def test_onnx_is_equal_at_other_sizes(model: Any, settings: Any, outputs: list[s
         inputs = draw_inputs(program, rows)
         found = session.run(outputs, {name: value.numpy() for name, value in inputs.items()})
         for ours, theirs in zip(program(*inputs.values()), found, strict=True):
-            torch.testing.assert_close(torch.from_numpy(theirs), ours, atol=1e-4, rtol=1e-4)
+            theirs, ours = (leave_out_padding(x, inputs) for x in (torch.from_numpy(theirs), ours))
+            torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
     metadata = session.get_modelmeta().custom_metadata_map
     assert metadata["modality"] == exportable.modality.value
     if exportable.labels is not None:
