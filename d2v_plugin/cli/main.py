@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from d2v_plugin.cli.doctor.report import diagnose
 from d2v_plugin.cli.help import DOCTOR_HELP, PROGRAM_HELP
 from d2v_plugin.cli.running import ending_with_its_reader
-from d2v_plugin.cli.staging import staged_words
 from d2v_plugin.cli.verbs import VERBS
 from d2v_plugin.cli.words import PROGRAM, fail, fail_unknown, find_recipe_file, take_device, take_extensions
 from d2v_plugin.core.store import is_url
@@ -41,6 +40,8 @@ def main(words: Sequence[str] | None = None) -> None:
             case ["recipe", "convert", *rest] if any(map(is_url, rest)):
                 fail(f"{next(filter(is_url, rest))}: checkpoints are converted between local folders; copy it first.")
             case ["recipe", name, *rest] if name in VERBS:
+                from d2v_plugin.cli.staging import staged_words  # `doctor` answers where it cannot be imported
+
                 with staged_words(name, rest) as staged:
                     VERBS[name](*take_extensions(find_recipe_file(take_device(staged))))
             case ["recipe", name, *_]:

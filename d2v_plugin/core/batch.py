@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
@@ -62,7 +62,7 @@ class Batch(SupportsDeviceTransfer):
     label_lengths: Tensor | None = None
     """(N,) int64, on the host: how many symbols of each row of ``labels`` count; None = ``labels`` are no sequences."""
 
-    lengths: Tensor | None = field(default=None, init=False)
+    lengths: Tensor | None = None
     """(N,) int64, on the host: the length of each sample, like ``min_length``; :meth:`to` counts them while the padding mask is
     there. None = nothing is padded, or the batch was not moved."""
 

@@ -54,7 +54,7 @@ def open_store(scheme: str) -> Any:
 
 @lru_cache(maxsize=1)
 def teach_fairseq2() -> None:
-    """Let fairseq2's file system, which knows ``s3`` alone, find all stores."""
+    """Let fairseq2's file system, which knows ``s3`` alone, find all stores that can be written to."""
     import fsspec
     from fairseq2.file_system import FileSystem, FileSystemRegistry, FSspecFileSystem
 
@@ -64,7 +64,7 @@ def teach_fairseq2() -> None:
 
         FileSystemRegistry.register(lambda path: str(path).startswith(f"{scheme}:/"), create)
 
-    for scheme in {*fsspec.available_protocols(), *fsspec.registry} - {"s3", *_LOCAL}:
+    for scheme in {*fsspec.available_protocols(), *fsspec.registry} - {"s3", *_LOCAL, *READ_ONLY}:
         register(scheme)
 
 

@@ -54,7 +54,7 @@ def describe(x: Tensor, padding_mask: Tensor | None = None) -> Signs:
 @torch.no_grad()
 def rank_me(x: Tensor) -> float:
     """RankMe, arXiv 2210.02885, equation 1: exp(entropy) of the singular values of (n, D), not centred, over their sum."""
-    return _effective_number(torch.linalg.svdvals(x.cpu().double()))
+    return _effective_number(_spectrum(x.cpu().double()).sqrt())
 
 
 @torch.no_grad()
@@ -67,11 +67,16 @@ def lidar(x: Tensor, *, regularization: float = 1e-4) -> float:
     x = x.cpu().double()
     means = x.mean(dim=1)
     between, within = means - means.mean(dim=0), (x - means.unsqueeze(1)).flatten(0, 1)
-    values, vectors = torch.linalg.eigh(within.T @ within / len(within))
-    # The eigenvalues of W^-1/2 B W^-1/2 are the squared singular values of the means times W^-1/2.
-    whitened = between @ vectors * (values.clamp(min=0.0) + regularization).rsqrt()
+    # The covariance within samples, W, has no more directions than there are views; the regularization alone is in the others.
+    values, vectors = torch.linalg.eigh(within @ within.T / len(within))
+    known = values > values[-1] * 1e-12
+    directions = within.T @ vectors[:, known] * (values[known] * len(within)).rsqrt()
+    projected = between @ directions
+    # The eigenvalues of W^-1/2 B W^-1/2 are those of the means times W^-1 times the means.
+    scaled = projected * (1.0 / (values[known] + regularization) - 1.0 / regularization)
+    gram = scaled @ projected.T + between @ between.T / regularization
 
-    return _effective_number(torch.linalg.svdvals(whitened).square())
+    return _effective_number(torch.linalg.eigvalsh(gram)[-min(between.shape) :].clamp(min=0.0))
 
 
 @torch.no_grad()
@@ -82,12 +87,17 @@ def alpha_req(x: Tensor) -> float:
     if fewer than two are above rounding.
     """
     x = x.cpu().double()
-    spectrum = torch.linalg.svdvals(x - x.mean(dim=0)).square()
+    spectrum = _spectrum(x - x.mean(dim=0)).flip(0)
     spectrum = spectrum[spectrum > spectrum.max() * 1e-12]
     places, values = torch.arange(1, len(spectrum) + 1).double().log(), spectrum.log()
     centred = places - places.mean()
 
     return float(-(centred @ values) / centred.square().sum())
+
+
+def _spectrum(x: Tensor) -> Tensor:
+    """The squared singular values of (n, D), ascending; from the smaller of both products with itself, which is fast."""
+    return torch.linalg.eigvalsh(x @ x.T if x.size(0) <= x.size(1) else x.T @ x).clamp(min=0.0)
 
 
 def _effective_number(values: Tensor) -> float:
