@@ -97,7 +97,9 @@ def alpha_req(x: Tensor) -> float:
 
 def _spectrum(x: Tensor) -> Tensor:
     """The squared singular values of (n, D), ascending; from the smaller of both products with itself, which is fast."""
-    return torch.linalg.eigvalsh(x @ x.T if x.size(0) <= x.size(1) else x.T @ x).clamp(min=0.0)
+    values: Tensor = torch.linalg.eigvalsh(x @ x.T if x.size(0) <= x.size(1) else x.T @ x)
+
+    return values.clamp(min=0.0)
 
 
 def _effective_number(values: Tensor) -> float:
