@@ -6,7 +6,6 @@ nothing secret is left.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import re
@@ -91,6 +90,8 @@ def ask(address: str, request: Callable[[Any, str], T], *, writes: bool = False)
 
 
 def _is_final(ex: Exception) -> bool:
+    import asyncio  # takes a third of the time in which the command starts; who asks a store has it
+
     if isinstance(ex, asyncio.TimeoutError | TimeoutError | ConnectionError):
         return False
     # Libraries of the network derive their errors from OSError, too.
