@@ -15,6 +15,7 @@ from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import StepInfo
 from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.criteria.base import Criterion, ModelT
+from d2v_plugin.criteria.supervised.spec_augment import SpecAugmentConfig, augment_spectrograms, find_spectrograms
 from d2v_plugin.data.labels import LabelKind, LabelSet
 from d2v_plugin.models.base import Features
 from d2v_plugin.scoring.answers import Answer, Value
@@ -46,6 +47,9 @@ class SupervisedCriterion(Criterion[ModelT], Generic[ModelT]):
     """Whether the head's output at a frame depends on the features of that frame alone; long recordings are then computed in
     chunks without keeping their features."""
 
+    spec_augment: SpecAugmentConfig | None = None
+    """Parts of spectrograms to hide in training, for models that see some; None = nothing."""
+
     def __init__(self, config: SupervisedConfig) -> None:
         """
         :raises ValueError: the settings are not valid.
@@ -65,7 +69,12 @@ class SupervisedCriterion(Criterion[ModelT], Generic[ModelT]):
 
     @override
     def build(self, model: ModelT) -> None:
-        """Freeze what is not trained, whatever the update; subclasses create their head after that."""
+        """Freeze what is not trained, whatever the update; subclasses create their head after that.
+
+        :raises ValueError: spectrograms are to be hidden in part, and the model sees none.
+        """
+        if self.spec_augment is not None:
+            find_spectrograms(model)
         model.frozen = (
             *self.unused_modules(model),
             *(model.frontend_modules if self.supervised.freeze_frontend else ()),
@@ -81,6 +90,8 @@ class SupervisedCriterion(Criterion[ModelT], Generic[ModelT]):
         :param step: None = evaluation.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen(step)):
+            if step is not None and self.spec_augment is not None:
+                batch = augment_spectrograms(model, batch, step, self.spec_augment)
             return self.extract(model, batch, step)
 
     def extract(self, model: ModelT, batch: Batch, step: StepInfo | None) -> Features:

@@ -16,7 +16,7 @@ from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, StepInfo
 from d2v_plugin.core.validation import report
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
-from d2v_plugin.criteria.supervised.spec_augment import SpecAugmentConfig, augment_spectrograms, find_spectrograms
+from d2v_plugin.criteria.supervised.spec_augment import SpecAugmentConfig
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.models.base import EncoderModel, Features
 from d2v_plugin.models.pooling import pool_tokens
@@ -96,6 +96,7 @@ class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
     def __init__(self, config: ClassificationConfig) -> None:
         super().__init__(config)
         self.config = config
+        self.spec_augment = config.spec_augment
         self.score_names = config.scores
 
     @override
@@ -112,16 +113,8 @@ class ClassificationCriterion(SupervisedCriterion[EncoderModel]):
     @override
     def build(self, model: EncoderModel) -> None:
         super().build(model)
-        if self.config.spec_augment is not None:
-            find_spectrograms(model)
         with torch.device(next(model.parameters()).device):
             self.head = Head(self.config, self.pooled_dim(model), 1 if self.labels is None else len(self.labels))
-
-    @override
-    def extract(self, model: EncoderModel, batch: Batch, step: StepInfo | None) -> Features:
-        if step is not None and self.config.spec_augment is not None:
-            batch = augment_spectrograms(model, batch, step, self.config.spec_augment)
-        return super().extract(model, batch, step)
 
     def pooled_dim(self, model: EncoderModel) -> int:
         """The size of what :meth:`pool` returns for each sample."""

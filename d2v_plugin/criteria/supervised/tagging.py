@@ -20,7 +20,7 @@ from d2v_plugin.core.validation import report
 from d2v_plugin.criteria.supervised.base import SupervisedConfig
 from d2v_plugin.criteria.supervised.feature_masks import FeatureMaskConfig
 from d2v_plugin.criteria.supervised.frames import FrameCriterion
-from d2v_plugin.criteria.supervised.spec_augment import SpecAugmentConfig, augment_spectrograms, find_spectrograms
+from d2v_plugin.criteria.supervised.spec_augment import SpecAugmentConfig
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.models.base import EncoderModel, Features
 from d2v_plugin.scoring.answers import Answer, Tagging, Value
@@ -71,6 +71,7 @@ class AudioTaggingCriterion(FrameCriterion):
         super().__init__(config, dropout=config.dropout, masking=config.masking)
         self.config = config
         self.framewise = config.pooling != "cls"
+        self.spec_augment = config.spec_augment
 
     @override
     def set_labels(self, labels: LabelSet | None) -> None:
@@ -81,8 +82,6 @@ class AudioTaggingCriterion(FrameCriterion):
     @override
     def build(self, model: EncoderModel) -> None:
         super().build(model)
-        if self.config.spec_augment is not None:
-            find_spectrograms(model)
         if self.config.pooling != "cls":
             # The original's starts as PyTorch's linear layers do.
             self.head.reset_parameters()
@@ -93,12 +92,6 @@ class AudioTaggingCriterion(FrameCriterion):
             )
         self.norm = nn.LayerNorm(model.config.dim, eps=1e-6, device=self.head.weight.device)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
-
-    @override
-    def extract(self, model: EncoderModel, batch: Batch, step: StepInfo | None) -> Features:
-        if step is not None and self.config.spec_augment is not None:
-            batch = augment_spectrograms(model, batch, step, self.config.spec_augment)
-        return super().extract(model, batch, step)
 
     @override
     def apply_head(self, features: Features) -> Tensor:
