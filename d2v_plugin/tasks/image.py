@@ -24,7 +24,7 @@ from d2v_plugin.data.dataset import ImageManifest
 from d2v_plugin.data.image import ImageReadingConfig, Normalizer, augment, decode, draw_size, fit
 from d2v_plugin.data.labels import LabelKind, RowLabels
 from d2v_plugin.data.mixture import arrange
-from d2v_plugin.data.order import RowBatch, share_batch
+from d2v_plugin.data.order import RowBatch, Share, share_batch
 from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.models.base import EncoderModel
@@ -82,7 +82,7 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
     @property
     @override
     def has_fixed_shapes(self) -> bool:
-        return True
+        return not self.config.image.sizes
 
     @override
     def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:
@@ -122,12 +122,16 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
         read, bad_samples = self._open_images(
             config.split, transform, seed=seed, as_bytes=gangs.device.type == "cuda" and config.image.num_channels == 3
         )
-        manifest = self.dataset.split(config.split)
-        order, mixture = arrange(manifest, np.arange(len(manifest)), seed)
 
-        return TrainReader(
-            order, share, gangs, read, bad_samples, data_hash=manifest.hash_rows(), mixture=mixture, to_fetch=manifest.to_fetch
-        )
+        return self._order(share, gangs, seed, read, bad_samples)
+
+    def _order(self, share: Share, gangs: Gangs, seed: int, read: ReadBatch, bad_samples: BadSamples) -> TrainReader:
+        """Read all images of the split that is trained on, in random order."""
+        manifest = self.dataset.split(self.config.split)
+        order, mixture = arrange(manifest, np.arange(len(manifest)), seed)
+        data_hash, to_fetch = manifest.hash_rows(), manifest.to_fetch
+
+        return TrainReader(order, share, gangs, read, bad_samples, data_hash=data_hash, mixture=mixture, to_fetch=to_fetch)
 
     @override
     def create_labelled_reader(self, gangs: Gangs, split: str) -> DataReader[Batch]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
 from fairseq2.recipe.error import RecipeError
@@ -19,10 +18,8 @@ from d2v_plugin.data.batches import ReadBatch
 from d2v_plugin.data.image import ImageReadingConfig, augment
 from d2v_plugin.data.image_mixing import MixingConfig, erase, mix, one_hot
 from d2v_plugin.data.labels import LabelKind, LabelSet, RowLabels
-from d2v_plugin.data.mixture import arrange
 from d2v_plugin.data.order import RowBatch, share_batch
 from d2v_plugin.data.rand_augment import RandAugmentConfig, rand_augment
-from d2v_plugin.data.reader import TrainReader
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
 
 
@@ -90,13 +87,8 @@ class ImageClassificationTask(ImagePretrainingTask):
             return rand_augment(image, config.rand_augment, fill, seed=seed, epoch=epoch, sample_id=row)
 
         read, bad_samples = self._open_images(config.split, transform, RowLabels(labels), seed=seed)
-        manifest = self.dataset.split(config.split)
-        order, mixture = arrange(manifest, np.arange(len(manifest)), seed)
-        read = self._regularize(read, seed)
 
-        return TrainReader(
-            order, share, gangs, read, bad_samples, data_hash=manifest.hash_rows(), mixture=mixture, to_fetch=manifest.to_fetch
-        )
+        return self._order(share, gangs, seed, self._regularize(read, seed), bad_samples)
 
     def _regularize(self, read: ReadBatch, seed: int) -> ReadBatch:
         """Erase and mix what ``read`` returns."""

@@ -327,3 +327,9 @@ def test_the_pipelines_threads_start_none_of_their_own() -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_kernels_are_timed_only_where_images_have_one_size() -> None:
+    one, several = (ImagePretrainingConfig(image=ImageReadingConfig(sizes=sizes)) for sizes in ((), (32, 48)))
+
+    assert ImagePretrainingTask(one).has_fixed_shapes and not ImagePretrainingTask(several).has_fixed_shapes
