@@ -6,12 +6,13 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fairseq2.recipe.error import RecipeError
 
@@ -21,6 +22,12 @@ from d2v_plugin.data.preparation.common import Report
 from d2v_plugin.data.preparation.walking import walk
 
 _KINDS = {type(None): "null", bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
+
+
+ItemT = TypeVar("ItemT")
+
+Parsed = tuple[list[str], str | None, str | None]
+"""Text, label and group."""
 
 
 @dataclass(frozen=True)
@@ -108,31 +115,36 @@ def _parse_plain(lines: Iterator[bytes], name: str, report: Report) -> Iterator[
 
 
 def _parse_json_lines(lines: Iterator[bytes], name: str, report: Report, group_field: str | None) -> Iterator[Document]:
-    for number, line in enumerate(lines, 1):
-        try:
-            text, label, group = _parse_object(line, group_field)
-        except ValueError as error:
-            report.drop(f"{name}:{number}", str(error))
-            continue
-        yield Document(f"{name}:{number}", text, label, group=group)
+    return _make_documents(enumerate(lines, 1), partial(_parse_object, group_field=group_field), name, report)
 
 
 def _read_rows(path: Path, name: str, report: Report, group_field: str | None) -> Iterator[Document]:
     """Read the columns ``text`` and perhaps ``label`` of a table."""
     table = tables.Table.open(path)
     wanted = [column for column in ("text", "label", group_field) if column is not None and column in table.columns]
-    for number, row in table.read(wanted) if "text" in wanted else ():
+    if "text" not in wanted:
+        report.drop(name, "no column `text`")
+        return iter(())
+    return _make_documents(table.read(wanted), partial(_check_object, group_field=group_field), name, report)
+
+
+def _make_documents(
+    found: Iterable[tuple[int, ItemT]], parse: Callable[[ItemT], Parsed], name: str, report: Report
+) -> Iterator[Document]:
+    """A document of each line or row; what is none is dropped in the report.
+
+    :param found: with their numbers.
+    """
+    for number, item in found:
         try:
-            text, label, group = _check_object(row, group_field)
+            text, label, group = parse(item)
         except ValueError as error:
             report.drop(f"{name}:{number}", str(error))
             continue
         yield Document(f"{name}:{number}", text, label, group=group)
-    if "text" not in wanted:
-        report.drop(name, "no column `text`")
 
 
-def _parse_object(line: bytes, group_field: str | None) -> tuple[list[str], str | None, str | None]:
+def _parse_object(line: bytes, group_field: str | None) -> Parsed:
     """Text, label and group of a line.
 
     :raises ValueError: it cannot be used; says why.
@@ -148,7 +160,7 @@ def _parse_object(line: bytes, group_field: str | None) -> tuple[list[str], str 
     return _check_object(content, group_field)
 
 
-def _check_object(content: Mapping[str, Any], group_field: str | None) -> tuple[list[str], str | None, str | None]:
+def _check_object(content: Mapping[str, Any], group_field: str | None) -> Parsed:
     """As :func:`_parse_object`, of what a line or a row holds."""
     text, label = content["text"], content.get("label")
     if not isinstance(text, str):

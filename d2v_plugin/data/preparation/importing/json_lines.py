@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from fairseq2.recipe.error import RecipeError
 
-from d2v_plugin.data.preparation.importing.utterances import Source, Utterance, texts_of
+from d2v_plugin.data.preparation.importing.utterances import ONE_CHANNEL, Source, Utterance, find_base, texts_of
 
 LHOTSE_FILES: Final = ("*cuts*.jsonl", "*cuts*.jsonl.gz", "*recordings*.jsonl", "*recordings*.jsonl.gz")
 
@@ -105,7 +105,7 @@ def _read_part(
     elif recording.get("transforms"):
         source.drop(name, "its sound is transformed when it is read")
     elif sorted(chosen if isinstance(chosen, list) else [chosen]) != sorted(channels):
-        source.drop(name, "one channel of several is chosen, but ours are averaged")
+        source.drop(name, ONE_CHANNEL)
     else:
         segment = None
         if "start" in part:
@@ -114,10 +114,6 @@ def _read_part(
             if start is None or duration is None:
                 return
             segment = start, duration
+        sound = str(sources[0].get("source"))
         fields = texts_of(supervision or {}) | texts_of((supervision or {}).get("custom") or {})
-        yield Utterance(name=name, file=_find_sound(path, str(sources[0].get("source"))), segment=segment, fields=fields)
-
-
-def _find_sound(manifest: Path, name: str) -> Path:
-    """Relative paths are those of where a recipe was run: a folder above the manifest."""
-    return next((base / name for base in (Path(), *manifest.absolute().parents) if (base / name).exists()), Path(name))
+        yield Utterance(name=name, file=(find_base(path, sound) or Path()) / sound, segment=segment, fields=fields)

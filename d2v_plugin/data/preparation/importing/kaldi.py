@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from d2v_plugin.data.preparation.importing.utterances import SPEAKER, TEXT, Source, Utterance
+from d2v_plugin.data.preparation.importing.utterances import ONE_CHANNEL, SPEAKER, TEXT, Source, Utterance, find_base
 
 _FLAC: Final = re.compile(r"flac (?:-[cds]+ )+(\S+) ?\|")
 """The command by which recipes read FLAC, which is read without it."""
@@ -41,7 +41,7 @@ def read_kaldi(source: Source) -> Iterator[Utterance]:
                 )
                 continue
             if len(times) == 3:
-                source.drop(name, "one channel of several is chosen, but ours are averaged")
+                source.drop(name, ONE_CHANNEL)
                 continue
             start = source.seconds(times[0], "start", segments, number)
             end = None if times[1] == "-1" else source.seconds(times[1], "end", segments, number)
@@ -76,11 +76,11 @@ def _name_of(path: Path) -> str:
 
 
 def _find_base(folder: Path, places: list[str]) -> Path:
-    """The folder that relative paths belong to. They are those of where a recipe was run: a folder above the data folder."""
+    """The folder that relative paths belong to."""
     for place in places:
         path = _FLAC.sub(r"\1", _ARCHIVED.sub(r"\1", place))
         if not path.endswith("|") and not Path(path).is_absolute():
-            return next((base for base in (Path.cwd(), folder, *folder.parents) if (base / path).exists()), folder)
+            return find_base(folder / "wav.scp", path) or folder
     return folder
 
 

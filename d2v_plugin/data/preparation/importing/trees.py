@@ -53,9 +53,9 @@ def read_timit(source: Source) -> Iterator[Utterance]:
 def _read_labels(source: Source, path: Path) -> Iterator[str]:
     """The third fields of lines of first sample, last sample and label."""
     for number, line in enumerate(read_lines(path, source.problems), 1):
-        first, last, *label = [*line.split(maxsplit=2), "", ""][: max(3, len(line.split(maxsplit=2)))]
-        if first.isdecimal() and last.isdecimal() and label and label[0]:
-            yield label[0].strip()
+        parts = line.split(maxsplit=2)
+        if len(parts) == 3 and parts[0].isdecimal() and parts[1].isdecimal():
+            yield parts[2].strip()
         else:
             source.problems.add(path, number, "a line must be the first sample, the last one and a label")
 

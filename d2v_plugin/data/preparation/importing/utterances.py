@@ -96,6 +96,15 @@ class Source:
         return None
 
 
+ONE_CHANNEL: Final = "one channel of several is chosen, but ours are averaged"
+"""Why an utterance is dropped."""
+
+
+def find_base(manifest: Path, name: str) -> Path | None:
+    """The folder that a relative path belongs to: that where a recipe was run, which is this one, or one above the manifest."""
+    return next((base for base in (Path(), *manifest.absolute().parents) if (base / name).exists()), None)
+
+
 def texts_of(content: Mapping[str, Any]) -> dict[str, str]:
     """The fields of an object that are text or whole numbers."""
     return {name: str(value) for name, value in content.items() if isinstance(value, str | int) and not isinstance(value, bool)}
