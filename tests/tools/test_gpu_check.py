@@ -106,7 +106,8 @@ def test_what_is_carried_is_collected_and_unpacked(
 
     def run(words: list[str], **options: Any) -> Any:
         if words[0] == "git":
-            return original(words, **options)
+            # The tests may run in a tree that is not a repository, such as a source distribution.
+            return subprocess.CompletedProcess(words, 0, "README.md\0tools/gone.py\0d2v_plugin/__init__.py\0")
         commands.append(words)
         if "download" in words:
             (folder / "other-1-py3-none-any.whl").touch()
@@ -129,8 +130,8 @@ def test_what_is_carried_is_collected_and_unpacked(
     assert original([sys.executable, "-S", "-c", code], env={"PYTHONPATH": str(site)}).returncode == 0
     entry = (site / "d2v_plugin-0.dist-info" / "entry_points.txt").read_text()
     assert entry.splitlines()[1] in (ROOT / "setup.py").read_text().replace('"', "")
-    monkeypatch.setattr(carried, "LIMIT", 1 << 20)
-    with pytest.raises(SystemExit, match="more than 1 MiB"):
+    monkeypatch.setattr(carried, "LIMIT", 1 << 10)
+    with pytest.raises(SystemExit, match="more than 0 MiB"):
         carried.collect(folder)
     with pytest.raises(SystemExit, match="no wheels"):
         carried.install(tmp_path, site)
