@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import numpy as np
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
 from fairseq2.recipe.error import RecipeError
-from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.log import log
-from d2v_plugin.core.validation import report
-from d2v_plugin.data.audio import AudioReadingConfig, Waveform, read_recording
-from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples, SampleError
+from d2v_plugin.data.audio import Waveform, read_recording
+from d2v_plugin.data.bad_samples import BadSamples, SampleError
 from d2v_plugin.data.batches import ReadBatch, Targets, batch_by_length, fill_batch, make_batch, pad, read_samples
 from d2v_plugin.data.buffers import Buffers
 from d2v_plugin.data.dataset import AudioManifest
@@ -32,76 +29,8 @@ from d2v_plugin.data.recordings import read_lengths, recording_of
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.spectrograms import check_reading
-from d2v_plugin.tasks.base import Task, check_counts
-
-
-@dataclass(kw_only=True)
-class AudioPretrainingConfig(Validatable):
-    """Settings of ``audio_pretraining``."""
-
-    split: str = "train"
-    """The manifest to train on."""
-
-    batches_per_update: int = 8
-    """Length batches per update, over all ranks; each is one forward pass."""
-
-    max_num_elements: int = 1_000_000
-    """Most samples of sound in one forward pass."""
-
-    min_sample_size: int = 32_000
-    """Shorter recordings are left out."""
-
-    max_sample_size: int = 320_000
-    """Longer recordings are cropped to this, at a new random place in every epoch."""
-
-    audio: AudioReadingConfig = field(default_factory=AudioReadingConfig)
-    """How recordings become waveforms."""
-
-    bad_samples: BadSampleConfig = field(default_factory=BadSampleConfig)
-    """How many unreadable recordings a run puts up with."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        return _check_settings(self)
-
-
-@dataclass(kw_only=True)
-class LabelledAudioConfig(Validatable):
-    """Settings of all tasks of fine-tuning on recordings."""
-
-    split: str = "train"
-    """The manifest to train on."""
-
-    batches_per_update: int = 8
-    """Length batches per update, over all ranks; each is one forward pass."""
-
-    max_num_elements: int = 3_200_000
-    """Most samples of sound in one forward pass, padding included."""
-
-    max_sample_size: int | None = None
-    """Longest recording to train on, in samples; None = any."""
-
-    audio: AudioReadingConfig = field(default_factory=AudioReadingConfig)
-    """How recordings become waveforms."""
-
-    bad_samples: BadSampleConfig = field(default_factory=BadSampleConfig)
-    """How many unreadable recordings a run puts up with."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        return _check_settings(self)
-
-
-AudioConfigT = TypeVar("AudioConfigT", AudioPretrainingConfig, LabelledAudioConfig)
-
-
-def _check_settings(config: AudioPretrainingConfig | LabelledAudioConfig) -> ValidationResult:
-    names = ("batches_per_update", "max_num_elements", "max_sample_size")
-    rate = config.audio.sample_rate
-    return report(
-        *check_counts(**{name: getattr(config, name) for name in names}),
-        (rate < 1, f"`audio.sample_rate` must be at least 1, but is {rate}."),
-    )
+from d2v_plugin.tasks.audio_settings import AudioConfigT, AudioPretrainingConfig, LabelledAudioConfig
+from d2v_plugin.tasks.base import Task
 
 
 class AudioTask(Task[AudioConfigT, AudioManifest]):
