@@ -54,6 +54,11 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
         self.longest = getattr(model.config.frontends[Modality.AUDIO], "longest_input", None)
         reading = self.config.audio
         check_reading(model.config, sample_rate=reading.sample_rate, normalize=reading.normalize)
+        expected = getattr(model.config.frontends[Modality.AUDIO], "num_channels", 1)
+        if reading.channels != expected:
+            raise RecipeError(
+                f"`task.config.audio.channels` is {reading.channels}, but the model's `audio.num_channels` is {expected}."
+            )
         most = self.config.max_sample_size
         if most is not None and most < self.shortest:
             raise RecipeError(
@@ -174,6 +179,7 @@ class AudioPretrainingTask(AudioTask[AudioPretrainingConfig]):
             log.info(message, left_out, len(whole), config.min_sample_size)
         lengths = np.minimum(whole, config.max_sample_size)
         bad_samples, buffers = self._count_bad(manifest), Buffers()
+        shape = () if config.audio.channels == 1 else (config.audio.channels,)
 
         def write_crop(row: int, epoch: int, place: Waveform) -> None:
             self._check_length(len(place) if whole[row] > self.config.max_sample_size else int(whole[row]))
@@ -183,7 +189,7 @@ class AudioPretrainingTask(AudioTask[AudioPretrainingConfig]):
         def read(batch: RowBatch) -> Batch | None:
             # One that is too short is left out, and the others are not cropped to it.
             shortest = lengths[batch.rows].min(where=lengths[batch.rows] >= self.shortest, initial=config.max_sample_size)
-            places = buffers.take(len(batch.rows), int(shortest))
+            places = buffers.take(len(batch.rows), int(shortest), *shape)
             return fill_batch(Modality.AUDIO, places, batch, bad_samples, write_crop)
 
         return self._create_train_reader(rows, lengths, read, bad_samples, gangs, seed)

@@ -76,8 +76,8 @@ AudioConfigT = TypeVar("AudioConfigT", AudioPretrainingConfig, LabelledAudioConf
 
 def _check_settings(config: AudioPretrainingConfig | LabelledAudioConfig) -> ValidationResult:
     names = ("batches_per_update", "max_num_elements", "max_sample_size")
-    rate = config.audio.sample_rate
+    numbers = {"sample_rate": config.audio.sample_rate, "channels": config.audio.channels}
     return report(
         *check_counts(**{name: getattr(config, name) for name in names}),
-        (rate < 1, f"`audio.sample_rate` must be at least 1, but is {rate}."),
+        *((value < 1, f"`audio.{name}` must be at least 1, but is {value}.") for name, value in numbers.items()),
     )

@@ -105,7 +105,7 @@ class FrontendConfig:
 
 @dataclass(kw_only=True)
 class AudioFrontendConfig(WaveformConfig, FrontendConfig):
-    """Waveforms at 16 kHz: strided convolutions, then relative positions by convolution."""
+    """Waveforms: strided convolutions, then relative positions by convolution."""
 
     position_pre_norm: bool = False
     """Layer norm before the position convolutions; only conversions of foreign checkpoints set it."""

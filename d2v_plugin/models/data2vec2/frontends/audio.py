@@ -18,7 +18,7 @@ from d2v_plugin.models.waveforms import WaveformEncoder, build_position_blocks, 
 
 
 class AudioFrontend(Frontend):
-    """(N, T) samples at 16 kHz -> (N, S, D), 50 frames a second with the standard convolutions."""
+    """(N, T), or (N, T, C) of several channels -> (N, S, D), 50 frames a second with the standard convolutions at 16 kHz."""
 
     modality = Modality.AUDIO
 
