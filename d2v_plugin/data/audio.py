@@ -73,8 +73,9 @@ def read_recording(
 ) -> Waveform:
     """Read ``length`` samples from ``offset`` on, counted at the model's rate. -> (length,) float32
 
-    Several channels are averaged, or kept apart: (length, channels). Only what is needed is decoded if the recording has the model's rate and is either not
-    normalised or comes with its statistics; otherwise all of it is, since mean and variance are those of the utterance.
+    Several channels are averaged, or kept apart: (length, channels). Only what is needed is decoded if the recording has the
+    model's rate and is either not normalised or averaged and comes with its statistics; otherwise all of it is, since mean and
+    variance are those of the utterance.
 
     :param length: None = up to the end.
     :param out: (length,) or (length, channels), memory for the result.

@@ -86,7 +86,8 @@ def pad(samples: Sequence[NDArray[Any]], dtype: type[np.generic], *, value: int 
     lengths = np.array([len(before) + len(sample) for sample in samples])
     longest, shortest = int(lengths.max()), int(lengths.min())
     padded = np.full((len(samples), longest, *samples[0].shape[1:]), value, dtype=dtype)
-    padded[:, : len(before)] = before
+    if len(before):
+        padded[:, : len(before)] = before
     for place, sample, length in zip(padded, samples, lengths, strict=True):
         place[len(before) : length] = sample
     if longest == shortest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import soundfile
 import torch
 
 from d2v_plugin.data.audio import AudioReadingConfig, Recording, read_recording
+from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.files import Location
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +35,12 @@ def write_signals(folder: Path) -> None:
             soundfile.write(place / f"{index}.wav", values, 250, subtype="FLOAT")
 
 
+def load_model(out: Path, step: int) -> dict[str, torch.Tensor]:
+    """Student and teacher of a checkpoint."""
+    files = sorted((out / "checkpoints" / f"step_{step}" / "model").rglob("*.pt"))
+    return {key: tensor for file in files for key, tensor in torch.load(file, weights_only=True).items()}
+
+
 def test_signals_are_learned_from_fine_tuned_and_predicted(command: Any, tmp_path: Path) -> None:
     def run(*words: object, status: int = 0) -> str:
         outcome = command("recipe", *words)
@@ -45,13 +53,27 @@ def test_signals_are_learned_from_fine_tuned_and_predicted(command: Any, tmp_pat
     run("manifest", "audio", tmp_path / "signals", data, *made)
     common = [*QUICK, f"dataset.config_overrides.path={data}"]
     pretraining = (
-        *("train", "--config-file", ROOT / "recipes" / "demo" / "signals.yaml", out, "--config", *common),
+        *(
+            "--config-file",
+            ROOT / "recipes" / "demo" / "signals.yaml",
+            "--config",
+            *common,
+            "regime.keep_last_n_checkpoints=null",
+        ),
         f"model.config_overrides={{audio: {{{SHAPE}}}, dim: 32, depth: 3, num_heads: 2}}",
-        f"task.config={{batches_per_update: 1, max_num_elements: 1500, min_sample_size: 100, max_sample_size: 250, audio: {AUDIO}}}",
+        f"task.config={{batches_per_update: 1, max_num_elements: 1500, min_sample_size: 100, max_sample_size: 250,"
+        f"audio: {AUDIO}}}",
     )
-    run(*pretraining)
-    run(*pretraining, "regime.num_steps=3")  # goes on
-    said = run(*pretraining, "task.config.audio.channels=2", status=2)
+    run("train", out, *pretraining)
+    resumed = tmp_path / "resumed"
+    shutil.copytree(out / "checkpoints" / "step_1", resumed / "checkpoints" / "step_1")
+    run("train", resumed, *pretraining)
+    first, last, again = (load_model(folder, step) for folder, step in ((out, 1), (out, 2), (resumed, 2)))
+    assert all(torch.equal(again[key], tensor) for key, tensor in last.items())
+    assert not all(torch.equal(first[key], tensor) for key, tensor in last.items())
+    said = run(
+        "train", tmp_path / "wrong", *[str(word).replace("channels: 3}", "channels: 2}") for word in pretraining], status=2
+    )
     assert "`task.config.audio.channels` is 2, but the model's `audio.num_channels` is 3." in said
     recipe = tmp_path / "tuning.yaml"
     recipe.write_text(
@@ -86,7 +108,7 @@ def test_channels_are_kept_apart_and_normalized_one_by_one(tmp_path: Path, suffi
     np.testing.assert_allclose(place, expected[50:150], atol=1e-3)
     doubled = AudioReadingConfig(sample_rate=500, channels=3, resample=True)
     assert read_recording(recording, doubled, 0, 801).shape == (801, 3)
-    with pytest.raises(ValueError, match=r"has 3 channel\(s\), but `task.config.audio.channels` is 2"):
+    with pytest.raises(SampleError, match=r"has 3 channel\(s\), but `task.config.audio.channels` is 2"):
         read_recording(recording, AudioReadingConfig(sample_rate=250, channels=2))
 
 
