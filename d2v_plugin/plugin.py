@@ -44,10 +44,10 @@ from d2v_plugin.masking.random_blocks import (
 from d2v_plugin.models.base import EncoderModel, Features, LocalFeatures
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig
-from d2v_plugin.models.data2vec2.config import (
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
+from d2v_plugin.models.data2vec2.frontend_config import (
     AlibiConfig,
     AudioFrontendConfig,
-    Data2VecConfig,
     DecoderConfig,
     ImageFrontendConfig,
     TextFrontendConfig,

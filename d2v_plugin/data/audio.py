@@ -1,4 +1,4 @@
-"""Audio: reading recordings, or parts of them, as normalised mono waveforms."""
+"""Audio: reading recordings and other signals, or parts of them, as normalised waveforms."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -13,6 +14,7 @@ import soxr
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from d2v_plugin.data.arrays import ARRAY_MAGIC, ArrayFile, MemoryFile
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.ffmpeg import FFmpegFile
 from d2v_plugin.data.files import Location, check_regular, copy_range, read_bytes
@@ -21,6 +23,8 @@ from d2v_plugin.data.headers import check_recording
 Waveform = NDArray[np.float32]
 
 _EPSILON = 1e-5
+# Of signals of several channels, whose unit may be volts: only what is constant has less variance.
+_SMALL_EPSILON = 1e-30
 _UNKNOWN_FORMAT = 1
 
 
@@ -35,7 +39,11 @@ class AudioReadingConfig:
     """Convert recordings of other rates; otherwise they are refused."""
 
     normalize: bool = True
-    """Give every utterance zero mean and unit variance."""
+    """Give every utterance zero mean and unit variance, each channel for itself if there are several."""
+
+    channels: int = 1
+    """Channels that the model takes: 1 = those of a recording are averaged, more = they are kept apart, and each recording must
+    have as many."""
 
 
 @dataclass(frozen=True)
@@ -65,43 +73,44 @@ def read_recording(
 ) -> Waveform:
     """Read ``length`` samples from ``offset`` on, counted at the model's rate. -> (length,) float32
 
-    Several channels are averaged. Only what is needed is decoded if the recording has the model's rate and is either not
-    normalised or comes with its statistics; otherwise all of it is, since mean and variance are those of the utterance.
+    Several channels are averaged, or kept apart: (length, channels). Only what is needed is decoded if the recording has the
+    model's rate and is either not normalised or averaged and comes with its statistics; otherwise all of it is, since mean and
+    variance are those of the utterance.
 
     :param length: None = up to the end.
-    :param out: (length,) memory for the result.
+    :param out: (length,) or (length, channels), memory for the result.
     :raises SampleError: the file is not what the manifest says, or has no samples.
     :raises OSError: it is no regular file.
     :raises RuntimeError: it cannot be decoded.
     """
     if recording.size < 1:
         raise SampleError("The recording has no samples.")
+    # Those of the manifest are of the mean of all channels.
+    statistics, epsilon = (recording.statistics, _EPSILON) if config.channels == 1 else (None, _SMALL_EPSILON)
     partial = (
-        length is not None
-        and recording.rate in (None, config.sample_rate)
-        and (recording.statistics is not None or not config.normalize)
+        length is not None and recording.rate in (None, config.sample_rate) and (statistics is not None or not config.normalize)
     )
     first, count = (recording.start + offset, length) if partial and length else (recording.start, recording.size)
     waveform = _decode(recording, config, first, count, out if partial else None)
     if recording.rate not in (None, config.sample_rate):
         waveform = soxr.resample(waveform, recording.rate, config.sample_rate)
     if config.normalize:
-        mean, variance = recording.statistics or measure(waveform)
+        mean, variance = statistics or measure(waveform)
         waveform -= np.float32(mean)
-        waveform *= np.float32(1 / np.sqrt(variance + _EPSILON))
+        waveform *= np.float32(1 / np.sqrt(variance + epsilon))
     if not partial and length is not None:
         waveform = waveform[offset : offset + length]
         # Resampling rounds the length, by one sample at most.
-        waveform = np.pad(waveform, (0, length - len(waveform)))
+        waveform = np.pad(waveform, [(0, length - len(waveform)), *[(0, 0)] * (waveform.ndim - 1)])
     if out is not None and waveform is not out:
         out[...] = waveform
 
     return waveform if out is None else out
 
 
-def measure(waveform: Waveform) -> tuple[float, float]:
-    """Mean and (population) variance, in double precision."""
-    return float(waveform.mean(dtype=np.float64)), float(waveform.var(dtype=np.float64))
+def measure(waveform: Waveform) -> tuple[Any, Any]:
+    """Mean and (population) variance, in double precision, of each channel if there are several."""
+    return waveform.mean(axis=0, dtype=np.float64), waveform.var(axis=0, dtype=np.float64)
 
 
 def _decode(recording: Recording, config: AudioReadingConfig, first: int, count: int, out: Waveform | None) -> Waveform:
@@ -109,8 +118,10 @@ def _decode(recording: Recording, config: AudioReadingConfig, first: int, count:
         _check(recording, config, file.samplerate, file.frames)
         check_recording(count, file.channels)
         file.seek(first)
-        # Mono is decoded right into its place.
-        place = out if file.channels == 1 else None
+        if config.channels not in (1, file.channels):
+            raise SampleError(f"The file has {file.channels} channel(s), but `task.config.audio.channels` is {config.channels}.")
+        # What is not averaged is decoded right into its place.
+        place = out if file.channels == config.channels else None
         waveform: Waveform = file.read(count, dtype="float32", out=place)
         is_integer = file.subtype.startswith("PCM")
     if len(waveform) < count:
@@ -120,7 +131,7 @@ def _decode(recording: Recording, config: AudioReadingConfig, first: int, count:
     if place is not None:
         return place
 
-    return waveform if waveform.ndim == 1 else waveform.mean(axis=1)
+    return waveform if waveform.ndim == 1 or config.channels > 1 else waveform.mean(axis=1)
 
 
 class _ReadOnce(soundfile.SoundFile):  # type: ignore[misc]  # has no types
@@ -136,7 +147,10 @@ class SoundInfo:
     """What the header of a recording says."""
 
     frames: int
-    samplerate: int
+
+    samplerate: int | None
+    """None = it does not say it, as arrays do not: the model's is meant."""
+
     channels: int
     format: str
 
@@ -150,7 +164,7 @@ def read_info(location: Location) -> SoundInfo:
         return SoundInfo(file.frames, file.samplerate, file.channels, f"{file.format} {file.subtype}".strip())
 
 
-def _open(location: Location) -> soundfile.SoundFile | FFmpegFile:
+def _open(location: Location) -> soundfile.SoundFile | MemoryFile:
     """Open a file, or a copy of what libsndfile would read by calling Python for every few kilobytes: a range, or an object."""
     is_file = location.size is None and not location.is_remote
     if is_file:
@@ -165,12 +179,13 @@ def _open(location: Location) -> soundfile.SoundFile | FFmpegFile:
         is_its_own = location.size is None and os.path.splitext(location.path)[1][1:].upper() in soundfile.available_formats()
         if error.code != _UNKNOWN_FORMAT or is_its_own:
             raise
-    return FFmpegFile(location)
+    data = read_bytes(location)
+    return ArrayFile(data) if data.startswith(ARRAY_MAGIC) else FFmpegFile(location, data)
 
 
-def _check(recording: Recording, config: AudioReadingConfig, rate: int, frames: int) -> None:
+def _check(recording: Recording, config: AudioReadingConfig, rate: int | None, frames: int) -> None:
     expected = recording.rate or config.sample_rate
-    if rate != expected:
+    if rate not in (None, expected):
         raise SampleError(f"The file has {rate} samples per second, but {expected} were expected.")
     if recording.start + recording.size > frames or not (recording.is_segment or recording.size == frames):
         raise SampleError(f"The file has {frames} samples, but the manifest says {recording.start + recording.size}.")

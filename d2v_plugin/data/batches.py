@@ -78,15 +78,16 @@ def read_samples(
 
 
 def pad(samples: Sequence[NDArray[Any]], dtype: type[np.generic], *, value: int = 0, before: Sequence[int] = ()) -> Padded:
-    """Put samples of different length, N × (S_n,), into one tensor.
+    """Put samples of different length, N × (S_n,) or N × (S_n, C), into one tensor.
 
     :param value: stands behind those that are shorter than the longest.
     :param before: stands before each.
     """
     lengths = np.array([len(before) + len(sample) for sample in samples])
     longest, shortest = int(lengths.max()), int(lengths.min())
-    padded = np.full((len(samples), longest), value, dtype=dtype)
-    padded[:, : len(before)] = before
+    padded = np.full((len(samples), longest, *samples[0].shape[1:]), value, dtype=dtype)
+    if len(before):
+        padded[:, : len(before)] = before
     for place, sample, length in zip(padded, samples, lengths, strict=True):
         place[len(before) : length] = sample
     if longest == shortest:

@@ -21,11 +21,12 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Grid, as_grid
 from d2v_plugin.core.validation import report
+from d2v_plugin.data.arrays import ARRAY_MAGIC
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.color_jitter import ColorJitterConfig, jitter_colors
 from d2v_plugin.data.files import Location, read_bytes
 from d2v_plugin.data.headers import PILLOW_BYTES, check_picture, check_size, find_kind, has_alpha
-from d2v_plugin.data.image_channels import ARRAY_MAGIC, decode_channels, read_array
+from d2v_plugin.data.image_channels import decode_channels, read_array
 from d2v_plugin.data.random import Purpose, draw_uniform
 
 FORMATS: Final = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF")

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import io
-import math
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from d2v_plugin.data.arrays import read_npy
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.headers import PILLOW_BYTES, check_size
-
-ARRAY_MAGIC: Final = b"\x93NUMPY"
-"""How files of NumPy (``.npy``) begin."""
 
 _MODES: Final = {1: "L", 4: "RGBA"}
 
@@ -27,17 +23,10 @@ def read_array(data: bytes | bytearray, num_channels: int) -> Tensor:
 
     :raises SampleError: it has another type or another number of channels, or is cut short.
     """
-    file = io.BytesIO(data)
-    try:
-        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
-        shape, is_fortran, dtype = read_header(file)
-        # A view of what is there, whatever the header claims.
-        found = np.frombuffer(data, dtype, math.prod(shape), file.tell())
-        values: NDArray[Any] = found.reshape(shape, order="F" if is_fortran else "C")
-    except (ValueError, KeyError, TypeError) as ex:
-        raise SampleError(f"The array cannot be read: {ex}") from ex
-    if dtype not in (np.uint8, np.uint16):
-        raise SampleError(f"The array holds {dtype}, but uint8 or uint16 are read.")
+    values = read_npy(data)
+    shape = values.shape
+    if values.dtype not in (np.uint8, np.uint16):
+        raise SampleError(f"The array holds {values.dtype}, but uint8 or uint16 are read.")
     if values.ndim == 2:
         values = values[..., None]
     if values.ndim == 3 and values.shape[-1] != num_channels == values.shape[0]:

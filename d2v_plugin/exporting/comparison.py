@@ -51,14 +51,17 @@ def draw_batch(model: AnyModel, modality: Modality) -> Batch:
         shortest = model.shortest_input(modality)
         longest = shortest + _NUM_TOKENS * config.samples_per_frame
         lengths = torch.tensor([longest, shortest + (longest - shortest) // 2, shortest])
-        inputs = torch.randn(3, longest, generator=generator)
+        num_channels = getattr(config, "num_channels", 1)
+        inputs = torch.randn(3, longest, *([num_channels] if num_channels > 1 else []), generator=generator)
     else:
         longest = min(_NUM_TOKENS, config.max_positions)
         lengths = torch.tensor([longest, max(1, longest // 2), 1])
         first = config.pad_idx + 1
         inputs = torch.randint(first, max(first + 1, config.vocab_size), (3, longest), generator=generator)
     padding_mask = torch.arange(longest) >= lengths.unsqueeze(1)
-    inputs = inputs.masked_fill(padding_mask, 0 if modality is Modality.AUDIO else config.pad_idx)
+    inputs = inputs.masked_fill(
+        padding_mask.view(3, longest, *[1] * (inputs.dim() - 2)), 0 if modality is Modality.AUDIO else config.pad_idx
+    )
 
     return Batch(modality, inputs, torch.arange(3), padding_mask)
 

@@ -17,25 +17,27 @@ from d2v_plugin.models.base import EncoderModel, Features
 from d2v_plugin.models.spectrograms import sees_spectrograms
 
 SAMPLE_RATE: Final = 16_000
+"""Of models of speech; a task may say another one."""
 
 OVERLAP: Final = 1 / 8
 """Share of a chunk, at each of its ends, that is computed for the sake of the rest and then dropped."""
 
 
-def iterate_chunks(model: EncoderModel, waveform: Tensor, chunk_seconds: float) -> Iterator[Features]:
+def iterate_chunks(model: EncoderModel, waveform: Tensor, num_samples: int) -> Iterator[Features]:
     """The features of a recording chunk by chunk, each frame once: what one that fits into a chunk gets is exact.
 
     Frames see at least an eighth of a chunk before and after them. Whatever a model normalizes over time (group norm), it
     normalizes within a chunk; every chunk has extra tokens of its own, and absolute positions count from its start.
 
-    :param waveform: (1, T)
+    :param waveform: (1, T), or (1, T, C) of several channels.
+    :param num_samples: of a chunk.
     """
     config = model.config.frontends[Modality.AUDIO]
     stride, width = config.samples_per_frame, model.shortest_input(Modality.AUDIO)
     # Of spectrograms a frame is a row of patches.
     columns = getattr(config, "columns", 1)
     num_frames = model.output_length(waveform.size(1), Modality.AUDIO) // columns
-    chunk = max(8, int(chunk_seconds * SAMPLE_RATE) // stride)
+    chunk = max(8, num_samples // stride)
     if num_frames <= chunk:
         yield model.extract_features(waveform, modality=Modality.AUDIO)
         return

@@ -57,6 +57,14 @@ class Extractor:
     chunk_seconds: float | None = None
     """Recordings longer than this are computed in chunks; see :func:`iterate_chunks`. None = all are computed whole."""
 
+    sample_rate: int = SAMPLE_RATE
+    """Of the recordings, as they are read."""
+
+    @property
+    def chunk_samples(self) -> int | None:
+        """Samples of a chunk."""
+        return None if self.chunk_seconds is None else int(self.chunk_seconds * self.sample_rate)
+
     def compute(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
         """The arrays of a shard, on the CPU.
 
@@ -86,8 +94,8 @@ class Extractor:
 
     def _compute_batch(self, batch: Batch) -> dict[str, Sequence[Tensor]]:
         """For each array N × (D,), or N × (S_n, D) with pooling ``none``."""
-        chunk = self.chunk_seconds
-        if chunk is not None and batch.modality is Modality.AUDIO and batch.inputs.size(1) > chunk * SAMPLE_RATE:
+        chunk = self.chunk_samples
+        if chunk is not None and batch.modality is Modality.AUDIO and batch.inputs.size(1) > chunk:
             alone = [self._compute_long(row, chunk) for row in split_samples(batch.inputs, batch.padding_mask)]
             return {name: [found[name] for found in alone] for name in self.arrays}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
@@ -95,11 +103,11 @@ class Extractor:
 
         return self._pool(features)
 
-    def _compute_long(self, waveform: Tensor, chunk_seconds: float) -> dict[str, Tensor]:
-        """The arrays of a recording (T,); of a chunk only what is written of it is kept."""
+    def _compute_long(self, waveform: Tensor, chunk: int) -> dict[str, Tensor]:
+        """The arrays of a recording (T,) or (T, C); of a chunk only what is written of it is kept."""
         parts: dict[str, list[Tensor]] = {name: [] for name in self.arrays}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            for features in iterate_chunks(self.model, waveform.unsqueeze(0), chunk_seconds):
+            for features in iterate_chunks(self.model, waveform.unsqueeze(0), chunk):
                 for name, layers in self.arrays.items():
                     merged = _average_layers(features, layers)
                     frames = merged.layers[0][0]

@@ -89,11 +89,14 @@ class Engine:
     amp: bool = False
     """Whether to compute in bfloat16."""
 
+    sample_rate: int = SAMPLE_RATE
+    """Of the recordings, as they are read."""
+
     def answer(self, batch: Batch) -> Sequence[Answer]:
         """One answer for each sample."""
         batch.to(self.device)
-        chunk = self.chunk_seconds
-        if chunk is not None and batch.modality is Modality.AUDIO and batch.inputs.size(1) > chunk * SAMPLE_RATE:
+        chunk = None if self.chunk_seconds is None else int(self.chunk_seconds * self.sample_rate)
+        if chunk is not None and batch.modality is Modality.AUDIO and batch.inputs.size(1) > chunk:
             alone = split_samples(batch.inputs, batch.padding_mask)
             return [self._answer_long(waveform.unsqueeze(0), chunk) for waveform in alone]
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
@@ -102,10 +105,10 @@ class Engine:
 
         return self.criterion.answer(logits, features.padding_mask)
 
-    def _answer_long(self, waveform: Tensor, chunk_seconds: float) -> Answer:
-        """:param waveform: (1, T)"""
+    def _answer_long(self, waveform: Tensor, chunk: int) -> Answer:
+        """:param waveform: (1, T), or (1, T, C) of several channels."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            chunks = iterate_chunks(self.model, waveform, chunk_seconds)
+            chunks = iterate_chunks(self.model, waveform, chunk)
             if self.criterion.framewise:
                 logits = torch.cat([self.criterion.apply_head(chunk) for chunk in chunks], dim=1)
             else:

@@ -153,7 +153,9 @@ class TrainedModel(EncoderModel):
         (number,) = resolve_layers([layer], self.num_layers)
         samples, reader = self._find(inputs)
         batches = SampleBatches(samples, reader, batch_size, self._dtype)
-        extractor = Extractor(self, {"x": [number]}, pooling, torch.float32, self._device, chunk_seconds=chunk_seconds)
+        extractor = Extractor(
+            self, {"x": [number]}, pooling, torch.float32, self._device, False, chunk_seconds, reader.sample_rate
+        )
         with self._evaluating():
             found = extractor.compute(batches.read(0, len(samples)))
         batches.refuse_nothing()
@@ -177,7 +179,7 @@ class TrainedModel(EncoderModel):
         criterion = self._expect_head(kind)
         samples, reader = self._find(inputs)
         batches = SampleBatches(samples, reader, batch_size, self._dtype)
-        engine = Engine(self, criterion, self._device, chunk_seconds)
+        engine = Engine(self, criterion, self._device, chunk_seconds, sample_rate=reader.sample_rate)
         presenter = Presenter(criterion, find_frame_seconds(self, reader), **presentation)
         found: list[Result | None] = [None] * len(samples)
         with self._evaluating():
@@ -217,7 +219,7 @@ class TrainedModel(EncoderModel):
         if len(taken) == 1:
             return taken[0]
         suffix = "" if isinstance(first, tuple) else Path(first).suffix.lower()
-        named = Modality.AUDIO if suffix in AUDIO_SUFFIXES else Modality.IMAGE if suffix in IMAGE_SUFFIXES else Modality.TEXT
+        named = Modality.IMAGE if suffix in IMAGE_SUFFIXES else Modality.AUDIO if suffix in AUDIO_SUFFIXES else Modality.TEXT
 
         return self.resolve_modality(named)
 

@@ -27,6 +27,7 @@ from d2v_plugin.data.preparation.common import Report
 from d2v_plugin.data.preparation.image import SUFFIXES as IMAGE_SUFFIXES
 from d2v_plugin.data.preparation.walking import walk
 from d2v_plugin.data.problems import Problems
+from d2v_plugin.extraction.chunks import SAMPLE_RATE
 from d2v_plugin.inference.lines import JSON_SUFFIXES, Lines, TextReading, collate_texts
 from d2v_plugin.inference.samples import (
     ImageFiles,
@@ -50,6 +51,9 @@ class Reader(ABC):
 
     suffixes: frozenset[str]
     """Of the files that are taken from folders."""
+
+    sample_rate: int = SAMPLE_RATE
+    """Of recordings, as they are read."""
 
     max_num_elements: int | None = None
     """Longest sample times number of samples of a batch; None = any."""
@@ -89,6 +93,7 @@ class AudioReader(Reader):
         :param shortest: samples that the model needs for one frame.
         """
         self.config = replace(config, resample=True)
+        self.sample_rate = config.sample_rate
         self.max_num_elements = max_num_elements
         self._shortest = shortest
 

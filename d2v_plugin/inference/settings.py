@@ -92,6 +92,10 @@ def _open_audio(model: EncoderModel, task: Task[Any, Any] | None) -> AudioReader
         if sees_spectrograms(model.config):
             rate = model.config.frontends[Modality.AUDIO].sample_rate
             return AudioReader(AudioReadingConfig(sample_rate=rate, normalize=False), shortest)
+        if (num_channels := model.config.frontends[Modality.AUDIO].num_channels) != 1:
+            raise RecipeError(
+                f"Nothing says how signals of {num_channels} channels are read: the model is of no run. Name a `task`."
+            )
         return AudioReader(AudioReadingConfig(), shortest)
     config = getattr(task.config, "audio", None)
     if not isinstance(config, AudioReadingConfig):

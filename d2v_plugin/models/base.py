@@ -149,7 +149,7 @@ class EncoderModel(nn.Module, ABC):
     ) -> Features:
         """Encode whole samples; gradients flow, dropout follows the mode of the module.
 
-        :param inputs: waveforms (N, T) at 16 kHz, normalised; images (N, C, H, W), normalised; or token ids (N, S).
+        :param inputs: waveforms (N, T) or, of several channels, (N, T, C); images (N, C, H, W), both normalised; ids (N, S).
         :param padding_mask: True = padding, at the resolution of the input; None = nothing is padded. Samples give the
             same features in any batch.
         :param modality: needed for models with several frontends only.

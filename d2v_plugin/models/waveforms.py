@@ -21,7 +21,10 @@ LengthT = TypeVar("LengthT", int, Tensor)
 
 @dataclass(kw_only=True)
 class WaveformConfig:
-    """Waveforms at 16 kHz: strided convolutions, then relative positions by convolution."""
+    """Waveforms: strided convolutions, then relative positions by convolution."""
+
+    num_channels: int = 1
+    """Channels of a signal, which the first convolution sees together: 1 = sound, more = EEG and the like."""
 
     conv_layers: list[tuple[int, int, int]] = field(
         default_factory=lambda: [(512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2]
@@ -66,7 +69,7 @@ class WaveformConfig:
 def check_waveforms(config: WaveformConfig, dim: int) -> Iterator[tuple[bool, str]]:
     """Check settings of waveforms that must fit each other, and the width of the model."""
     yield not config.conv_layers, "`audio.conv_layers` must name at least one convolution, but is empty."
-    channels = [1, *(channels for channels, _, _ in config.conv_layers)]
+    channels = [config.num_channels, *(channels for channels, _, _ in config.conv_layers)]
     count = sum(before * after * kernel for before, (after, kernel, _) in zip(channels, config.conv_layers, strict=False))
     yield from check_parameters(count, "the convolutions over the waveform", "`audio.conv_layers`")
     yield (
@@ -104,12 +107,12 @@ def build_position_blocks(config: WaveformConfig, dim: int) -> list[ConvBlock]:
 
 
 class WaveformEncoder(nn.Module):
-    """The convolutions: (N, T) -> (N, S, C)."""
+    """The convolutions: (N, T), or (N, T, C) of several channels -> (N, S, D)."""
 
     def __init__(self, config: WaveformConfig) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        in_channels = 1
+        in_channels = self.num_channels = config.num_channels
         for i, (channels, kernel_size, stride) in enumerate(config.conv_layers):
             conv = nn.Conv1d(in_channels, channels, kernel_size, stride=stride, bias=config.conv_bias)
             nn.init.kaiming_normal_(conv.weight)
@@ -123,17 +126,19 @@ class WaveformEncoder(nn.Module):
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """
         :param padding_mask: (N, T), True = padding, which a group norm leaves out of its statistics; None = it has everything.
-        :raises ValueError: the waveforms are too short for one frame.
+        :raises ValueError: the waveforms have another number of channels, or are too short for one frame.
         """
-        if (num_frames := count_frames(x.size(-1), self.specs)) < 1:
-            raise ValueError(f"`inputs` must be long enough for one frame, but has {x.size(-1)} samples.")
+        shape = tuple(x.shape)
+        x = x.unsqueeze(-1) if x.dim() == 2 else x
+        if x.dim() != 3 or x.size(-1) != self.num_channels:
+            raise ValueError(f"`inputs` must be signals of {self.num_channels} channel(s), (N, T, C), but has the shape {shape}.")
+        if (num_frames := count_frames(x.size(1), self.specs)) < 1:
+            raise ValueError(f"`inputs` must be long enough for one frame, but has {x.size(1)} samples.")
         if padding_mask is not None and wants_samples(x):
-            return map_samples(
-                lambda row: self(row.squeeze(-1)), x.unsqueeze(-1), padding_mask, length=num_frames, shortest=self.shortest
-            )
+            return map_samples(self, x, padding_mask, length=num_frames, shortest=self.shortest)
 
         first, last = self.conv_layers[0]["0"], self.conv_layers[-1]["2"]  # type: ignore[index]
-        x = convolve(x.unsqueeze(-1).to(first.weight.dtype), first)
+        x = convolve(x.to(first.weight.dtype), first)
         padded = mark_padded_frames(padding_mask, x.size(1), self.specs[:1])
         # In pairs, because the input of the next convolution need not be kept: the largest tensors of the whole model.
         for layer, following in pairwise(self.conv_layers):

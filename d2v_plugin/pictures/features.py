@@ -16,8 +16,7 @@ from torch import Tensor
 from d2v_plugin.core.batch import Batch, Grid, Modality
 from d2v_plugin.models.statistics import token_similarities
 from d2v_plugin.pictures.canvas import WIDTH, count_on, create_figure
-from d2v_plugin.pictures.inputs import SAMPLE_RATE
-from d2v_plugin.pictures.panels import show_image, show_sound
+from d2v_plugin.pictures.panels import find_axes, show_image, show_sound
 
 COMPONENTS = "The first three principal components of each layer's features as red, green and blue"
 MAX_COLUMNS = 6
@@ -145,14 +144,14 @@ def _show_maps(axes: Axes, colors: Tensor, grid: Grid) -> None:
 
 def _draw_strips(batch: Batch, colors: Mapping[str, Tensor]) -> Figure:
     """A column for each sample: sound as it is, then for each model a strip for each layer, the first below."""
-    is_sound = batch.modality is Modality.AUDIO
+    is_sound, labels = batch.modality is Modality.AUDIO, find_axes(batch)
     num_samples, num_layers = next(iter(colors.values())).shape[:2]
     columns = min(4, num_samples)
     blocks, rows = -(-num_samples // columns), len(colors) + is_sound
     figure = create_figure(blocks * (len(colors) * (0.7 + 0.12 * num_layers) + 1.4 * is_sound) + 1.2, COMPONENTS)
     heights = [*([1.2] * is_sound), *([0.5 + 0.12 * num_layers] * len(colors))] * blocks
     grid = figure.subplots(blocks * rows, columns, squeeze=False, sharex=True, sharey="row", height_ratios=heights)
-    end = batch.inputs.size(1) / SAMPLE_RATE if is_sound else next(iter(colors.values())).size(2)
+    end = batch.inputs.size(1) / labels.per_unit if is_sound else next(iter(colors.values())).size(2)
     for place in range(blocks * columns):
         block, column = divmod(place, columns)
         cells = list(grid[block * rows : (block + 1) * rows, column])
@@ -161,11 +160,11 @@ def _draw_strips(batch: Batch, colors: Mapping[str, Tensor]) -> Figure:
                 axes.set_axis_off()
             continue
         cells[0].set_title(f"Sample {int(batch.ids[place])}", fontsize=12)
-        cells[-1].set_xlabel("Time (s)" if is_sound else "Token")
+        cells[-1].set_xlabel(labels.time if is_sound else "Token")
         if is_sound:
             axes = cells.pop(0)
             show_sound(axes, batch, place)
-            axes.set_ylabel("kHz" if column == 0 else "")
+            axes.set_ylabel(labels.height if column == 0 else "")
         for axes, (who, shades) in zip(cells, colors.items(), strict=True):
             extent = (0, end, -0.5, num_layers - 0.5)
             axes.imshow(shades[place].numpy(), extent=extent, origin="lower", aspect="auto", interpolation="nearest")

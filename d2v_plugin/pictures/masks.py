@@ -8,7 +8,7 @@ from torch import Tensor
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import Spell
 from d2v_plugin.pictures.canvas import WIDTH, create_figure
-from d2v_plugin.pictures.panels import LEVEL, show_image, show_sound
+from d2v_plugin.pictures.panels import find_axes, show_image, show_sound
 from d2v_plugin.pictures.words import draw_words
 
 MAX_VIEWS = 8
@@ -58,7 +58,7 @@ def _draw_images(batch: Batch, masks: Tensor) -> Figure:
 
 
 def _draw_sound(batch: Batch, masks: Tensor) -> Figure:
-    num_samples, num_views = masks.shape[:2]
+    labels, (num_samples, num_views) = find_axes(batch), masks.shape[:2]
     columns = min(num_samples, MAX_COLUMNS)
     blocks = -(-num_samples // columns)
     figure = create_figure(1.35 * blocks * (1 + num_views) + 1.0, describe_masks(masks, "frames"))
@@ -73,9 +73,9 @@ def _draw_sound(batch: Batch, masks: Tensor) -> Figure:
         for view, axes in enumerate(cells):
             shown = show_sound(axes, batch, place, masks[place, view - 1] if view > 0 else None)
             if column == 0:
-                axes.set_ylabel(f"{'Input' if view == 0 else f'View {view}'}\nkHz")
+                axes.set_ylabel(f"{'Input' if view == 0 else f'View {view}'}\n{labels.height}")
         cells[0].set_title(f"Sample {int(batch.ids[place])}", fontsize=12)
-        cells[-1].set_xlabel("Time (s)")
-    figure.colorbar(shown, ax=grid, label=LEVEL, fraction=0.03, aspect=40)
+        cells[-1].set_xlabel(labels.time)
+    figure.colorbar(shown, ax=grid, label=labels.level, fraction=0.03, aspect=40)
 
     return figure

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import numpy as np
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
 from fairseq2.recipe.error import RecipeError
-from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.log import log
-from d2v_plugin.core.validation import report
-from d2v_plugin.data.audio import AudioReadingConfig, Waveform, read_recording
-from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples, SampleError
+from d2v_plugin.data.audio import Waveform, read_recording
+from d2v_plugin.data.bad_samples import BadSamples, SampleError
 from d2v_plugin.data.batches import ReadBatch, Targets, batch_by_length, fill_batch, make_batch, pad, read_samples
 from d2v_plugin.data.buffers import Buffers
 from d2v_plugin.data.dataset import AudioManifest
@@ -32,76 +29,8 @@ from d2v_plugin.data.recordings import read_lengths, recording_of
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.spectrograms import check_reading
-from d2v_plugin.tasks.base import Task, check_counts
-
-
-@dataclass(kw_only=True)
-class AudioPretrainingConfig(Validatable):
-    """Settings of ``audio_pretraining``."""
-
-    split: str = "train"
-    """The manifest to train on."""
-
-    batches_per_update: int = 8
-    """Length batches per update, over all ranks; each is one forward pass."""
-
-    max_num_elements: int = 1_000_000
-    """Most samples of sound in one forward pass."""
-
-    min_sample_size: int = 32_000
-    """Shorter recordings are left out."""
-
-    max_sample_size: int = 320_000
-    """Longer recordings are cropped to this, at a new random place in every epoch."""
-
-    audio: AudioReadingConfig = field(default_factory=AudioReadingConfig)
-    """How recordings become waveforms."""
-
-    bad_samples: BadSampleConfig = field(default_factory=BadSampleConfig)
-    """How many unreadable recordings a run puts up with."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        return _check_settings(self)
-
-
-@dataclass(kw_only=True)
-class LabelledAudioConfig(Validatable):
-    """Settings of all tasks of fine-tuning on recordings."""
-
-    split: str = "train"
-    """The manifest to train on."""
-
-    batches_per_update: int = 8
-    """Length batches per update, over all ranks; each is one forward pass."""
-
-    max_num_elements: int = 3_200_000
-    """Most samples of sound in one forward pass, padding included."""
-
-    max_sample_size: int | None = None
-    """Longest recording to train on, in samples; None = any."""
-
-    audio: AudioReadingConfig = field(default_factory=AudioReadingConfig)
-    """How recordings become waveforms."""
-
-    bad_samples: BadSampleConfig = field(default_factory=BadSampleConfig)
-    """How many unreadable recordings a run puts up with."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        return _check_settings(self)
-
-
-AudioConfigT = TypeVar("AudioConfigT", AudioPretrainingConfig, LabelledAudioConfig)
-
-
-def _check_settings(config: AudioPretrainingConfig | LabelledAudioConfig) -> ValidationResult:
-    names = ("batches_per_update", "max_num_elements", "max_sample_size")
-    rate = config.audio.sample_rate
-    return report(
-        *check_counts(**{name: getattr(config, name) for name in names}),
-        (rate < 1, f"`audio.sample_rate` must be at least 1, but is {rate}."),
-    )
+from d2v_plugin.tasks.audio_settings import AudioConfigT, AudioPretrainingConfig, LabelledAudioConfig
+from d2v_plugin.tasks.base import Task
 
 
 class AudioTask(Task[AudioConfigT, AudioManifest]):
@@ -125,6 +54,11 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
         self.longest = getattr(model.config.frontends[Modality.AUDIO], "longest_input", None)
         reading = self.config.audio
         check_reading(model.config, sample_rate=reading.sample_rate, normalize=reading.normalize)
+        expected = getattr(model.config.frontends[Modality.AUDIO], "num_channels", 1)
+        if reading.channels != expected:
+            raise RecipeError(
+                f"`task.config.audio.channels` is {reading.channels}, but the model's `audio.num_channels` is {expected}."
+            )
         most = self.config.max_sample_size
         if most is not None and most < self.shortest:
             raise RecipeError(
@@ -248,6 +182,7 @@ class AudioPretrainingTask(AudioTask[AudioPretrainingConfig]):
             log.info(message, left_out, len(whole), config.min_sample_size)
         lengths = np.minimum(whole, config.max_sample_size)
         bad_samples, buffers = self._count_bad(manifest), Buffers()
+        shape = () if config.audio.channels == 1 else (config.audio.channels,)
 
         def write_crop(row: int, epoch: int, place: Waveform) -> None:
             self._check_length(len(place) if whole[row] > self.config.max_sample_size else int(whole[row]))
@@ -257,7 +192,7 @@ class AudioPretrainingTask(AudioTask[AudioPretrainingConfig]):
         def read(batch: RowBatch) -> Batch | None:
             # One that is too short is left out, and the others are not cropped to it.
             shortest = lengths[batch.rows].min(where=lengths[batch.rows] >= self.shortest, initial=config.max_sample_size)
-            places = buffers.take(len(batch.rows), int(shortest))
+            places = buffers.take(len(batch.rows), int(shortest), *shape)
             return fill_batch(Modality.AUDIO, places, batch, bad_samples, write_crop)
 
         return self._create_train_reader(rows, lengths, read, bad_samples, gangs, seed)

@@ -13,7 +13,8 @@ from typing_extensions import override
 from d2v_plugin.data.labels import LabelKind, LabelSet, RowLabels
 from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.problems import Problems
-from d2v_plugin.tasks.audio import LabelledAudioConfig, LabelledAudioTask
+from d2v_plugin.tasks.audio import LabelledAudioTask
+from d2v_plugin.tasks.audio_settings import LabelledAudioConfig
 
 TAG_SEPARATOR: Final = ";"
 

@@ -31,7 +31,8 @@ from d2v_plugin.data.transcripts import (
     read_transcripts,
 )
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.tasks.audio import LabelledAudioConfig, LabelledAudioTask
+from d2v_plugin.tasks.audio import LabelledAudioTask
+from d2v_plugin.tasks.audio_settings import LabelledAudioConfig
 
 
 @dataclass(kw_only=True)

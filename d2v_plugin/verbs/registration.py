@@ -46,8 +46,9 @@ from d2v_plugin.probing.attentive import AttentiveProbe, AttentiveProbeConfig
 from d2v_plugin.probing.base import register_probe
 from d2v_plugin.probing.knn import KnnProbe, KnnProbeConfig
 from d2v_plugin.probing.linear import LinearProbe, LinearProbeConfig
-from d2v_plugin.tasks.audio import AudioPretrainingConfig, AudioPretrainingTask
+from d2v_plugin.tasks.audio import AudioPretrainingTask
 from d2v_plugin.tasks.audio_classification import AudioClassificationConfig, AudioClassificationTask
+from d2v_plugin.tasks.audio_settings import AudioPretrainingConfig
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
 from d2v_plugin.tasks.image_classification import ImageClassificationConfig, ImageClassificationTask

@@ -91,7 +91,7 @@ def find_differences(config: Data2Vec1ModelConfig, model: Data2VecConfig) -> Ite
         "norm_eps": (config.norm_eps, model.norm_eps),
     }
     names = {
-        Modality.AUDIO: ("conv_layers", "conv_norm", "conv_bias"),
+        Modality.AUDIO: ("num_channels", "conv_layers", "conv_norm", "conv_bias"),
         Modality.IMAGE: ("patch_size", "num_channels"),
         Modality.TEXT: ("vocab_size", "pad_idx", "max_positions"),
     }

@@ -19,7 +19,8 @@ from d2v_plugin.cli.main import main
 from d2v_plugin.data.dataset import AudioManifest, DatasetPart, ImageManifest, ManifestConfig, TextManifest
 from d2v_plugin.data.image import ImageReadingConfig
 from d2v_plugin.data.order import LengthOrder, MixedOrder, SampleOrder
-from d2v_plugin.tasks.audio import AudioPretrainingConfig, AudioPretrainingTask
+from d2v_plugin.tasks.audio import AudioPretrainingTask
+from d2v_plugin.tasks.audio_settings import AudioPretrainingConfig
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
 from d2v_plugin.tasks.speech_recognition import SpeechRecognitionConfig, SpeechRecognitionTask
 from d2v_plugin.tasks.text import TextPretrainingConfig, TextPretrainingTask

@@ -20,8 +20,9 @@ from d2v_plugin.exporting.hugging_face.export import name_inputs
 from d2v_plugin.exporting.hugging_face.settings import describe_head
 from d2v_plugin.models.base import drop_criterion
 from d2v_plugin.models.data2vec2.archs import ARCHS
-from d2v_plugin.models.data2vec2.config import AlibiConfig, Data2VecConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model
+from d2v_plugin.models.data2vec2.frontend_config import AlibiConfig
 from d2v_plugin.weights.directory import ModelDirectory, write_directory
 from d2v_plugin.weights.provenance import Provenance
 

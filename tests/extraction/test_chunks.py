@@ -30,7 +30,7 @@ def model() -> Data2VecModel:
 
 def join(model: Data2VecModel, waveform: Tensor, seconds: float) -> list[Tensor]:
     """The outputs of all blocks, from chunks."""
-    parts = [features.layers for features in iterate_chunks(model, waveform, seconds)]
+    parts = [features.layers for features in iterate_chunks(model, waveform, int(seconds * 16_000))]
     return [torch.cat(layers, dim=1) for layers in zip(*parts, strict=True)]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from d2v_plugin.models.data2vec1.archs import ARCHS as ARCHS1
 from d2v_plugin.models.data2vec2.archs import ARCHS as ARCHS2
-from d2v_plugin.models.data2vec2.config import AlibiConfig
+from d2v_plugin.models.data2vec2.frontend_config import AlibiConfig
 from d2v_plugin.models.families import create_model
 from d2v_plugin.models.ranges import RANGES
 

@@ -38,7 +38,8 @@ from d2v_plugin.data.tables import TableLayout
 from d2v_plugin.models.data2vec2.archs import image_tiny
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model
-from d2v_plugin.tasks.audio import AudioPretrainingConfig, AudioPretrainingTask
+from d2v_plugin.tasks.audio import AudioPretrainingTask
+from d2v_plugin.tasks.audio_settings import AudioPretrainingConfig
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
 from d2v_plugin.tasks.speech_recognition import SpeechRecognitionConfig, SpeechRecognitionTask

@@ -16,8 +16,9 @@ from d2v_plugin.data.audio import AudioReadingConfig
 from d2v_plugin.data.dataset import AudioManifest, ManifestConfig
 from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.model import Data2VecModel
-from d2v_plugin.tasks.audio import AudioPretrainingConfig, AudioPretrainingTask
+from d2v_plugin.tasks.audio import AudioPretrainingTask
 from d2v_plugin.tasks.audio_classification import AudioClassificationConfig, AudioClassificationTask
+from d2v_plugin.tasks.audio_settings import AudioPretrainingConfig
 
 WORDS = Path(__file__).parents[2] / "manifests" / "words"
 

@@ -12,7 +12,7 @@ import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torchvision.io import decode_png, read_file
 
-from d2v_plugin.models.data2vec2.config import AudioFrontendConfig, DecoderConfig, ImageFrontendConfig
+from d2v_plugin.models.data2vec2.frontend_config import AudioFrontendConfig, DecoderConfig, ImageFrontendConfig
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import step as benchmark_step
 from tools.benchmark.cards import CARDS, find_card

@@ -23,7 +23,8 @@ from d2v_plugin.data.image import ImageReadingConfig, decode
 from d2v_plugin.data.preparation.audio import prepare_audio
 from d2v_plugin.data.preparation.image import prepare_images
 from d2v_plugin.data.text import Tokenizer, TokenStream
-from d2v_plugin.tasks.audio import AudioPretrainingConfig, AudioPretrainingTask
+from d2v_plugin.tasks.audio import AudioPretrainingTask
+from d2v_plugin.tasks.audio_settings import AudioPretrainingConfig
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
 from d2v_plugin.tasks.text import TextPretrainingConfig, TextPretrainingTask
 

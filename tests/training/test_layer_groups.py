@@ -13,8 +13,9 @@ from d2v_plugin.criteria.supervised.classification import ClassificationConfig, 
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, ImageConfig
 from d2v_plugin.models.data2vec1.factory import create_model as create_data2vec1
-from d2v_plugin.models.data2vec2.config import Data2VecConfig, DecoderConfig, ImageFrontendConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model
+from d2v_plugin.models.data2vec2.frontend_config import DecoderConfig, ImageFrontendConfig
 from d2v_plugin.training.layer_groups import find_layers, format_layers
 from d2v_plugin.training.optimizer import Data2VecAdamWConfig, build_adamw
 

@@ -26,8 +26,9 @@ from d2v_plugin.data.tables import TableLayout
 from d2v_plugin.evaluation.checkpoint import attach_criterion
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.families import FAMILIES, create_model
-from d2v_plugin.tasks.audio import AudioPretrainingConfig, AudioPretrainingTask
+from d2v_plugin.tasks.audio import AudioPretrainingTask
 from d2v_plugin.tasks.audio_classification import AudioClassificationConfig, AudioClassificationTask
+from d2v_plugin.tasks.audio_settings import AudioPretrainingConfig
 from d2v_plugin.tasks.base import Task, TaskSection
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask, ImageReadingConfig
 from d2v_plugin.tasks.image_classification import ImageClassificationConfig, ImageClassificationTask

@@ -15,10 +15,10 @@ from transformers import BeitConfig, BeitModel, RobertaConfig, RobertaModel, ViT
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.data2vec1.archs import vision_tiny
 from d2v_plugin.models.data2vec1.config import AudioConfig, Data2Vec1ModelConfig
-from d2v_plugin.models.data2vec2.config import (
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
+from d2v_plugin.models.data2vec2.frontend_config import (
     AlibiConfig,
     AudioFrontendConfig,
-    Data2VecConfig,
     DecoderConfig,
     ImageFrontendConfig,
     TextFrontendConfig,

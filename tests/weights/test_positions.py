@@ -12,8 +12,9 @@ import torch
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, ImageConfig
 from d2v_plugin.models.data2vec1.factory import create_model as create_data2vec1
-from d2v_plugin.models.data2vec2.config import Data2VecConfig, ImageFrontendConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model
+from d2v_plugin.models.data2vec2.frontend_config import ImageFrontendConfig
 from d2v_plugin.weights.directory import ModelDirectory, write_directory
 from d2v_plugin.weights.loading import load_weights
 from d2v_plugin.weights.positions import resize_positions

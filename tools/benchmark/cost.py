@@ -23,7 +23,7 @@ from typing import Final, Literal
 import torch
 
 from d2v_plugin.core.batch import Modality, as_grid
-from d2v_plugin.tasks.audio import AudioPretrainingConfig
+from d2v_plugin.tasks.audio_settings import AudioPretrainingConfig
 from d2v_plugin.tasks.image import ImagePretrainingConfig
 from d2v_plugin.tasks.text import TextPretrainingConfig
 from d2v_plugin.verbs.train.config import TrainConfig

@@ -45,7 +45,8 @@ from d2v_plugin.data.preparation.audio import prepare_audio
 from d2v_plugin.data.preparation.common import write_manifest
 from d2v_plugin.data.preparation.image import prepare_images
 from d2v_plugin.data.text import Vocabulary
-from d2v_plugin.tasks.audio import AudioPretrainingConfig, AudioPretrainingTask
+from d2v_plugin.tasks.audio import AudioPretrainingTask
+from d2v_plugin.tasks.audio_settings import AudioPretrainingConfig
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
 from d2v_plugin.tasks.text import TextPretrainingConfig, TextPretrainingTask

@@ -18,7 +18,7 @@ from d2v_plugin.data.preparation.files import FileOptions, Inspected, prepare_fi
 from d2v_plugin.data.preparation.finding import FoundFile, find_files
 from d2v_plugin.data.transcripts import find_reserved
 
-SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au"}) | ffmpeg.SUFFIXES
+SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".npy"}) | ffmpeg.SUFFIXES
 RECEPTIVE_FIELD = 400
 """Samples that the usual convolutions (wav2vec 2.0, data2vec) need for one frame."""
 MAX_OVERSHOOT = 0.5
@@ -96,26 +96,27 @@ def prepare_recordings(
         info = read_info(source.location)
         if not info.frames:
             raise SampleError("The recording has no samples.")
-        first, last = find_bounds(source.segment, info.frames, info.samplerate)
+        rate = info.samplerate or sample_rate
+        first, last = find_bounds(source.segment, info.frames, rate)
         start, seconds = source.segment or (0.0, None)
-        cut_off = {_CUT_OFF: 1} if start + (seconds or 0.0) > info.frames / info.samplerate + _CLOSE else {}
-        longest = last - first if segment_seconds is None else max(1, int(segment_seconds * info.samplerate))
+        cut_off = {_CUT_OFF: 1} if start + (seconds or 0.0) > info.frames / rate + _CLOSE else {}
+        longest = last - first if segment_seconds is None else max(1, int(segment_seconds * rate))
         count = -(-(last - first) // longest)
         bounds = [first + (last - first) * index // count for index in range(count + 1)]
         rows = []
         for begin, end in pairwise(bounds):
-            if (end - begin) * sample_rate < min_samples * info.samplerate:
+            if (end - begin) * sample_rate < min_samples * rate:
                 raise SampleError(f"The recording is too short: {min_samples} samples at {sample_rate} Hz make the first frame.")
-            rows.append(_inspect_segment(source, begin, end, info.samplerate, whole=end - begin == info.frames))
-            if info.samplerate == sample_rate:
+            rows.append(_inspect_segment(source, begin, end, rate, whole=end - begin == info.frames))
+            if rate == sample_rate:
                 del rows[-1]["rate"]
             if fairseq:
                 rows[-1] = {"size": rows[-1]["size"]}
 
         return Inspected(
             rows,
-            facts={"rates": info.samplerate, "channels": info.channels, "formats": info.format},
-            totals={"hours": (last - first) / info.samplerate / 3600, **cut_off},
+            facts={"rates": rate, "channels": info.channels, "formats": info.format},
+            totals={"hours": (last - first) / rate / 3600, **cut_off},
         )
 
     if has_transcripts:

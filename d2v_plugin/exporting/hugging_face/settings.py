@@ -50,6 +50,7 @@ def describe_model(config: Data2VecConfig) -> dict[str, Any]:
             del fields["alibi"]["initial_scale"], fields["alibi"]["in_kernel"]
         if modality is Modality.AUDIO:
             fields["position_kernel"] = section.position_kernel
+            del fields["num_channels"]
         sections[modality.value] = fields
 
     return {

@@ -24,7 +24,7 @@ from d2v_plugin.models.waveforms import WaveformEncoder, build_position_blocks, 
 
 
 class Data2VecAudioModel(Data2Vec1Model):
-    """(N, T) samples at 16 kHz -> (N, S, D), 50 frames a second with the standard convolutions."""
+    """(N, T), or (N, T, C) of several channels -> (N, S, D), 50 frames a second with the standard convolutions at 16 kHz."""
 
     frontend_modules = ("feature_extractor",)
     prediction_modules = head_modules = ("final_proj", "mask_emb")

@@ -18,7 +18,7 @@ from d2v_plugin.models.waveforms import WaveformConfig, check_waveforms
 
 @dataclass(kw_only=True)
 class AudioConfig(WaveformConfig):
-    """Waveforms at 16 kHz: the convolutions of wav2vec 2.0, relative positions by convolution, post-norm blocks."""
+    """Waveforms: the convolutions of wav2vec 2.0, relative positions by convolution, post-norm blocks."""
 
     local_grad_scale: float = 1.0
     """Factor of the gradient that reaches the convolutions over the waveform; 0 freezes them without computing any."""

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from d2v_plugin.models.data2vec2.config import (
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
+from d2v_plugin.models.data2vec2.frontend_config import (
     AlibiConfig,
     AudioFrontendConfig,
-    Data2VecConfig,
     DecoderConfig,
     ImageFrontendConfig,
     SpectrogramFrontendConfig,

@@ -1,160 +1,29 @@
-"""The configuration of a data2vec 2.0 model: frontends, the shared Transformer, decoders."""
+"""The configuration of a data2vec 2.0 model: frontends over the shared Transformer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from typing_extensions import Self, override
 
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.models.base import EncoderConfig
-from d2v_plugin.models.patches import PatchConfig, check_patches
+from d2v_plugin.models.data2vec2.frontend_config import (
+    AudioFrontendConfig,
+    DecoderConfig,
+    FrontendConfig,
+    ImageFrontendConfig,
+    SpectrogramFrontendConfig,
+    TextFrontendConfig,
+)
+from d2v_plugin.models.patches import check_patches
 from d2v_plugin.models.ranges import check_parameters
-from d2v_plugin.models.spectrograms import SpectrogramConfig, check_spectrograms
+from d2v_plugin.models.spectrograms import check_spectrograms
 from d2v_plugin.models.tokens import check_ids
-from d2v_plugin.models.waveforms import WaveformConfig, check_waveforms
-
-
-@dataclass(kw_only=True)
-class DecoderConfig:
-    """The convolutional decoder that predicts the teacher's representations (data2vec 2.0, section 3.2)."""
-
-    dim: int = 384
-    """Channels of the convolutions."""
-
-    num_groups: int = 16
-    """Groups of the convolutions; must divide ``dim`` and the model's ``dim``."""
-
-    kernel_size: int = 5
-    """Kernel size, in tokens; squared for images."""
-
-    num_layers: int = 5
-    """Number of convolutions."""
-
-    input_dropout: float = 0.1
-    """Dropout on the encoder output before the mask tokens are put in."""
-
-    residual: bool = True
-    """Add the input of a convolution to its output where the numbers of channels agree."""
-
-    projection_layers: int = 1
-    """Linear layers after the convolutions; with more than one, GELU in between."""
-
-    projection_ratio: float = 2.0
-    """Width of the hidden projection layers as a multiple of ``dim``; only conversions of foreign checkpoints set it."""
-
-
-@dataclass(kw_only=True)
-class AlibiConfig:
-    """Symmetric linear attention biases: -slope of the head x distance of the tokens x scale."""
-
-    initial_scale: float = 1.0
-    """Start of the scale; values below 0 act as 0. Only conversions of foreign checkpoints set it."""
-
-    learned_scale: bool = True
-    """Train the scale."""
-
-    per_head: bool = True
-    """One scale per attention head, otherwise one for all."""
-
-    per_layer: bool = False
-    """One scale per layer, otherwise all layers share it (and the bias is built once); only conversions of foreign checkpoints
-    set it."""
-
-    distance: Literal["manhattan", "euclidean", "sequential"] = "manhattan"
-    """Distance of two patches of an image, ``sequential`` as if they were a sequence, row by row; for sequences all are the same.
-    Only conversions of foreign checkpoints set it."""
-
-    num_heads: int | None = None
-    """How many attention heads have a bias, the first ones; None = all. Only conversions of foreign checkpoints set it."""
-
-    in_kernel: bool = False
-    """On a GPU compute the bias inside of the attention kernel (FlexAttention), so that no matrix of it exists. Needs
-    ``attention_dropout: 0``. On a CPU, and where algorithms must be deterministic, the bias is built all the same."""
-
-
-@dataclass(kw_only=True)
-class FrontendConfig:
-    """Settings of the frontends of all modalities."""
-
-    prenet_depth: int = 0
-    """Transformer blocks of this modality alone, below the shared ones; never a target."""
-
-    prenet_layer_drop: float = 0.0
-    """Probability of skipping a prenet block in training."""
-
-    prenet_dropout: float = 0.0
-    """Dropout between the norm of the frontend's output and the prenet."""
-
-    prenet_drop_path: tuple[float, float] = (0.0, 0.0)
-    """Stochastic depth of the first and the last prenet block; linear in between."""
-
-    num_extra_tokens: int = 0
-    """Learned tokens before the sequence; the last is the CLS token."""
-
-    init_extra_tokens_zero: bool = True
-    """Start the first extra token from zero, otherwise at random as the rest."""
-
-    extra_tokens_std: float = 1.0
-    """Standard deviation with which extra tokens start; MAE's CLS token has 0.02."""
-
-    local_grad_scale: float = 1.0
-    """Factor of the gradient that reaches the local encoder; 0 freezes it without computing any."""
-
-    alibi: AlibiConfig | None = None
-    """Attention biases by distance; None = none."""
-
-    decoder: DecoderConfig | None = field(default_factory=DecoderConfig)
-    """The decoder of this modality; None = the model predicts nothing (or through the shared decoder alone)."""
-
-
-@dataclass(kw_only=True)
-class AudioFrontendConfig(WaveformConfig, FrontendConfig):
-    """Waveforms at 16 kHz: strided convolutions, then relative positions by convolution."""
-
-    position_pre_norm: bool = False
-    """Layer norm before the position convolutions; only conversions of foreign checkpoints set it."""
-
-
-@dataclass(kw_only=True)
-class ImageFrontendConfig(PatchConfig, FrontendConfig):
-    """Square images cut into square patches, with fixed 2-D sine-cosine positions."""
-
-    embed_dim: int | None = None
-    """Output channels of the patch embedding; if different from the model's ``dim``, a linear layer follows. Only
-    conversions of foreign checkpoints set it."""
-
-    fixed_positions: bool = True
-    """Add sine-cosine positions to the patches; only conversions of foreign checkpoints set it."""
-
-
-@dataclass(kw_only=True)
-class SpectrogramFrontendConfig(SpectrogramConfig, FrontendConfig):
-    """Recordings as log-mel spectrograms, cut into square patches (EAT, arXiv 2401.03497)."""
-
-
-@dataclass(kw_only=True)
-class TextFrontendConfig(FrontendConfig):
-    """Token ids with learned positions."""
-
-    vocab_size: int = 50265
-    """Number of token embeddings (50,260 of GPT-2's BPE, four special ones and ``<mask>``)."""
-
-    pad_idx: int = 1
-    """Token id of padding; its embedding is and stays zero."""
-
-    max_positions: int = 512
-    """Longest sequence, in tokens."""
-
-    position_scale: float = 1.0
-    """Factor of the position embeddings; 1 = as the original. With 0.1 positions begin as a small part of a token and change
-    slowly, so that targets are not mostly positions, which anyone can predict (recipes/study/starting.md)."""
-
-    dropout: float = 0.1
-    """Dropout after the norm of the embeddings."""
+from d2v_plugin.models.waveforms import check_waveforms
 
 
 @dataclass(kw_only=True)

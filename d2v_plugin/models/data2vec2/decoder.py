@@ -8,7 +8,7 @@ from d2v_plugin.core.batch import Grid
 from d2v_plugin.layers.convolution import ConvBlock, convolve_blocks
 from d2v_plugin.layers.dropout import Dropout
 from d2v_plugin.layers.feed_forward import build_projection
-from d2v_plugin.models.data2vec2.config import DecoderConfig
+from d2v_plugin.models.data2vec2.frontend_config import DecoderConfig
 
 
 class ConvDecoder(nn.Module):

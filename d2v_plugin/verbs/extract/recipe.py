@@ -61,7 +61,8 @@ class ExtractRecipe(CheckpointRecipe):
         except ValueError as ex:
             raise RecipeError(f"`features`: {ex}") from ex
         dtype: torch.dtype = getattr(torch, section.dtype)
-        extractor = Extractor(model, arrays, section.pooling, dtype, context.device, section.amp, section.chunk_seconds)
+        rate = getattr(getattr(task.config, "audio", None), "sample_rate", SAMPLE_RATE)
+        extractor = Extractor(model, arrays, section.pooling, dtype, context.device, section.amp, section.chunk_seconds, rate)
         if task.modality is Modality.AUDIO:
             check_memory(extractor, rows, section.shard_size)
         settings = {
@@ -152,14 +153,14 @@ def check_memory(extractor: Extractor, rows: RowReader, shard_size: int) -> None
         kept = estimate_shard(extractor.model, rows.lengths, shard_size, len(extractor.arrays), extractor.dtype)
         what = f"A shard of {rows.manifest} (`features.shard_size` is {shard_size:,}; {len(extractor.arrays)} arrays)"
         _compare_memory(what, kept, find_free_memory(CPU), "a lower `features.shard_size`, fewer `layers` or `pooling`")
-    if extractor.chunk_seconds is not None:
-        longest = min(longest, int(extractor.chunk_seconds * SAMPLE_RATE))
+    if extractor.chunk_samples is not None:
+        longest = min(longest, extractor.chunk_samples)
     free = find_free_memory(device)
     if free is not None and device.type == "cpu":
         free -= kept
-    what = f"The longest recording of {rows.manifest} ({longest / SAMPLE_RATE / 60:.1f} minutes)"
+    what = f"The longest recording of {rows.manifest} ({longest / extractor.sample_rate / 60:.1f} minutes)"
     if extractor.chunk_seconds is not None:
-        what = f"A chunk of {longest / SAMPLE_RATE:.0f} seconds of {rows.manifest}"
+        what = f"A chunk of {longest / extractor.sample_rate:.0f} seconds of {rows.manifest}"
     _compare_memory(what, estimate_memory(extractor.model, longest), free, "`features.chunk_seconds`, 60 for example")
 
 

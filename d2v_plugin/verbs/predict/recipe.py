@@ -73,7 +73,7 @@ class PredictRecipe(CheckpointRecipe):
             **{name: getattr(section, name) for name in ("top_k", "threshold", "chunk_seconds", "part_size", "amp")},
         }
         presenter = Presenter(criterion, find_frame_seconds(model, reader), section.top_k, section.threshold)
-        engine = Engine(model, criterion, context.device, section.chunk_seconds, section.amp)
+        engine = Engine(model, criterion, context.device, section.chunk_seconds, section.amp, reader.sample_rate)
 
         return PredictTask(
             SampleBatches(samples, reader, section.batch_size),

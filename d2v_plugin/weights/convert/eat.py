@@ -13,7 +13,8 @@ from torch import Tensor
 
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.models.data2vec2.archs import spectrogram_base
-from d2v_plugin.models.data2vec2.config import Data2VecConfig, SpectrogramFrontendConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
+from d2v_plugin.models.data2vec2.frontend_config import SpectrogramFrontendConfig
 from d2v_plugin.weights.convert.converted import explained
 from d2v_plugin.weights.convert.fairseq_head_parts import Head, LeftOutError, found_head, name_classes, read_linear
 from d2v_plugin.weights.convert.fairseq_info import attributes_of

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from d2v_plugin.core.batch import Modality
-from d2v_plugin.models.data2vec2.config import (
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
+from d2v_plugin.models.data2vec2.frontend_config import (
     AlibiConfig,
     AudioFrontendConfig,
-    Data2VecConfig,
     DecoderConfig,
     ImageFrontendConfig,
     SpectrogramFrontendConfig,

@@ -15,8 +15,9 @@ from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.criteria.baselines.mae import MaeConfig, MaeCriterion
 from d2v_plugin.masking.random_blocks import RandomMaskConfig, RandomMaskSampler
 from d2v_plugin.models.data2vec2.archs import ARCHS
-from d2v_plugin.models.data2vec2.config import Data2VecConfig, ImageFrontendConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model
+from d2v_plugin.models.data2vec2.frontend_config import ImageFrontendConfig
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
 STEP = StepInfo(number=1, seed=1)

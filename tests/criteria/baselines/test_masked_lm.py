@@ -14,8 +14,9 @@ from d2v_plugin.core.contracts import StepInfo
 from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.criteria.baselines.masked_lm import MaskedLMConfig, MaskedLMCriterion
 from d2v_plugin.masking.random_blocks import RandomMaskConfig, RandomMaskSampler
-from d2v_plugin.models.data2vec2.config import Data2VecConfig, TextFrontendConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model
+from d2v_plugin.models.data2vec2.frontend_config import TextFrontendConfig
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
 STEP = StepInfo(number=1, seed=1)

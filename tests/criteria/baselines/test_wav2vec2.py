@@ -19,8 +19,9 @@ from d2v_plugin.core.validation import ensure_valid
 from d2v_plugin.criteria.baselines.wav2vec2 import Wav2Vec2Config, Wav2Vec2Criterion, draw_distractors, draw_gumbel
 from d2v_plugin.masking.drawing import draw_views
 from d2v_plugin.masking.spans_and_beit import SpanMaskConfig, SpanMaskSampler
-from d2v_plugin.models.data2vec2.config import AudioFrontendConfig, Data2VecConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model
+from d2v_plugin.models.data2vec2.frontend_config import AudioFrontendConfig
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
 STEP = StepInfo(number=1, seed=1)

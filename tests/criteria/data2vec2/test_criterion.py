@@ -25,8 +25,9 @@ from d2v_plugin.masking.random_blocks import (
 )
 from d2v_plugin.models.base import drop_criterion
 from d2v_plugin.models.data2vec2.archs import ARCHS
-from d2v_plugin.models.data2vec2.config import Data2VecConfig, DecoderConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model
+from d2v_plugin.models.data2vec2.frontend_config import DecoderConfig
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
 STEP = StepInfo(number=3, seed=1)

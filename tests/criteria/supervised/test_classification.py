@@ -18,8 +18,9 @@ from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.models.data2vec1.archs import ARCHS as DATA2VEC1_ARCHS
 from d2v_plugin.models.data2vec1.factory import create_model as create_data2vec1
 from d2v_plugin.models.data2vec2.archs import ARCHS
-from d2v_plugin.models.data2vec2.config import Data2VecConfig, TextFrontendConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model
+from d2v_plugin.models.data2vec2.frontend_config import TextFrontendConfig
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.scoring.ctc_decoding import BeamSearchConfig
 

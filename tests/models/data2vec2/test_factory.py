@@ -11,8 +11,9 @@ import torch
 
 from d2v_plugin.criteria.data2vec2.teacher import Data2Vec2Teacher
 from d2v_plugin.models.data2vec2.archs import ARCHS
-from d2v_plugin.models.data2vec2.config import AlibiConfig, AudioFrontendConfig, Data2VecConfig, ImageFrontendConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.factory import create_model
+from d2v_plugin.models.data2vec2.frontend_config import AlibiConfig, AudioFrontendConfig, ImageFrontendConfig
 
 ORIGINALS = json.loads((Path(__file__).parents[2] / "golden" / "full_models.json").read_text())
 SCOPES = {"audio": "context", "image": "all", "text": "blocks"}

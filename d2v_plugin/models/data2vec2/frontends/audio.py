@@ -11,13 +11,14 @@ from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.contracts import Views
 from d2v_plugin.layers.convolution import convolve_blocks
 from d2v_plugin.models.base import LocalFeatures, scale_gradient
-from d2v_plugin.models.data2vec2.config import AudioFrontendConfig, Data2VecConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
+from d2v_plugin.models.data2vec2.frontend_config import AudioFrontendConfig
 from d2v_plugin.models.data2vec2.frontends.base import Frontend, select_tokens
 from d2v_plugin.models.waveforms import WaveformEncoder, build_position_blocks, count_frames, mark_padded_frames
 
 
 class AudioFrontend(Frontend):
-    """(N, T) samples at 16 kHz -> (N, S, D), 50 frames a second with the standard convolutions."""
+    """(N, T), or (N, T, C) of several channels -> (N, S, D), 50 frames a second with the standard convolutions at 16 kHz."""
 
     modality = Modality.AUDIO
 

@@ -18,9 +18,10 @@ from d2v_plugin.layers.distance_scores import computes_in_kernel, distance_score
 from d2v_plugin.layers.packing import PackedBias, Packing, find_packing
 from d2v_plugin.layers.precision import without_autocast
 from d2v_plugin.models.base import LocalFeatures, scale_gradient
-from d2v_plugin.models.data2vec2.config import Data2VecConfig, FrontendConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.decoder import ConvDecoder
 from d2v_plugin.models.data2vec2.encoder import ContextEncoder
+from d2v_plugin.models.data2vec2.frontend_config import FrontendConfig
 
 
 @dataclass

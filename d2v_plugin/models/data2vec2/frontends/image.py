@@ -10,7 +10,8 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Grid, Modality
 from d2v_plugin.models.base import LocalFeatures
-from d2v_plugin.models.data2vec2.config import Data2VecConfig, ImageFrontendConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
+from d2v_plugin.models.data2vec2.frontend_config import ImageFrontendConfig
 from d2v_plugin.models.data2vec2.frontends.base import Frontend
 from d2v_plugin.models.patches import PatchEmbedding, refuse_padding
 

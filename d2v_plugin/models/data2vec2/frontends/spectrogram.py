@@ -7,7 +7,8 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Grid, Modality
 from d2v_plugin.models.base import LocalFeatures, scale_gradient
-from d2v_plugin.models.data2vec2.config import Data2VecConfig, SpectrogramFrontendConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
+from d2v_plugin.models.data2vec2.frontend_config import SpectrogramFrontendConfig
 from d2v_plugin.models.data2vec2.frontends.base import Frontend
 from d2v_plugin.models.data2vec2.frontends.image import SinusoidalPositions
 from d2v_plugin.models.patches import PatchConfig, PatchEmbedding

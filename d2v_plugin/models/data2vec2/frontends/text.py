@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from d2v_plugin.core.batch import Modality
-from d2v_plugin.models.data2vec2.config import Data2VecConfig, TextFrontendConfig
+from d2v_plugin.models.data2vec2.config import Data2VecConfig
+from d2v_plugin.models.data2vec2.frontend_config import TextFrontendConfig
 from d2v_plugin.models.data2vec2.frontends.base import Frontend
 from d2v_plugin.models.tokens import TokenEmbedding
 
