@@ -13,8 +13,9 @@ from torch import Tensor
 from d2v_plugin.data.audio import AudioReadingConfig, Recording, read_info, read_recording
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.files import Location, check_regular
-from d2v_plugin.data.image import ImageReadingConfig, decode, fit
+from d2v_plugin.data.image import ImageReadingConfig, fit
 from d2v_plugin.data.image import normalize as normalize_images
+from d2v_plugin.data.image_decoding import decode
 from d2v_plugin.data.lines import read_lines
 from d2v_plugin.data.problems import Problems
 from d2v_plugin.data.text import END, pad_tokens

@@ -19,7 +19,8 @@ from d2v_plugin.core.storage import hash_file
 from d2v_plugin.data.audio import AudioReadingConfig, Recording, read_info, read_recording
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.files import Location
-from d2v_plugin.data.image import ImageReadingConfig, decode, fit
+from d2v_plugin.data.image import ImageReadingConfig, fit
+from d2v_plugin.data.image_decoding import decode
 from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.recordings import read_lengths, recording_of
 

@@ -21,7 +21,8 @@ from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
 from d2v_plugin.data.batches import ReadBatch, batch_rows, fill_batch
 from d2v_plugin.data.buffers import Buffers
 from d2v_plugin.data.dataset import ImageManifest
-from d2v_plugin.data.image import ImageReadingConfig, Normalizer, augment, decode, draw_size, fit
+from d2v_plugin.data.image import ImageReadingConfig, Normalizer, augment, draw_size, fit
+from d2v_plugin.data.image_decoding import decode
 from d2v_plugin.data.labels import LabelKind, RowLabels
 from d2v_plugin.data.mixture import arrange
 from d2v_plugin.data.order import RowBatch, Share, share_batch

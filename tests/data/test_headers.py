@@ -21,7 +21,8 @@ from d2v_plugin.data.audio import AudioReadingConfig, Recording, read_recording
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.dataset import ImageManifest, ManifestConfig
 from d2v_plugin.data.files import Location
-from d2v_plugin.data.image import ImageReadingConfig, decode, fit
+from d2v_plugin.data.image import ImageReadingConfig, fit
+from d2v_plugin.data.image_decoding import decode
 from d2v_plugin.data.problems import ManifestError
 
 

@@ -16,16 +16,8 @@ from torchvision.transforms.v2 import functional
 
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.files import Location
-from d2v_plugin.data.image import (
-    ColorJitterConfig,
-    ImageReadingConfig,
-    augment,
-    choose_crop,
-    decode,
-    decode_picture,
-    fit,
-    normalize,
-)
+from d2v_plugin.data.image import ColorJitterConfig, ImageReadingConfig, augment, choose_crop, fit, normalize
+from d2v_plugin.data.image_decoding import decode, decode_picture
 from d2v_plugin.data.random import Purpose, draw_uniform
 
 AUGMENTATION = json.loads((Path(__file__).parents[1] / "golden" / "augmentation.json").read_text())

@@ -12,7 +12,8 @@ from PIL import Image
 
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.files import Location
-from d2v_plugin.data.image import ImageReadingConfig, augment, decode, draw_size, fit, normalize
+from d2v_plugin.data.image import ImageReadingConfig, augment, draw_size, fit, normalize
+from d2v_plugin.data.image_decoding import decode
 
 Write = Callable[[Path], None]
 DEEP = np.arange(48, dtype=np.uint16).reshape(6, 8) * 1000 + 7

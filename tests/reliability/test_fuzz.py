@@ -31,7 +31,7 @@ from d2v_plugin.data.audio import AudioReadingConfig, Recording, read_recording
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig, TextManifest
 from d2v_plugin.data.files import Location
-from d2v_plugin.data.image import decode
+from d2v_plugin.data.image_decoding import decode
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.sentences import Sentences, SentencesConfig
 from d2v_plugin.data.tables import TableLayout

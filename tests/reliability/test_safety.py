@@ -27,7 +27,7 @@ from d2v_plugin.data.audio import AudioReadingConfig, Recording, read_recording
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.dataset import ImageManifest, ManifestConfig
 from d2v_plugin.data.files import Location, read_bytes
-from d2v_plugin.data.image import decode
+from d2v_plugin.data.image_decoding import decode
 from d2v_plugin.data.problems import ManifestError
 from d2v_plugin.weights.directory import read_weights
 

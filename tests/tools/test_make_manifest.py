@@ -19,7 +19,8 @@ from fairseq2.gang import create_fake_gangs
 from PIL import Image
 
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig, TextManifest
-from d2v_plugin.data.image import ImageReadingConfig, decode
+from d2v_plugin.data.image import ImageReadingConfig
+from d2v_plugin.data.image_decoding import decode
 from d2v_plugin.data.preparation.audio import prepare_audio
 from d2v_plugin.data.preparation.image import prepare_images
 from d2v_plugin.data.text import Tokenizer, TokenStream

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from typing_extensions import Unpack
 
-from d2v_plugin.data.image import decode_picture
+from d2v_plugin.data.image_decoding import decode_picture
 from d2v_plugin.data.preparation.common import Report
 from d2v_plugin.data.preparation.files import FileOptions, Inspected, prepare_files
 from d2v_plugin.data.preparation.finding import FoundFile, find_files

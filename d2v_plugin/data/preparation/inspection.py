@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from d2v_plugin.data.audio import AudioReadingConfig, read_recording
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestDataset, TextManifest, check_vocabulary
-from d2v_plugin.data.image import decode
+from d2v_plugin.data.image_decoding import decode
 from d2v_plugin.data.log_mel import LogMelConfig, log_mel
 from d2v_plugin.data.manifest import Manifest, check_finished
 from d2v_plugin.data.manifest_text import decode as decode_text

@@ -17,7 +17,7 @@ from d2v_plugin.core.batch import Modality
 from d2v_plugin.data.audio import AudioReadingConfig
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig, ManifestDataset, TextManifest
-from d2v_plugin.data.image import decode
+from d2v_plugin.data.image_decoding import decode
 from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.data.recordings import read_lengths
 

@@ -19,7 +19,7 @@ from PIL import Image
 from d2v_plugin.cli.manifest import IMPORTED, main
 from d2v_plugin.data.audio import AudioReadingConfig, read_recording
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig, TextManifest
-from d2v_plugin.data.image import decode
+from d2v_plugin.data.image_decoding import decode
 from d2v_plugin.data.preparation.importing.prepare import READERS, import_manifests
 from d2v_plugin.data.recordings import recording_of
 from d2v_plugin.data.transcripts import Lines
