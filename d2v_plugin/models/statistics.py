@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_EPSILON: Final = 1e-7
+_ALPHA_PLACES: Final = slice(3, 100)
 
 
 class Signs(NamedTuple):
@@ -37,12 +40,12 @@ def describe(x: Tensor, padding_mask: Tensor | None = None) -> Signs:
     # (R, S, D) -> (D), (R, 1, D)
     mean = x.sum(dim=(0, 1)) / valid.sum()
     row_means = x.sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp(min=1.0)
-    centred = ((x - mean) * valid).flatten(0, 1)
-    total, within = centred.square().sum(), ((x - row_means) * valid).square().sum()
+    centered = ((x - mean) * valid).flatten(0, 1)
+    total, within = centered.square().sum(), ((x - row_means) * valid).square().sum()
     if not total > 0.0:
         return Signs(deviation=float(total), rank=float(total), variation=float(total))  # 0, or NaN
 
-    gram = centred @ centred.T if centred.size(0) <= centred.size(1) else centred.T @ centred
+    gram = centered @ centered.T if centered.size(0) <= centered.size(1) else centered.T @ centered
     spectrum = torch.linalg.eigvalsh(gram).clamp(min=0.0).sqrt()
     rank = torch.special.entr(spectrum / spectrum.sum()).sum().exp()
     # One sample or one position cannot show whether samples are constant.
@@ -53,46 +56,61 @@ def describe(x: Tensor, padding_mask: Tensor | None = None) -> Signs:
 
 @torch.no_grad()
 def rank_me(x: Tensor) -> float:
-    """RankMe, arXiv 2210.02885, equation 1: exp(entropy) of the singular values of (n, D), not centred, over their sum."""
-    return _effective_number(_spectrum(x.cpu().double()).sqrt())
+    """RankMe (Garrido et al., ICML 2023, arXiv 2210.02885, section 3): exp(-sum of p_k log p_k) over all singular values.
+
+    p_k is the k-th of the min(n, D) singular values over their sum, plus 1e-7. Nothing is centered.
+
+    :param x: (n, D)
+    """
+    spectrum = _spectrum(x.cpu().double()).sqrt()
+
+    return _effective_number(spectrum, len(spectrum))
 
 
 @torch.no_grad()
-def lidar(x: Tensor, *, regularization: float = 1e-4) -> float:
-    """LiDAR, arXiv 2312.04000, section 4: exp(entropy) of the eigenvalues of the LDA matrix whose classes are samples.
+def lidar(x: Tensor, *, delta: float = 1e-4) -> float:
+    """LiDAR (Thilak et al., ICLR 2024, arXiv 2312.04000, equations 1 to 4): exp(-sum of p_k log p_k) of the LDA matrix.
+
+    That is W^-1/2 B W^-1/2. B is the covariance of the samples' means, about the mean of these; W is that of the views about
+    the mean of their sample, plus delta on its diagonal; both are means over samples or views. p_k is the k-th of the D
+    eigenvalues over their sum, plus 1e-7 (the paper's epsilon, which it gives no value, has RankMe's).
 
     :param x: (n, q, D), q views of each of n samples, both at least 2.
-    :param regularization: added to the diagonal of the covariance within samples.
+    :param delta: the paper names no value. Where views of a sample differ by less than its root, LiDAR depends on the scale of x.
     """
     x = x.cpu().double()
     means = x.mean(dim=1)
     between, within = means - means.mean(dim=0), (x - means.unsqueeze(1)).flatten(0, 1)
-    # The covariance within samples, W, has no more directions than there are views; the regularization alone is in the others.
+    # W has no more directions than there are views; delta alone is in the others.
     values, vectors = torch.linalg.eigh(within @ within.T / len(within))
     known = values > values[-1] * 1e-12
     directions = within.T @ vectors[:, known] * (values[known] * len(within)).rsqrt()
     projected = between @ directions
-    # The eigenvalues of W^-1/2 B W^-1/2 are those of the means times W^-1 times the means.
-    scaled = projected * (1.0 / (values[known] + regularization) - 1.0 / regularization)
-    gram = scaled @ projected.T + between @ between.T / regularization
+    # The eigenvalues of W^-1/2 B W^-1/2 are those of the means times W^-1 times the means, and zeros.
+    scaled = projected * (1.0 / (values[known] + delta) - 1.0 / delta)
+    gram = scaled @ projected.T + between @ between.T / delta
 
-    return _effective_number(torch.linalg.eigvalsh(gram)[-min(between.shape) :].clamp(min=0.0))
+    return _effective_number(torch.linalg.eigvalsh(gram)[-min(between.shape) :].clamp(min=0.0), between.size(1))
 
 
 @torch.no_grad()
 def alpha_req(x: Tensor) -> float:
-    """Alpha-ReQ, arXiv 2202.05808, section 3: the exponent by which the eigenvalues of the covariance of (n, D) decay.
+    """Alpha-ReQ (Agrawal et al., NeurIPS 2022): the exponent by which the eigenvalues of the covariance decay.
 
-    The slope of a line through their logarithms over those of their places; the paper finds the best near 1. It is NaN
-    if fewer than two are above rounding.
+    The best are near 1. It is the negative slope of a line through their logarithms over those of their places. The paper does
+    not say which places count; as in its authors' code (github.com/kumarkrishna/fastssl, utils/powerlaw.py), these are 4 to 100,
+    each with the weight 1 / place. Eigenvalues that are rounding do not count; NaN if fewer than two are left.
+
+    :param x: (n, D)
     """
     x = x.cpu().double()
     spectrum = _spectrum(x - x.mean(dim=0)).flip(0)
-    spectrum = spectrum[spectrum > spectrum.max() * 1e-12]
-    places, values = torch.arange(1, len(spectrum) + 1).double().log(), spectrum.log()
-    centred = places - places.mean()
+    spectrum = spectrum[spectrum > spectrum.max() * 1e-12][_ALPHA_PLACES]
+    places = torch.arange(_ALPHA_PLACES.start + 1, _ALPHA_PLACES.start + 1 + len(spectrum)).double()
+    weights, logs = 1.0 / places, places.log()
+    centered = weights * (logs - (weights * logs).sum() / weights.sum())
 
-    return float(-(centred @ values) / centred.square().sum())
+    return float(-(centered @ spectrum.log()) / (centered @ logs))
 
 
 def _spectrum(x: Tensor) -> Tensor:
@@ -102,9 +120,14 @@ def _spectrum(x: Tensor) -> Tensor:
     return values.clamp(min=0.0)
 
 
-def _effective_number(values: Tensor) -> float:
-    """exp(entropy) of values over their sum, with both papers' 1e-7 added to each share."""
-    return float(torch.special.entr(values / values.sum() + 1e-7).sum().exp())
+def _effective_number(values: Tensor, count: int) -> float:
+    """exp(entropy) of values over their sum, with RankMe's 1e-7 added to each share.
+
+    :param count: how many there are; those that are missing are zero.
+    """
+    shares = F.pad(values / values.sum(), (0, count - len(values))) + _EPSILON
+
+    return float(torch.special.entr(shares).sum().exp())
 
 
 def mean_valid(x: Tensor, padding_mask: Tensor | None) -> Tensor:
