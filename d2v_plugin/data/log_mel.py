@@ -106,12 +106,19 @@ def log_mel(waveforms: Tensor, config: LogMelConfig) -> Tensor:
         frames = waveforms.float().unfold(-1, config.window, config.shift)
         frames = frames - frames.mean(dim=-1, keepdim=True)
         before = F.pad(frames, (1, 0), mode="replicate")[..., :-1]
-        frames = (frames - _PREEMPHASIS * before) * torch.hann_window(config.window, periodic=False, device=frames.device)
+        frames = (frames - _PREEMPHASIS * before) * _build_window(config.window).to(frames.device)
         power = torch.fft.rfft(frames, n=config.fft_size).abs().square()
         filters = _build_filters(config.num_mels, config.fft_size, config.sample_rate, *config.edges).to(frames.device)
         values: Tensor = (power @ filters.T).clamp(min=_LEAST).log()
 
     return values
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _build_window(size: int) -> Tensor:
+    """Weights of the samples of a frame: (W). Made once, also because ONNX has no operator that makes them."""
+    return torch.hann_window(size, periodic=False, device="cpu")
 
 
 @lru_cache(maxsize=8)

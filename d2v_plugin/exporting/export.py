@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from fairseq2.runtime.dependency import DependencyResolver
 
+from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.registry import unknown_name
 from d2v_plugin.core.storage import put_in_place
@@ -17,6 +18,7 @@ from d2v_plugin.exporting.comparison import Differences
 from d2v_plugin.exporting.exportable import Exportable, read_exportable
 from d2v_plugin.exporting.formats import FORMATS, Format
 from d2v_plugin.models.base import drop_criterion
+from d2v_plugin.models.spectrograms import sees_spectrograms
 from d2v_plugin.weights.directory import is_model_directory
 from d2v_plugin.weights.sources import Weights
 
@@ -76,7 +78,7 @@ def export_model(
         raise CheckpointError(unknown_name("format", format, FORMATS))
     check_place(out, force=force)
     exportable = read_exportable(path, resolver, weights=weights, head=head)
-    _check_square(exportable, format)
+    _check_inputs(exportable, format)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as aside:
@@ -91,17 +93,23 @@ def export_model(
     return Export(sorted(path for path in out.rglob("*") if path.is_file()), differences, exportable)
 
 
-def _check_square(exportable: Exportable, format: str) -> None:
-    image = exportable.model.config.image
-    if (
-        format in ("huggingface", "timm")
-        and image is not None
-        and not (isinstance(image.image_size, int) and isinstance(image.patch_size, int))
-    ):
-        raise CheckpointError(
-            f"The format `{format}` has square images and patches alone, but {exportable.path} has `image_size` "
-            f"{list(image.image_shape)} and `patch_size` {list(image.patch_shape)}; choose `torch_export` or `onnx`."
-        )
+def _check_inputs(exportable: Exportable, format: str) -> None:
+    """:raises CheckpointError: the format has no place for inputs of this shape."""
+    if format not in ("huggingface", "timm"):
+        return
+    config, fault = exportable.model.config, ""
+    audio, image = (config.frontends.get(modality) for modality in (Modality.AUDIO, Modality.IMAGE))
+    if sees_spectrograms(config):
+        fault = "takes waveforms alone, but {} sees spectrograms"
+    elif audio is not None and audio.num_channels != 1:
+        fault = f"takes waveforms of one channel, but {{}} has `audio.num_channels` {audio.num_channels}"
+    elif format == "huggingface" and image is not None and image.num_channels != 3:
+        fault = f"takes images of three channels, but {{}} has `image.num_channels` {image.num_channels}"
+    elif image is not None and not (isinstance(image.image_size, int) and isinstance(image.patch_size, int)):
+        sizes = f"`image_size` {list(image.image_shape)} and `patch_size` {list(image.patch_shape)}"
+        fault = f"has square images and patches alone, but {{}} has {sizes}"
+    if fault:
+        raise CheckpointError(f"The format `{format}` {fault.format(exportable.path)}; choose `torch_export` or `onnx`.")
 
 
 def check_place(out: Path, *, force: bool) -> None:

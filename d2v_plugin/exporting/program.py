@@ -56,9 +56,9 @@ class Program(nn.Module):
         features = self.model.extract_features(inputs, padding_mask, modality=self.modality)
         outputs = [features.x]
         if self.modality is Modality.AUDIO:
-            assert features.padding_mask is not None
-            # Of its own, whatever else is made of it.
-            outputs.append(features.padding_mask.clone())
+            # Of its own, whatever else is made of it. Models that take padding for sound have none.
+            found = features.padding_mask
+            outputs.append(features.x.new_zeros(features.x.shape[:2], dtype=torch.bool) if found is None else found.clone())
         if self.criterion is not None:
             logits = self.criterion.apply_head(features)
             if isinstance(self.criterion, AudioTaggingCriterion):
@@ -88,6 +88,8 @@ def export_program(program: Program) -> ExportedProgram:
         sizes[1] = Dim.DYNAMIC
     arguments = (inputs,) if padding_mask is None else (inputs, padding_mask)
     shapes = {name: sizes for name in program.input_names}
+    # What is computed once and kept becomes a constant: it must not be the tracer that computes it.
+    program(*arguments)
 
     return torch.export.export(program, arguments, dynamic_shapes=shapes, strict=False)
 

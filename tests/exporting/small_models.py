@@ -43,7 +43,7 @@ def create_container() -> DependencyContainer:
 
 
 def shrink(config: AnyConfig) -> AnyConfig:
-    """A model of one block of width 16; sound has two convolutions."""
+    """A model of one block of width 16; sound has two convolutions, or spectrograms of four patches a row."""
     config = replace(config, dim=16, depth=1, num_heads=2)
     if hasattr(config, "ffn_dim"):
         config = replace(config, ffn_dim=32)
@@ -51,6 +51,8 @@ def shrink(config: AnyConfig) -> AnyConfig:
         conv_layers = [(8, 10, 5), (8, 2, 2)]
         audio = replace(config.audio, conv_layers=conv_layers, position_width=5, position_depth=1, position_groups=2)
         config = replace(config, audio=audio)
+    if getattr(config, "spectrogram", None) is not None:
+        config = replace(config, spectrogram=replace(config.spectrogram, max_frames=320))
     if config.text is not None:
         config = replace(config, text=replace(config.text, vocab_size=60, position_scale=0.5))
     if config.image is not None:
@@ -60,6 +62,11 @@ def shrink(config: AnyConfig) -> AnyConfig:
             frontend.decoder = replace(frontend.decoder, dim=8, num_groups=1, num_layers=1)
 
     return config
+
+
+def change(frontend: str, **settings: Any) -> Callable[[AnyConfig], AnyConfig]:
+    """Change settings of a frontend."""
+    return lambda config: replace(config, **{frontend: replace(getattr(config, frontend), **settings)})
 
 
 def write_trained(

@@ -10,27 +10,32 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from small_models import CLASSES, SENTENCE_HEAD, SYMBOLS, read_trained
+from small_models import CLASSES, SENTENCE_HEAD, SYMBOLS, change, create_container, read_trained, write_trained
 from torch import Tensor, nn
 
 import d2v_plugin.exporting.packages
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.errors import CheckpointError
+from d2v_plugin.exporting.export import export_model
 from d2v_plugin.exporting.onnx import export_onnx
 from d2v_plugin.exporting.program import Program, draw_example
 from d2v_plugin.exporting.torch_export import export_archive
 from d2v_plugin.models.base import NO_TORCHSCRIPT
 
+SPEECH = ["features", "frame_padding_mask", "logits"]
+TAGS = ["features", "frame_padding_mask", "probabilities"]
+PADDED = {"pooling": "cls", "change": change("spectrogram", pad_frames=64)}
 ARCHIVES: list[Any] = [
-    pytest.param(("data2vec", "audio_tiny", "audio_tagging"), {}, ["features", "frame_padding_mask", "probabilities"], id="tags"),
+    pytest.param(("data2vec", "audio_tiny", "audio_tagging"), {"change": change("audio", num_channels=3)}, TAGS, id="tags"),
     pytest.param(("data2vec1", "text_tiny", "classification"), SENTENCE_HEAD, ["features", "logits"], id="sentences"),
     pytest.param(("data2vec1", "vision_tiny"), {}, ["features"], id="pictures"),
+    pytest.param(("data2vec", "spectrogram_tiny", "audio_tagging"), PADDED, TAGS, id="padded spectrograms"),
 ]
 USING = Path(__file__).parents[2].joinpath("recipes", "using.md").read_text(encoding="utf-8")
-SPEECH = ["features", "frame_padding_mask", "logits"]
 GRAPHS: list[Any] = [
     pytest.param(("data2vec1", "audio_tiny", "ctc"), {"labels": SYMBOLS}, SPEECH, id="speech"),
     pytest.param(("data2vec", "text_tiny"), {}, ["features"], id="text"),
+    pytest.param(("data2vec", "spectrogram_tiny"), {}, SPEECH[:2], id="spectrograms"),
     pytest.param(("data2vec", "image_tiny", "classification"), {}, ["features", "logits"], id="pictures"),
 ]
 
@@ -51,7 +56,7 @@ def draw_inputs(program: Program, rows: int) -> dict[str, torch.Tensor]:
     if padding_mask is None:
         return {"inputs": inputs + torch.randn_like(inputs)}
     inputs = torch.cat([inputs, inputs], dim=1)[:, : inputs.size(1) + 7]
-    padding_mask = torch.zeros_like(inputs, dtype=torch.bool)
+    padding_mask = torch.zeros(inputs.shape[:2], dtype=torch.bool)
     padding_mask[0, inputs.size(1) - 5 :] = rows > 1
     return {"inputs": inputs, "padding_mask": padding_mask}
 
@@ -128,6 +133,23 @@ def test_how_inputs_are_read_is_in_the_file(tmp_path: Path) -> None:
         content["labels"] == ["cat", "dog", "owl"] and content["modality"] == "image" and content["criterion"] == "classification"
     )
     assert {name: content[name] for name in ("mean", "std", "eval_resize")} == {k: v for k, v in image.items() if k != "size"}
+
+
+@pytest.mark.parametrize(
+    ("model", "changed", "format", "message"),
+    [
+        ("spectrogram_tiny", {}, "huggingface", "takes waveforms alone, but .* sees spectrograms"),
+        ("audio_tiny", change("audio", num_channels=3), "huggingface", "has `audio.num_channels` 3"),
+        ("image_tiny", change("image", num_channels=1), "huggingface", "takes images of three channels"),
+        ("image_tiny", change("image", image_size=(16, 32)), "timm", r"has square images and patches alone, .* \[16, 32\]"),
+    ],
+)
+def test_shapes_that_a_format_lacks_are_one_line(model: str, changed: Any, format: str, message: str, tmp_path: Path) -> None:
+    source = write_trained(tmp_path / "trained", "data2vec", model, change=changed or (lambda config: config))
+
+    with pytest.raises(CheckpointError, match=f"`{format}` .*{message}.*; choose `torch_export` or `onnx`") as caught:
+        export_model(source, tmp_path / "out", format=format, resolver=create_container())
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_a_missing_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,16 +14,11 @@ from typing import Any
 import pytest
 import timm
 import torch
-from small_models import read_trained
+from small_models import change, read_trained
 
 import d2v_plugin.exporting.packages
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.exporting.timm import export_timm
-
-
-def change_image(**settings: Any) -> Any:
-    return lambda config: replace(config, image=replace(config.image, **settings))
-
 
 CLS = {"pooling": "cls", "norm": False}
 PER_LAYER: dict[str, Any] = {"final_norm": False, "relative_positions": "per_layer"}
@@ -38,8 +33,8 @@ NOTHING: dict[str, Any] = {"final_norm": False, "relative_positions": "none", "l
         ("data2vec", {"pooling": "cls"}),
         ("data2vec", {"norm": False}),
         ("data2vec1", CLS),
-        ("data2vec1", {"change": change_image(**PER_LAYER)}),
-        ("data2vec1", {"change": change_image(**NOTHING)}),
+        ("data2vec1", {"change": change("image", **PER_LAYER)}),
+        ("data2vec1", {"change": change("image", **NOTHING)}),
     ],
 )
 def test_features_and_logits_are_equal(family: str, settings: Any, tmp_path: Path) -> None:
@@ -55,7 +50,7 @@ def test_features_and_logits_are_equal(family: str, settings: Any, tmp_path: Pat
     [
         ("data2vec", "image_tiny", lambda config: config),
         ("data2vec1", "vision_tiny", lambda config: replace(config, norm_eps=1e-12)),
-        ("data2vec1", "vision_tiny", change_image(final_norm=False)),
+        ("data2vec1", "vision_tiny", change("image", final_norm=False)),
     ],
 )
 def test_an_encoder_alone_has_equal_features(family: str, arch: str, change: Any, tmp_path: Path) -> None:
@@ -98,7 +93,7 @@ def test_the_card_of_data2vec_1_works_as_it_stands(tmp_path: Path) -> None:
         "vision_tiny",
         "classification",
         task={"image": image},
-        change=change_image(**PER_LAYER),
+        change=change("image", **PER_LAYER),
     )
     export_timm(exportable, tmp_path / "out")
 
@@ -127,7 +122,7 @@ def test_the_card_of_data2vec_1_works_as_it_stands(tmp_path: Path) -> None:
         (("data2vec1", "vision_tiny", "classification"), {}, "BEiT has either the norm of the mean, or the CLS token"),
         (("data2vec", "audio_tiny"), {}, "timm is for images, but .* is a model of audio"),
         (("data2vec", "image_tiny"), {"change": lambda config: replace(config, norm_first=True)}, "`norm_first` is true"),
-        (("data2vec", "image_tiny"), {"change": change_image(num_extra_tokens=2)}, "`image.num_extra_tokens` is 2, not 1"),
+        (("data2vec", "image_tiny"), {"change": change("image", num_extra_tokens=2)}, "`image.num_extra_tokens` is 2, not 1"),
     ],
 )
 def test_what_timm_does_not_have_is_refused_by_name(model: Any, settings: Any, message: str, tmp_path: Path) -> None:

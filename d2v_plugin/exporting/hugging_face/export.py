@@ -30,14 +30,8 @@ _HEAD: Final = "criterion.head."
 def export_hugging_face(exportable: Exportable, folder: Path) -> Differences:
     """Write a folder for ``from_pretrained``, and compare what it loads.
 
-    :raises CheckpointError: the head is none that the folder's classes have, signals have several channels,
-        or transformers is not installed.
+    :raises CheckpointError: the head is none that the folder's classes have, or transformers is not installed.
     """
-    num_channels = getattr(exportable.model.config.frontends.get(Modality.AUDIO), "num_channels", 1)
-    if num_channels != 1:
-        raise CheckpointError(
-            f"The format `huggingface` is for waveforms of one channel, but {exportable.path} takes {num_channels}."
-        )
     require_transformers()
     if not isinstance(exportable.model, Data2VecModel):
         return export_classes(exportable, folder)

@@ -62,6 +62,8 @@ def _export_config(config: Data2Vec1ModelConfig) -> PretrainedConfig:
     if (audio := config.audio) is not None:
         if audio.conv_norm != "layer_norm":
             raise CheckpointError("`audio.conv_norm` must be layer_norm; Hugging Face's model has nothing else.")
+        if audio.num_channels != 1:
+            raise CheckpointError(f"`audio.num_channels` is {audio.num_channels}, but Hugging Face's model takes one channel.")
 
         return Data2VecAudioConfig(  # type: ignore[no-untyped-call]
             conv_dim=[channels for channels, _, _ in audio.conv_layers],

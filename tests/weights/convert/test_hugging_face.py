@@ -198,12 +198,16 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         convert_hugging_face(tmp_path / "file")
 
 
-def test_a_group_norm_cannot_be_exported() -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("conv_norm", "group_norm", r"`audio\.conv_norm` must be layer_norm"), ("num_channels", 2, "2, but .* takes one channel")],
+)
+def test_what_hugging_face_lacks_cannot_be_exported(name: str, value: object, message: str) -> None:
     config = ARCHS["audio_tiny"]()
     assert config.audio is not None
-    config.audio.conv_norm = "group_norm"
+    setattr(config.audio, name, value)
 
-    with pytest.raises(CheckpointError, match=r"`audio\.conv_norm` must be layer_norm"):
+    with pytest.raises(CheckpointError, match=message):
         build_hugging_face(create_data2vec1(config))
 
 
