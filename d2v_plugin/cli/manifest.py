@@ -44,6 +44,7 @@ RANGES = {
     "vocabulary_size": (1, 1 << 24),
     "sample_rate": (1, 10_000_000),
     "channels": (1, 1 << 16),
+    "num_mels": (1, 1 << 16),
     "min_samples": (0, 1 << 40),
     "segment_seconds": (1e-6, 1e9),
 }
@@ -121,6 +122,9 @@ def make_parser() -> argparse.ArgumentParser:
         made.add_argument("--min-samples", type=int, help="drop what is shorter (default: 400, what makes the first frame)")
     audio.add_argument("--transcripts", help="a file of path<TAB>transcript, or as `--labels` in tar archives")
     audio.add_argument("--segment-seconds", type=float, help="cut longer recordings into segments of at most this")
+    audio.add_argument(
+        "--num-mels", type=int, default=128, help="bands of spectrograms, whose mean report.json has (default: 128)"
+    )
     audio.add_argument("--fairseq", action="store_true", help="write nothing fairseq could not read")
     for made in (text, imported):
         made.add_argument("--tokenizer", type=Path, help="a SentencePiece model for text (default: train one)")
@@ -241,6 +245,7 @@ def make(args: argparse.Namespace) -> object:
         segment_seconds=args.segment_seconds,
         fairseq=args.fairseq,
         min_samples=min_samples,
+        num_mels=args.num_mels,
         **common,
     )
 

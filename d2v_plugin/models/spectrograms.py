@@ -33,7 +33,7 @@ class SpectrogramConfig(LogMelConfig):
 
     pad_frames: int | None = None
     """Pad or cut every recording to so many frames, and attend to the padding as if it were sound, which EAT does (1,024 for
-    10 s). None = variable length, padding is left out. Only conversions of foreign checkpoints set it."""
+    10 s). None = variable length, padding is left out."""
 
     @property
     def columns(self) -> int:
@@ -58,7 +58,7 @@ class SpectrogramConfig(LogMelConfig):
     def count_tokens(self, num_samples: LengthT) -> LengthT:
         """Patches that so many samples give; 0 or less where there is none."""
         if self.pad_frames is not None:
-            return num_samples * 0 + self.pad_frames // self.patch_size * self.columns
+            return (self.count_frames(num_samples) > 0) * (self.pad_frames // self.patch_size * self.columns)
         return self.count_frames(num_samples) // self.patch_size * self.columns
 
 

@@ -50,15 +50,17 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
     @override
     def check_model(self, model: EncoderModel, splits: Iterable[str] | None = None) -> None:
         super().check_model(model, splits)
+        frontend, reading = model.config.frontends[Modality.AUDIO], self.config.audio
         self.shortest = model.shortest_input(Modality.AUDIO)
-        self.longest = getattr(model.config.frontends[Modality.AUDIO], "longest_input", None)
-        reading = self.config.audio
+        self.longest = getattr(frontend, "longest_input", None)
         check_reading(model.config, sample_rate=reading.sample_rate, normalize=reading.normalize)
-        expected = getattr(model.config.frontends[Modality.AUDIO], "num_channels", 1)
+        expected = getattr(frontend, "num_channels", 1)
         if reading.channels != expected:
             raise RecipeError(
                 f"`task.config.audio.channels` is {reading.channels}, but the model's `audio.num_channels` is {expected}."
             )
+        if getattr(self.config, "pad", False) and getattr(frontend, "pad_frames", None) is None:
+            raise RecipeError("`task.config.pad` is true: set the model's `spectrogram.pad_frames`, to which it then pads.")
         most = self.config.max_sample_size
         if most is not None and most < self.shortest:
             raise RecipeError(
@@ -113,6 +115,22 @@ class AudioTask(Task[AudioConfigT, AudioManifest]):
 
         return read, bad_samples
 
+    def _open_crops(
+        self, manifest: Manifest, lengths: Rows, most: int | None, seed: int, targets: Targets | None = None
+    ) -> tuple[ReadBatch, BadSamples]:
+        """Open recordings for padded batches, cropped at random to ``most`` samples; None = whole.
+
+        :param lengths: of all rows of the manifest, as they are read.
+        """
+
+        def read_row(row: int, epoch: int) -> Waveform:
+            recording, spare = recording_of(manifest, row), 0 if most is None else int(lengths[row]) - most
+            if spare <= 0:
+                return read_recording(recording, self.config.audio)
+            return read_recording(recording, self.config.audio, draw_offset(seed, epoch, row, spare), most)
+
+        return self._open_padded(manifest, targets, read_row)
+
     def _check_length(self, num_samples: int) -> None:
         """
         :raises SampleError: the model makes nothing of so short, or so long, a recording.
@@ -153,7 +171,7 @@ class AudioPretrainingTask(AudioTask[AudioPretrainingConfig]):
     """Reads an ``audio_manifest``, its labels for probes alone.
 
     As in the original, batches hold recordings of similar length and are cropped, at random, to their shortest: nothing is
-    padded in pre-training.
+    padded, unless ``pad`` asks for what EAT does.
     """
 
     longest_first = False
@@ -180,6 +198,11 @@ class AudioPretrainingTask(AudioTask[AudioPretrainingConfig]):
         if left_out := len(whole) - len(rows):
             message = "Left out {:,} of {:,} recordings, which are shorter than `min_sample_size` ({:,})."
             log.info(message, left_out, len(whole), config.min_sample_size)
+        if config.pad:
+            # Whatever their length, the model makes as much of each.
+            lengths = np.full_like(whole, config.max_sample_size)
+            opened = self._open_crops(manifest, whole, config.max_sample_size, seed)
+            return self._create_train_reader(rows, lengths, *opened, gangs, seed)
         lengths = np.minimum(whole, config.max_sample_size)
         bad_samples, buffers = self._count_bad(manifest), Buffers()
         shape = () if config.audio.channels == 1 else (config.audio.channels,)

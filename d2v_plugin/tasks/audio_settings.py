@@ -33,6 +33,10 @@ class AudioPretrainingConfig(Validatable):
     max_sample_size: int = 320_000
     """Longer recordings are cropped to this, at a new random place in every epoch."""
 
+    pad: bool = False
+    """Batches hold recordings of any length, padded, as EAT does; the model's ``spectrogram.pad_frames`` must be set. Otherwise
+    they are of similar length and cropped to their shortest."""
+
     audio: AudioReadingConfig = field(default_factory=AudioReadingConfig)
     """How recordings become waveforms."""
 

@@ -105,6 +105,19 @@ def look_up(config: object, key: str) -> Any:
     return config
 
 
+def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key, nested as a recipe has them."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+
+    return nested
+
+
 def _similar_files(path: Path) -> str:
     known = sorted(str(file) for file in path.parent.glob("*.yaml"))[:20] if path.parent.is_dir() else []
 

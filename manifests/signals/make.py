@@ -1,4 +1,4 @@
-"""Make manifests/signals: coupled oscillators, heard by eight channels at 250 Hz, in noise that channels share.
+"""Make manifests/signals: four patterns of eight channels at 250 Hz that follow each other in one of six orders, under noise.
 
 python -m manifests.signals.make [OUT]
 """
@@ -6,6 +6,7 @@ python -m manifests.signals.make [OUT]
 from __future__ import annotations
 
 import io
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -15,58 +16,45 @@ from d2v_plugin.data.shards import ShardWriter
 from manifests.making import SEED, run, write_splits
 
 NUM_CHANNELS = 8
+NUM_PATTERNS = 4
 SAMPLE_RATE = 250
 NUM_SAMPLES = 2 * SAMPLE_RATE
-WARM_UP = SAMPLE_RATE
-COUPLING = 12.0
-SIZES = {"train": 480, "probe": 120, "valid": 240}
+SHORTEST, LONGEST = 18, 32
+"""Samples that a pattern lasts: 72 to 128 ms."""
+NOISE = 1.5
+SIZES = {"train": 480, "valid": 240}
+NUM_PROBE = 60
 
-# Who follows whom, (C, C): how strongly a row's oscillator is drawn to a column's; and by how much of a turn it stays behind.
-_RING = np.roll(np.eye(NUM_CHANNELS), 1, axis=1)
-_HALVES = np.kron(np.eye(2), np.ones((NUM_CHANNELS // 2,) * 2)) / (NUM_CHANNELS // 2)
-_PAIRS = np.kron(np.eye(NUM_CHANNELS // 2), 1 - np.eye(2))
-CLASSES = {
-    "free": (np.zeros((NUM_CHANNELS,) * 2), 0.0),
-    "together": (np.ones((NUM_CHANNELS,) * 2) / NUM_CHANNELS, 0.0),
-    "forward": (_RING, 1 / NUM_CHANNELS),
-    "backward": (_RING, -1 / NUM_CHANNELS),
-    "halves": (_HALVES, 0.0),
-    "pairs": (_PAIRS, 0.0),
-}
+# All orders in a circle: the first pattern is always the same.
+CLASSES = {"".join("ABCD"[i] for i in (0, *rest)): (0, *rest) for rest in permutations(range(1, NUM_PATTERNS))}
 
 
-def simulate(name: str, generator: np.random.Generator) -> NDArray[np.int16]:
-    """A signal (C, T) of phases that attract each other (Kuramoto, 1975), each with a rate of its own, about 10 Hz, and noise."""
-    coupling, lag = CLASSES[name]
-    rates = 2 * np.pi * generator.normal(10.0, 0.6, NUM_CHANNELS)
-    phases = 2 * np.pi * generator.random(NUM_CHANNELS)
-    jolts = generator.normal(0.0, np.sqrt(2.0 / SAMPLE_RATE), (WARM_UP + NUM_SAMPLES, NUM_CHANNELS))
-    course = np.empty((WARM_UP + NUM_SAMPLES, NUM_CHANNELS))
-    for step, jolt in enumerate(jolts):
-        pull = (coupling * np.sin(phases[None] - phases[:, None] - 2 * np.pi * lag)).sum(axis=1)
-        phases = phases + (rates + COUPLING * pull) / SAMPLE_RATE + jolt
-        course[step] = phases
-    waves = generator.uniform(0.7, 1.3, NUM_CHANNELS) * np.sin(course[WARM_UP:])
-    # Noise of its own, and a slow drift that all channels hear.
-    noise = generator.normal(0.0, 0.7, waves.shape)
-    drift = np.cumsum(generator.normal(0.0, 0.1, (NUM_SAMPLES, 1)), axis=0)
+def simulate(order: tuple[int, ...], patterns: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.int16]:
+    """A signal (C, T): patterns (P, C) in an order, from anywhere in it on, each for a while of its own, and noise."""
+    start = int(generator.integers(NUM_PATTERNS))
+    lengths = generator.integers(SHORTEST, LONGEST + 1, NUM_SAMPLES // SHORTEST + 2)
+    states = np.repeat([order[(start + i) % NUM_PATTERNS] for i in range(len(lengths))], lengths)
+    begin = int(generator.integers(SHORTEST))
+    clean = patterns[states[begin : begin + NUM_SAMPLES]]
+    values = 3000 * (clean + generator.normal(0.0, NOISE, clean.shape))
 
-    return np.round(3000 * (waves + noise + drift)).clip(-32768, 32767).astype(np.int16).T
+    return np.round(values).clip(-32768, 32767).astype(np.int16).T
 
 
 def make(out: Path) -> None:
     """Splits share no signal but those of ``probe``, which are the first of ``train``."""
     rows: dict[str, list[str]] = {}
     generator = np.random.default_rng(SEED)
+    patterns = generator.normal(size=(NUM_PATTERNS, NUM_CHANNELS))
     with ShardWriter(out / "signals.zip") as shard:
-        for split in ("train", "valid"):
+        for split, size in SIZES.items():
             rows[split] = []
-            for index in range(SIZES[split]):
+            for index in range(size):
                 name = list(CLASSES)[index % len(CLASSES)]
                 file = io.BytesIO()
-                np.save(file, np.ascontiguousarray(simulate(name, generator)), allow_pickle=False)
+                np.save(file, np.ascontiguousarray(simulate(CLASSES[name], patterns, generator)), allow_pickle=False)
                 rows[split].append(f"{shard.add(f'{split}-{index:03}.npy', file.getvalue())}\t{NUM_SAMPLES}\t{name}")
-    write_splits(out, list(CLASSES), **rows, probe=rows["train"][: SIZES["probe"]])
+    write_splits(out, list(CLASSES), **rows, probe=rows["train"][:NUM_PROBE])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 
+ORIGIN = "checkpoints/origin.yaml"
 ROOT = Path(__file__).parents[2]
 QUICK = ["pictures.enabled=false", "common.torch.num_threads=1", "common.metric_recorders.tensorboard.enabled=false"]
 STEPS = ["regime.num_steps=4", "regime.validate_every_n_steps=null", "regime.checkpoint_every_n_steps=2"]
@@ -31,7 +33,7 @@ def test_images_of_any_shape_are_learned_from_fine_tuned_and_predicted(command: 
     assert facts["mean"] == pytest.approx([2048 / 65535] * 2, rel=0.05) and len(facts["std"]) == 2
 
     shape = "image_size: [16, 32], patch_size: [4, 8], num_channels: 2"
-    reading = f"size: [16, 32], mean: {facts['mean']}, std: {facts['std']}, flip: 0.0"
+    reading = "size: [16, 32], mean: report, std: report, flip: 0.0"
     common = [*QUICK, *STEPS, "probing.probes=[]", f"dataset.config_overrides.path={data}"]
     run(
         *("recipe", "train", "--config-file", ROOT / "recipes" / "demo" / "digits.yaml", out, "--config", *common),
@@ -40,6 +42,9 @@ def test_images_of_any_shape_are_learned_from_fine_tuned_and_predicted(command: 
         "criterion.config.masking={name: inverse_block, config: {ratio: 0.7, block_size: 2}}",
         "criterion.config.num_views=2",
     )
+    # What was measured is written out, and what is made of the run reads so.
+    recorded = [YAML(typ="safe").load(path)["task"]["config"]["image"] for path in (out / "config.yaml", out / ORIGIN)]
+    assert all((image["mean"], image["std"]) == (facts["mean"], facts["std"]) for image in recorded)
     run(
         *("recipe", "train", "--config-file", ROOT / "recipes" / "demo" / "finetune_digits.yaml", tuned, "--config", *common),
         f"task.config={{batch_size: 8, split: train, rand_augment: {{num_operations: 0}}, image: {{{reading}}}}}",

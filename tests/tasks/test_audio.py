@@ -39,6 +39,7 @@ def open_reader(
     max_num_elements: int = 60_000,
     min_sample_size: int = 5000,
     max_sample_size: int = 9000,
+    pad: bool = False,
     audio: AudioReadingConfig | None = None,
 ) -> DataReader[Batch]:
     config = AudioPretrainingConfig(
@@ -46,6 +47,7 @@ def open_reader(
         max_num_elements=max_num_elements,
         min_sample_size=min_sample_size,
         max_sample_size=max_sample_size,
+        pad=pad,
         audio=audio or AudioReadingConfig(),
     )
     dataset = AudioManifest.open(ManifestConfig(path=path))
@@ -69,6 +71,26 @@ def test_batches_fit_are_of_similar_length_and_are_cropped_to_their_shortest() -
         assert batch.inputs.shape == (len(batch.ids), int(lengths.min()))
         assert int(lengths.max() - lengths.min()) < 2500
         assert batch.padding_mask is None and batch.min_length is None
+
+
+def test_padded_batches_hold_recordings_of_any_length() -> None:
+    sizes = torch.from_numpy(AudioManifest.open(ManifestConfig(path=WORDS)).split("train").integers("size"))
+    reader = open_reader(pad=True, min_sample_size=400)
+    batches = [batch for _ in range(8) for batch in next(reader)]
+
+    # All count as the longest, and are in random order.
+    assert {len(batch.ids) for batch in batches} == {60_000 // 9000}
+    assert max(int(sizes[batch.ids].max() - sizes[batch.ids].min()) for batch in batches) > 3000
+    for batch in batches:
+        assert batch.padding_mask is not None
+        lengths = (~batch.padding_mask).sum(dim=1)
+        assert torch.equal(lengths, sizes[batch.ids].clamp(max=9000)) and not batch.inputs[batch.padding_mask].any()
+    model = Data2VecModel(ARCHS["audio_tiny"]())
+    task = AudioPretrainingTask(AudioPretrainingConfig(pad=True)).open(
+        AudioManifest.open(ManifestConfig(path=WORDS)), report=None
+    )
+    with pytest.raises(RecipeError, match=r"`task.config.pad` is true: set the model's `spectrogram.pad_frames`"):
+        task.check_model(model)
 
 
 def test_an_epoch_is_every_recording_that_is_long_enough() -> None:

@@ -13,9 +13,14 @@ from typing_extensions import Unpack
 from d2v_plugin.data import ffmpeg
 from d2v_plugin.data.audio import AudioReadingConfig, Recording, measure, read_info, read_recording
 from d2v_plugin.data.bad_samples import SampleError
-from d2v_plugin.data.preparation.common import Report
+from d2v_plugin.data.dataset import AudioManifest
+from d2v_plugin.data.log_mel import LogMelConfig
+from d2v_plugin.data.manifest import Manifest
+from d2v_plugin.data.preparation.common import TRAIN, Report
 from d2v_plugin.data.preparation.files import FileOptions, Inspected, prepare_files
 from d2v_plugin.data.preparation.finding import FoundFile, find_files
+from d2v_plugin.data.preparation.spectrograms import measure_log_mel
+from d2v_plugin.data.problems import Problems
 from d2v_plugin.data.transcripts import find_reserved
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".npy"}) | ffmpeg.SUFFIXES
@@ -38,19 +43,24 @@ def prepare_audio(
     segment_seconds: float | None,
     fairseq: bool,
     min_samples: int = RECEPTIVE_FIELD,
+    num_mels: int = LogMelConfig.num_mels,
     **options: Unpack[FileOptions],
 ) -> Report:
-    """Write an audio dataset.
+    """Write an audio dataset; the report has mean and deviation of the log-mel spectrograms of ``train``.
 
     :param transcripts: a file of lines ``path<TAB>transcript``; excludes ``labels``.
     :param sample_rate: the rate that need not be mentioned.
     :param segment_seconds: cut longer recordings into equal segments of at most this; None = do not.
     :param fairseq: write path and number of samples only.
     :param min_samples: the shortest recording, or segment of one, that a model can hear, counted at ``sample_rate``.
+    :param num_mels: bands of the spectrograms.
     """
     report = Report()
     name = "label" if transcripts is None else "transcript"
     sources = find_files(roots, SUFFIXES, labels or transcripts, report, label_name=name)
+    if not all(map(_is_array, sources)):
+        # What lies beside recordings was made of them, or is something else.
+        sources = [source for source in sources if not _drop_array(source, report)]
 
     return prepare_recordings(
         sources,
@@ -61,6 +71,7 @@ def prepare_audio(
         segment_seconds=segment_seconds,
         fairseq=fairseq,
         min_samples=min_samples,
+        num_mels=num_mels,
         **options,
     )
 
@@ -75,6 +86,7 @@ def prepare_recordings(
     segment_seconds: float | None = None,
     fairseq: bool = False,
     min_samples: int = RECEPTIVE_FIELD,
+    num_mels: int = LogMelConfig.num_mels,
     **options: Unpack[FileOptions],
 ) -> Report:
     """Write an audio dataset of recordings that were found; see :func:`prepare_audio`.
@@ -137,6 +149,10 @@ def prepare_recordings(
         declare_classes=not has_transcripts,
         **options,
     )
+    manifest = Manifest(out / f"{TRAIN}.tsv", AudioManifest.columns, Problems())
+    if (found := measure_log_mel(manifest, LogMelConfig(sample_rate=sample_rate, num_mels=num_mels))) is not None:
+        report.facts["log_mel"] = found
+        report.save(out)
 
     return report
 
@@ -163,6 +179,16 @@ def find_bounds(segment: tuple[float, float | None] | None, frames: int, rate: i
 
 def _round_half_up(value: float) -> int:
     return math.floor(round(value, 8) + 0.5)
+
+
+def _is_array(source: FoundFile) -> bool:
+    return source.called.lower().endswith(".npy")
+
+
+def _drop_array(source: FoundFile, report: Report) -> bool:
+    if is_array := _is_array(source):
+        report.drop(source.called, "it is an array beside recordings: make manifests of arrays apart")
+    return is_array
 
 
 def _drop_reserved(source: FoundFile, report: Report) -> bool:

@@ -23,7 +23,9 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 TRAIN = "train"
-_REPORT = "report.json"
+REPORT = "report.json"
+"""Beside the manifests: what was found, dropped and measured."""
+
 _NUM_LISTED = 20
 
 
@@ -71,7 +73,7 @@ class Report:
         if self.duplicates is not None:
             content["duplicates"] = [{split: make_printable(name) for split, name in names.items()} for names in self.duplicates]
         text = json.dumps(content, indent=2, ensure_ascii=False)
-        write_atomically(folder / _REPORT, text + "\n")
+        write_atomically(folder / REPORT, text + "\n")
 
     def labels_of(self, split: str) -> Collection[object]:
         """The labels of a split; none if they are not counted."""
@@ -100,7 +102,7 @@ class Report:
         if self.num_kept:
             lines.insert(0, f"not read again, since the last run read them: {self.num_kept:,} files")
         if len(self.dropped) > _NUM_LISTED:
-            lines.append(f"    … and {len(self.dropped) - _NUM_LISTED:,} more, see {_REPORT}")
+            lines.append(f"    … and {len(self.dropped) - _NUM_LISTED:,} more, see {REPORT}")
 
         return make_printable("\n".join(lines))
 

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from fairseq2.recipe.error import RecipeError
 from numpy.typing import NDArray
 
-from d2v_plugin.data.audio import AudioReadingConfig, read_recording
-from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestDataset, TextManifest, check_vocabulary
 from d2v_plugin.data.image_decoding import decode
-from d2v_plugin.data.log_mel import LogMelConfig, log_mel
+from d2v_plugin.data.log_mel import LogMelConfig
 from d2v_plugin.data.manifest import Manifest, check_finished
 from d2v_plugin.data.manifest_text import decode as decode_text
 from d2v_plugin.data.preparation.audio import SUFFIXES as AUDIO_SUFFIXES
+from d2v_plugin.data.preparation.image import SUFFIXES as IMAGE_SUFFIXES
+from d2v_plugin.data.preparation.spectrograms import measure_log_mel
 from d2v_plugin.data.problems import Problems
-from d2v_plugin.data.recordings import recording_of
 from d2v_plugin.data.text import SENTENCEPIECE_FILE, VOCABULARY_FILE, Tokenizer, TokenStream, Vocabulary
 
 _NUM_ROWS = 5
 _NUM_BINS = 10
 _NUM_DECODED = 1000
-_NUM_HEARD = 100
 _BAR = 40
 
 
@@ -68,7 +64,7 @@ def _guess_family(path: Path) -> type[ManifestDataset]:
         for line in [decode_text(line.rstrip(b"\r\n")).split("\t") for line in islice(file, 1, 4)]:
             if line[0] == "#columns":
                 return AudioManifest if "size" in line else ImageManifest
-            if Path(line[0]).suffix.lower() in AUDIO_SUFFIXES:
+            if Path(line[0]).suffix.lower() in AUDIO_SUFFIXES - IMAGE_SUFFIXES:
                 return AudioManifest
             if not line[0].startswith("#"):
                 return AudioManifest if len(line) == 3 else ImageManifest
@@ -81,26 +77,11 @@ def _describe_audio(manifest: Manifest) -> list[str]:
     seconds = manifest.integers("size") / np.where(rates > 0, rates, 16_000)
     lines = [f"total: {seconds.sum() / 3600:,.2f} hours", *_draw_histogram(seconds, "seconds")]
 
-    return lines + _describe_spectrograms(manifest)
+    found = measure_log_mel(manifest, LogMelConfig())
+    if found is not None:
+        lines.append("log-mel spectrograms of {recordings:,} recordings: mean {mean:.4g}, std {std:.4g}".format_map(found))
 
-
-def _describe_spectrograms(manifest: Manifest) -> list[str]:
-    """Mean and deviation of log-mel values at 16 kHz, of a hundred recordings at most, evenly spread, that can be read."""
-    config, moments, count = LogMelConfig(), torch.zeros(3, dtype=torch.float64), 0
-    reading = AudioReadingConfig(sample_rate=config.sample_rate, resample=True, normalize=False)
-    for row in np.unique(np.linspace(0, len(manifest) - 1, min(len(manifest), _NUM_HEARD)).astype(np.int64)):
-        try:
-            waveform = torch.from_numpy(read_recording(recording_of(manifest, int(row)), reading))
-            values = log_mel(waveform.unsqueeze(0), config).double()
-        except (SampleError, OSError, RuntimeError, ValueError):
-            continue
-        count += 1
-        moments += torch.stack([torch.tensor(values.numel()), values.sum(), values.square().sum()])
-    if not count:
-        return []
-    number, total, squares = moments.tolist()
-    mean = total / number
-    return [f"log-mel spectrograms of {count:,} recordings: mean {mean:.4g}, std {math.sqrt(squares / number - mean**2):.4g}"]
+    return lines
 
 
 def _describe_text(manifest: Manifest) -> list[str]:

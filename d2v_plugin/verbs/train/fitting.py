@@ -61,18 +61,6 @@ class Fitted:
         self._fit_schedules()
         self._fit_intervals()
 
-    def as_overrides(self) -> dict[str, Any]:
-        """The changes, nested as a recipe has them."""
-        nested: dict[str, Any] = {}
-        for key, value in self.changes.items():
-            *sections, name = key.split(".")
-            place = nested
-            for section in sections:
-                place = place.setdefault(section, {})
-            place[name] = value
-
-        return nested
-
     def _value(self, key: str) -> int | None:
         value = self.changes.get(key, look_up(self._config, key))
         return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -61,8 +61,8 @@ from d2v_plugin.verbs.common import open_task
 from d2v_plugin.verbs.extensions import ExtensibleRecipe, Extension
 from d2v_plugin.verbs.inheritance import read_whole
 from d2v_plugin.verbs.recipe_files import look_up, merge
+from d2v_plugin.verbs.train.arguments import complete_arguments
 from d2v_plugin.verbs.train.config import TrainConfig
-from d2v_plugin.verbs.train.fitting import Fitted, ShareError
 from d2v_plugin.verbs.train.opening import describe_start
 from d2v_plugin.verbs.train.summary import Summarizer, find_checkpoints
 from d2v_plugin.weights.loading import load_weights
@@ -100,7 +100,7 @@ class TrainRecipe(ExtensibleRecipe):
         """
         recipe = {} if args.config_file is None else merge(read_whole(args.config_file))
         args = super().resolve_arguments(args)
-        args, self._notes = fit_arguments(args, look_up(recipe, "regime.num_steps"))
+        args, self._notes = complete_arguments(args, look_up(recipe, "regime.num_steps"))
         if args.output_dir is not None and not args.dump_config:
             folders = [args.output_dir, *([] if args.checkpoint_dir is None else [place(args.checkpoint_dir)])]
             for folder in folders:
@@ -194,22 +194,6 @@ class TrainRecipe(ExtensibleRecipe):
             self._task = open_task(context, context.get_config_as(TrainConfig).task)
 
         return self._task
-
-
-def fit_arguments(args: Namespace, recipe_steps: object) -> tuple[Namespace, list[str]]:
-    """Fit settings that count updates to the length of the run; see :mod:`d2v_plugin.verbs.train.fitting`.
-
-    :param args: fairseq2's parsed command line, bases resolved; a copy is returned.
-    :returns: also what was changed.
-    :raises RecipeError: a share is none.
-    """
-    overrides = args.config_overrides or []
-    try:
-        fitted = Fitted(merge(overrides), recipe_steps)
-    except ShareError as ex:
-        raise RecipeError(str(ex)) from None
-
-    return Namespace(**vars(args) | {"config_overrides": [*overrides, fitted.as_overrides()]}), fitted.notes
 
 
 def check_label_kind(task: Task[Any, Any], criterion: SupervisedCriterion[Any], config: TrainConfig) -> None:

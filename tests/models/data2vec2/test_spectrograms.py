@@ -12,6 +12,7 @@ from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import StepInfo
 from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Config, Data2Vec2Criterion
 from d2v_plugin.criteria.targets import TargetConfig
+from d2v_plugin.data.log_mel import log_mel
 from d2v_plugin.masking.random_blocks import BlockMaskConfig, InverseBlockMaskSampler
 from d2v_plugin.models.data2vec2.archs import spectrogram_tiny
 from d2v_plugin.models.data2vec2.factory import create_model
@@ -69,6 +70,24 @@ def test_padded_patches_are_neither_targets_nor_seen(model: Data2VecModel) -> No
         losses.append(criterion(model, batch, StepInfo(1, 1)).loss)
 
     assert losses[0] == pytest.approx(float(losses[1]), rel=1e-5)
+
+
+def test_padded_clips_are_what_eat_hears() -> None:
+    config = spectrogram_tiny()
+    assert config.spectrogram is not None
+    config = replace(config, spectrogram=replace(config.spectrogram, pad_frames=40))
+    waveforms, padding_mask = torch.randn(3, 8000), torch.arange(8000) >= torch.tensor([[8000], [5000], [300]])
+    expected = torch.zeros(3, 40, 32)
+    for row, length in enumerate((8000, 5000)):
+        found = log_mel(waveforms[row : row + 1, :length], config.spectrogram)[0, :40]
+        expected[row, : len(found)] = found
+
+    model = create_model(config)
+    found = model.modality_encoders["AUDIO"].compute_spectrogram(waveforms, padding_mask)
+
+    torch.testing.assert_close(found, (expected + 4.268) / (2 * 4.569), atol=1e-5, rtol=1e-5)
+    # What has no frame at all is no recording, though the model would hear silence.
+    assert model.shortest_input() == 400 and model.output_length(8000) == model.output_length(400) == 20
 
 
 def test_clips_of_impossible_length_are_refused(model: Data2VecModel) -> None:

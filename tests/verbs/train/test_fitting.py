@@ -16,7 +16,7 @@ from fairseq2.utils.validation import ObjectValidator
 from ruamel.yaml import YAML
 
 from d2v_plugin.core.fairseq2_private import register_library, register_train_recipe
-from d2v_plugin.verbs.recipe_files import look_up, merge, read_whole
+from d2v_plugin.verbs.recipe_files import look_up, merge, nest, read_whole
 from d2v_plugin.verbs.train.config import TrainConfig
 from d2v_plugin.verbs.train.fitting import ANNEALING, WARMUP, Fitted, ShareError
 from d2v_plugin.verbs.train.recipe import TrainRecipe
@@ -33,18 +33,6 @@ FACTORIES = {
 PUBLISH, VALIDATE, CHECKPOINT, KEEP = (
     f"regime.{name}_every_n_steps" for name in ("publish_metrics", "validate", "checkpoint", "keep_checkpoint")
 )
-
-
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *folders, name = key.split(".")
-        place = nested
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[name] = value
-
-    return nested
 
 
 def fit(recipe_steps: int | None = None, **flat: Any) -> Fitted:
@@ -80,7 +68,7 @@ def test_every_recipe_can_be_made_shorter_by_its_number_of_updates_alone(load: A
     for num_steps in (20, 1):
         shorter = [*overrides, {"regime": {"num_steps": num_steps}}]
         fitted = Fitted(merge(shorter), published)
-        config = load([*shorter, fitted.as_overrides()])
+        config = load([*shorter, nest(fitted.changes)])
 
         assert config.regime.num_steps == num_steps
         factory = FACTORIES[config.lr_scheduler.name]
@@ -147,7 +135,7 @@ def test_shares_are_counted_in_updates_and_make_multiples() -> None:
     fitted = Fitted(nest({"regime.num_steps": 430, WARMUP: "10%", PUBLISH: "2%", VALIDATE: "20%", ANNEALING: "0.1%"}))
 
     assert fitted.changes == {WARMUP: 43, PUBLISH: 9, VALIDATE: 90, ANNEALING: 1}
-    assert fitted.as_overrides()["lr_scheduler"] == {"config": {"num_warmup_steps": 43}}
+    assert nest(fitted.changes)["lr_scheduler"] == {"config": {"num_warmup_steps": 43}}
 
 
 @pytest.mark.parametrize("share", ["110%", "-1%", "ten%", "10 %", "%", "many"])
