@@ -51,10 +51,10 @@ class ImageReadingConfig(Validatable):
 
     mean: Sequence[float] = (0.485, 0.456, 0.406)
     """Subtracted from the values of each channel in [0, 1]; the default is ImageNet's, for red, green and blue. There are as many
-    channels as numbers: one = pictures are read as grey."""
+    channels as numbers: one = pictures are read as grey. ``report`` = those that ``fairseq2 recipe manifest`` measured."""
 
     std: Sequence[float] = (0.229, 0.224, 0.225)
-    """Divides what is left."""
+    """Divides what is left; ``report`` likewise."""
 
     @property
     def num_channels(self) -> int:

@@ -20,10 +20,10 @@ class SpectrogramConfig(LogMelConfig):
     """Log-mel spectrograms (Kaldi's filter banks) cut into square patches, with fixed 2-D sine-cosine positions."""
 
     log_mel_mean: float = -4.268
-    """Mean of the log-mel values, AudioSet's; ``fairseq2 recipe manifest inspect`` prints that of other recordings."""
+    """Mean of the log-mel values, AudioSet's; ``report`` = that which ``fairseq2 recipe manifest`` measured."""
 
     log_mel_std: float = 4.569
-    """Their standard deviation. What the model sees is (x - log_mel_mean) / (2 · log_mel_std)."""
+    """Their standard deviation; ``report`` likewise. What the model sees is (x - log_mel_mean) / (2 · log_mel_std)."""
 
     patch_size: int = 16
     """Frames and bands of a patch. Frames behind the last whole patch are left out."""

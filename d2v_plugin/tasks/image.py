@@ -107,8 +107,8 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
         if image.num_channels != patches.num_channels:
             raise RecipeError(
                 f"`task.config.image.mean` and `std` are of {image.num_channels} channel(s), but the model's `num_channels` is "
-                f"{patches.num_channels}. Give a number for each channel; report.json of `fairseq2 recipe manifest image "
-                f"--channels {patches.num_channels}` has them."
+                f"{patches.num_channels}. Give a number for each channel, or `report` for those that `fairseq2 recipe manifest "
+                f"image --channels {patches.num_channels}` measures."
             )
 
     @override

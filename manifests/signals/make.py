@@ -38,7 +38,7 @@ def simulate(order: tuple[int, ...], patterns: NDArray[np.float64], generator: n
     clean = patterns[states[begin : begin + NUM_SAMPLES]]
     values = 3000 * (clean + generator.normal(0.0, NOISE, clean.shape))
 
-    return np.round(values).clip(-32768, 32767).astype(np.int16).T
+    return np.asarray(values.T.round().clip(-32768, 32767), dtype=np.int16)
 
 
 def make(out: Path) -> None:
