@@ -18,6 +18,7 @@ from d2v_plugin.data.files import Location
 ROOT = Path(__file__).parents[2]
 STEPS = ["regime.num_steps=2", "regime.validate_every_n_steps=null", "regime.checkpoint_every_n_steps=1"]
 QUICK = [*STEPS, "common.torch.num_threads=1", "common.metric_recorders.tensorboard.enabled=false", "probing.probes=[]"]
+SIZES = "min_sample_size: 100, max_sample_size: 250"
 AUDIO = "{sample_rate: 250, channels: 3}"
 SHAPE = "num_channels: 3, conv_layers: [[32, 10, 5], [32, 3, 2]]"
 
@@ -25,14 +26,11 @@ SHAPE = "num_channels: 3, conv_layers: [[32, 10, 5], [32, 3, 2]]"
 def write_signals(folder: Path) -> None:
     generator = np.random.default_rng(0)
     for index in range(24):
-        values = generator.normal(size=(300, 3)).astype(np.float32) * 1e-5
-        values[:, 0] += 1.0 + index % 2
+        values = generator.normal(size=(3, 300)).astype(np.float32) * 1e-5
+        values[0] += 1.0 + index % 2
         place = folder / "ab"[index % 2]
         place.mkdir(parents=True, exist_ok=True)
-        if index < 20:
-            np.save(place / f"{index}.npy", values.T)
-        else:
-            soundfile.write(place / f"{index}.wav", values, 250, subtype="FLOAT")
+        np.save(place / f"{index}.npy", values)
 
 
 def load_model(out: Path, step: int) -> dict[str, torch.Tensor]:
@@ -52,7 +50,7 @@ def test_signals_are_learned_from_fine_tuned_and_predicted(command: Any, tmp_pat
     made = ("--labels", "folders", "--sample-rate", 250, "--min-samples", 25, "--valid-percent", 25)
     run("manifest", "audio", tmp_path / "signals", data, *made)
     common = [*QUICK, f"dataset.config_overrides.path={data}"]
-    pretraining = (
+    pretraining = [
         *(
             "--config-file",
             ROOT / "recipes" / "demo" / "signals.yaml",
@@ -61,9 +59,8 @@ def test_signals_are_learned_from_fine_tuned_and_predicted(command: Any, tmp_pat
             "regime.keep_last_n_checkpoints=null",
         ),
         f"model.config_overrides={{audio: {{{SHAPE}}}, dim: 32, depth: 3, num_heads: 2}}",
-        f"task.config={{batches_per_update: 1, max_num_elements: 1500, min_sample_size: 100, max_sample_size: 250,"
-        f"audio: {AUDIO}}}",
-    )
+        f"task.config={{batches_per_update: 1, max_num_elements: 1500, {SIZES}, audio: {AUDIO}}}",
+    ]
     run("train", out, *pretraining)
     resumed = tmp_path / "resumed"
     shutil.copytree(out / "checkpoints" / "step_1", resumed / "checkpoints" / "step_1")
@@ -71,9 +68,8 @@ def test_signals_are_learned_from_fine_tuned_and_predicted(command: Any, tmp_pat
     first, last, again = (load_model(folder, step) for folder, step in ((out, 1), (out, 2), (resumed, 2)))
     assert all(torch.equal(again[key], tensor) for key, tensor in last.items())
     assert not all(torch.equal(first[key], tensor) for key, tensor in last.items())
-    said = run(
-        "train", tmp_path / "wrong", *[str(word).replace("channels: 3}", "channels: 2}") for word in pretraining], status=2
-    )
+    wrong = [str(word).replace("channels: 3}", "channels: 2}") for word in pretraining]
+    said = run("train", tmp_path / "wrong", *wrong, status=2)
     assert "`task.config.audio.channels` is 2, but the model's `audio.num_channels` is 3." in said
     recipe = tmp_path / "tuning.yaml"
     recipe.write_text(
@@ -83,10 +79,11 @@ def test_signals_are_learned_from_fine_tuned_and_predicted(command: Any, tmp_pat
         f"{{audio: {{{SHAPE}, decoder: null}}, dim: 32, depth: 3, num_heads: 2}}}}\n"
     )
     run("train", "--config-file", recipe, tuned, "--config", *common, f"init.path={out}")
+    run("evaluate", tmp_path / "scores", "--config", f"checkpoint.path={tuned}", "probing.probes=[]")
     run("extract", tmp_path / "features", "--config", f"checkpoint.path={out}", "split=valid")
     run("predict", tmp_path / "answers", "--config", f"checkpoint.path={tuned}", f"inputs=[{tmp_path / 'signals'}]")
 
-    assert (tmp_path / "features" / "index.json").is_file()
+    assert (tmp_path / "scores" / "scores.json").is_file() and (tmp_path / "features" / "index.json").is_file()
     assert len((tmp_path / "answers" / "predictions.jsonl").read_text().splitlines()) == 24
 
 

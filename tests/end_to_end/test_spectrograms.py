@@ -84,6 +84,14 @@ def test_a_resumed_run_ends_with_identical_weights(command: Any, pretrained: Pat
     assert not all(torch.equal(load_model(pretrained, 2)[key], tensor) for key, tensor in expected.items())
 
 
+def test_clips_are_padded_as_eat_pads_them(command: Any, pretrained: Path, tmp_path: Path) -> None:
+    settings = ("task.config.pad=true", "task.config.min_sample_size=400", "model.config_overrides.spectrogram.pad_frames=80")
+
+    run(command, "train", "--config-file", pretrained.parent / "recipe.yaml", tmp_path / "out", "--config", *settings)
+
+    assert load_model(tmp_path / "out", 4).keys() == load_model(pretrained, 4).keys()
+
+
 @pytest.mark.parametrize("kind", ["classes", "tags"])
 def test_fine_tuned_evaluated_and_used(command: Any, pretrained: Path, tmp_path: Path, kind: str) -> None:
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
