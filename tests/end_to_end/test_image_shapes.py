@@ -1,19 +1,27 @@
-"""Arrays of two channels and 16 bits, as rectangles of several sizes: from a folder to predictions."""
+"""Arrays of two channels and 16 bits, as rectangles of several sizes, with layers kept apart: from a folder to predictions."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ruamel.yaml import YAML
 
 ORIGIN = "checkpoints/origin.yaml"
 ROOT = Path(__file__).parents[2]
 QUICK = ["pictures.enabled=false", "common.torch.num_threads=1", "common.metric_recorders.tensorboard.enabled=false"]
 STEPS = ["regime.num_steps=4", "regime.validate_every_n_steps=null", "regime.checkpoint_every_n_steps=2"]
+
+
+def load_model(out: Path, step: int) -> dict[str, torch.Tensor]:
+    """Student and teacher of a checkpoint."""
+    files = sorted((out / "checkpoints" / f"step_{step}" / "model").rglob("*.pt"))
+    return {key: tensor for file in files for key, tensor in torch.load(file, weights_only=True).items()}
 
 
 def test_images_of_any_shape_are_learned_from_fine_tuned_and_predicted(command: Any, tmp_path: Path) -> None:
@@ -35,13 +43,22 @@ def test_images_of_any_shape_are_learned_from_fine_tuned_and_predicted(command: 
     shape = "image_size: [16, 32], patch_size: [4, 8], num_channels: 2"
     reading = "size: [16, 32], mean: report, std: report, flip: 0.0"
     common = [*QUICK, *STEPS, "probing.probes=[]", f"dataset.config_overrides.path={data}"]
-    run(
-        *("recipe", "train", "--config-file", ROOT / "recipes" / "demo" / "digits.yaml", out, "--config", *common),
+    pretraining = [
+        *("--config", *common, "regime.keep_last_n_checkpoints=null", "guard.collapse_every_n_steps=2"),
         f"task.config={{batch_size: 8, max_batch_size: 4, image: {{{reading}, sizes: [[16, 32], [24, 32]]}}}}",
         f"model.config_overrides={{image: {{{shape}}}, depth: 2}}",
         "criterion.config.masking={name: inverse_block, config: {ratio: 0.7, block_size: 2}}",
         "criterion.config.num_views=2",
-    )
+        "criterion.config.targets={num_layers: 2, separate_layers: true}",
+    ]
+    recipe, resumed = ROOT / "recipes" / "demo" / "digits.yaml", tmp_path / "resumed"
+    run("recipe", "train", "--config-file", recipe, out, *pretraining)
+    metrics = "".join(path.read_text() for path in (out / "metrics").rglob("*.jsonl"))
+    assert all(name in metrics for name in ("RankMe of targets", "alpha-ReQ of targets", "LiDAR of predictions"))
+    shutil.copytree(out / "checkpoints" / "step_2", resumed / "checkpoints" / "step_2")
+    run("recipe", "train", "--config-file", recipe, resumed, *pretraining)
+    expected, found = load_model(out, 4), load_model(resumed, 4)
+    assert any("layer_proj" in key for key in found) and all(torch.equal(found[key], x) for key, x in expected.items())
     # What was measured is written out, and what is made of the run reads so.
     recorded = [YAML(typ="safe").load(path)["task"]["config"]["image"] for path in (out / "config.yaml", out / ORIGIN)]
     assert all((image["mean"], image["std"]) == (facts["mean"], facts["std"]) for image in recorded)

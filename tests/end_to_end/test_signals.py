@@ -60,6 +60,9 @@ def test_signals_are_learned_from_fine_tuned_and_predicted(command: Any, tmp_pat
         ),
         f"model.config_overrides={{audio: {{{SHAPE}}}, dim: 32, depth: 3, num_heads: 2}}",
         f"task.config={{batches_per_update: 1, max_num_elements: 1500, {SIZES}, audio: {AUDIO}}}",
+        # The loss of emotion2vec on whole utterances.
+        "criterion.config.targets={num_layers: 2, layer_norm: true}",
+        *("criterion.config.cls_weight=1.0", "criterion.config.cls_prediction=tokens"),
     ]
     run("train", out, *pretraining)
     resumed = tmp_path / "resumed"

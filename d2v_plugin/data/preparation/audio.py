@@ -149,9 +149,10 @@ def prepare_recordings(
         declare_classes=not has_transcripts,
         **options,
     )
-    manifest = Manifest(out / f"{TRAIN}.tsv", AudioManifest.columns, Problems())
-    if (found := measure_log_mel(manifest, LogMelConfig(sample_rate=sample_rate, num_mels=num_mels))) is not None:
-        report.facts["log_mel"] = found
+    if TRAIN in report.splits:
+        manifest = Manifest(out / f"{TRAIN}.tsv", AudioManifest.columns, Problems())
+        found = measure_log_mel(manifest, LogMelConfig(sample_rate=sample_rate, num_mels=num_mels))
+        report.facts |= {} if found is None else {"log_mel": found}
         report.save(out)
 
     return report
