@@ -18,7 +18,7 @@ if version is None:
 
 
 # Hundreds of megabytes where a user has made them; .gitignore and MANIFEST.in leave them out, too.
-MADE = ("english*", "fashion", "prompts*")
+MADE = ("english*", "fashion", "prompts*", "signals")
 
 
 class BuildWithData(build_py):

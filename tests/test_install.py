@@ -136,7 +136,7 @@ def test_what_scripts_make_stays_out_of_wheel_and_source_distribution() -> None:
     made = {path.parent.name for path in ROOT.glob("manifests/*/make.py") for name in patterns if path.parent.match(name)}
     manifest = (ROOT / "MANIFEST.in").read_text()
 
-    assert made == {"english", "fashion", "prompts"}
+    assert made == {"english", "fashion", "prompts", "signals"}
     assert all(f"prune manifests/{name}\n" in manifest and f"include manifests/{name}/README.md" in manifest for name in made)
     assert f"MADE = {str(tuple(patterns)).replace(chr(39), chr(34))}\n" in (ROOT / "setup.py").read_text()
 
