@@ -79,6 +79,9 @@ METRICS = [
     MetricDescriptor("mean_average_precision", "Mean Average Precision", 138, format_as_float, higher_better=True),
     MetricDescriptor("cer", "Character Error Rate (CER)", 201, format_as_float),  # fairseq2 has "wer"
     MetricDescriptor("target_rank", "Target Rank", 140, format_as_float),
+    MetricDescriptor("target_rankme", "Target RankMe", 140, format_as_float),
+    MetricDescriptor("target_alpha_req", "Target Alpha-ReQ", 140, format_as_float),
+    MetricDescriptor("prediction_lidar", "Prediction LiDAR", 140, format_as_float),
     MetricDescriptor("local_rank", "Local Rank", 141, format_as_float),
     MetricDescriptor("local_deviation", "Local Deviation", 142, format_as_float),
     MetricDescriptor("total_skipped_updates", "Skipped Updates", 143, format_as_int),

@@ -54,7 +54,7 @@ def test_images_of_any_shape_are_learned_from_fine_tuned_and_predicted(command: 
     recipe, resumed = ROOT / "recipes" / "demo" / "digits.yaml", tmp_path / "resumed"
     run("recipe", "train", "--config-file", recipe, out, *pretraining)
     metrics = "".join(path.read_text() for path in (out / "metrics").rglob("*.jsonl"))
-    assert all(name in metrics for name in ("RankMe of targets", "alpha-ReQ of targets", "LiDAR of predictions"))
+    assert all(name in metrics for name in ("Target RankMe", "Target Alpha-ReQ", "Prediction LiDAR"))
     shutil.copytree(out / "checkpoints" / "step_2", resumed / "checkpoints" / "step_2")
     run("recipe", "train", "--config-file", recipe, resumed, *pretraining)
     expected, found = load_model(out, 4), load_model(resumed, 4)
