@@ -53,7 +53,7 @@ def test_commands_find_them(command: Any) -> None:
 
 
 def is_made(path: Path) -> bool:
-    """Tell if it is of a dataset that a user of a checkout may have made (tests/test_install.py looks where else that is said)."""
+    """Tell if it is of a dataset that a user may have made (tests/test_install.py compares the places that say so)."""
     return path.parts[1].startswith(("english", "fashion", "prompts"))
 
 
