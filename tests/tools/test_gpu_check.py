@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tools.benchmark.__main__ import main as benchmark
 from tools.gpu_check import carried, driver
@@ -33,10 +34,9 @@ def test_a_step_runs_dry(step: str, tmp_path: Path) -> None:
         case "parity":
             assert findings["passed"] > 3 and 0 < max(findings["errors"].values()) < 1e-5
         case "curves":
-            assert (
-                findings["digits"]["difference of whole and resumed"] == 0.0 == findings["digits"]["difference of cpu and device"]
-            )
-            assert 0 < findings["digits"]["difference of fp32 and bf16"] < 0.1
+            digits = findings["digits"]
+            assert digits["difference of whole and resumed"] == 0.0 == digits["difference of cpu and device"]
+            assert 0 < digits["difference of fp32 and bf16"] < 0.1 and not torch.are_deterministic_algorithms_enabled()
         case "kernels":
             assert (
                 findings["attention: audio, student"]["ours"] > 0 and findings["convolution: image, decoder"]["channels last"] > 0
