@@ -23,7 +23,7 @@ from tools.gpu_check.steps import run_step
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("step", ["environment", "parity", "curves", "kernels", "speed_audio", "ranks"])
+@pytest.mark.parametrize("step", ["environment", "parity", "masks", "curves", "kernels", "speed_audio", "ranks"])
 def test_a_step_runs_dry(step: str, tmp_path: Path) -> None:
     findings = run_step(step, Options(tmp_path, "cpu", tiny=True))
 
@@ -33,6 +33,8 @@ def test_a_step_runs_dry(step: str, tmp_path: Path) -> None:
             assert findings["torch"] and findings["product, torch.bfloat16, TFLOP/s"] > 0
         case "parity":
             assert findings["passed"] > 3 and 0 < max(findings["errors"].values()) < 1e-5
+        case "masks":
+            assert findings["skipped"] + findings["passed"] >= 2
         case "curves":
             digits = findings["digits"]
             assert digits["difference of whole and resumed"] == 0.0 == digits["difference of cpu and device"]

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 from xml.etree import ElementTree
 
+import pytest
 import torch
 from torch import Tensor
 
 from d2v_plugin.cli.main import main
 from tools.gpu_check.driver import ROOT, Options
 from tools.gpu_check.steps import Findings, describe_error
+
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Where processes start that have imported everything already; none of them has used the device."""
+PROCESSES.set_forkserver_preload(["d2v_plugin", "fairseq2.recipe", "d2v_plugin.verbs.train.recipe", "d2v_plugin.cli.main"])
 
 QUIET = (
     *(
@@ -55,8 +59,11 @@ def check_masks(options: Options, findings: Findings) -> None:
 def run_tests(words: Sequence[str], options: Options, findings: Findings, variables: dict[str, str]) -> None:
     report = options.out / "report.xml"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *words]
-    subprocess.run(command, cwd=ROOT, env={**os.environ, **variables})
+    process = PROCESSES.Process(
+        target=run_pytest, args=([*words, "-q", "-p", "no:cacheprovider", f"--junitxml={report}"], variables)
+    )
+    process.start()
+    process.join()
     cases = ElementTree.parse(report).getroot().findall(".//testcase")
     failures = {
         case.get("name"): part.get("message", "")[:300] for case in cases for part in case if part.tag in ("failure", "error")
@@ -66,13 +73,22 @@ def run_tests(words: Sequence[str], options: Options, findings: Findings, variab
     findings["passed"] = len(cases) - len(failures) - findings["skipped"]
 
 
+def run_pytest(words: list[str], variables: Mapping[str, str]) -> None:
+    """In the new process."""
+    os.environ.update(variables)
+    os.chdir(ROOT)
+    pytest.main(words)
+
+
 def check_curves(options: Options, findings: Findings) -> None:
     """The demos, from the same weights: on the CPU and on the device, exact, and stopped and resumed half-way; in bf16, fast."""
     updates = 2 if options.tiny else 20
     names = ("digits",) if options.tiny else ("digits", "words", "books")
     for name in names:
         try:
-            findings[name] = compare_curves(ROOT / "recipes" / "demo" / f"{name}.yaml", options.out / "runs" / name, updates, options)
+            findings[name] = compare_curves(
+                ROOT / "recipes" / "demo" / f"{name}.yaml", options.out / "runs" / name, updates, options
+            )
         except RuntimeError as ex:
             findings[name] = {"error": describe_error(ex)}
     for name in names:
