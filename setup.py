@@ -17,6 +17,10 @@ if version is None:
     raise RuntimeError("d2v_plugin/__init__.py must define `__version__`.")
 
 
+# Hundreds of megabytes where a user has made them; .gitignore and MANIFEST.in leave them out, too.
+MADE = ("english*", "fashion", "prompts*")
+
+
 class BuildWithData(build_py):
     """Puts recipes and small datasets into wheels, where ``d2v_plugin/core/shipped.py`` finds them.
 
@@ -30,7 +34,7 @@ class BuildWithData(build_py):
         for folder in ("recipes", "manifests"):
             target = Path(self.build_lib, "d2v_plugin", "shipped", folder)
             shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(here / folder, target, ignore=shutil.ignore_patterns("*.py", "*.png", "__pycache__"))
+            shutil.copytree(here / folder, target, ignore=shutil.ignore_patterns("*.py", "*.png", "__pycache__", *MADE))
         shutil.copy(here / "CHANGELOG.md", Path(self.build_lib, "d2v_plugin", "shipped"))
 
 

@@ -145,7 +145,7 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-@pytest.mark.parametrize("failing", [None, "pip", "pytest", "check", "format", "mypy", "packages"])
+@pytest.mark.parametrize("failing", [None, "pip", "pytest", "check", "format", "mypy", "packages", "newcomer"])
 def test_ci_fails_when_a_step_fails(tmp_path: Path, failing: str | None) -> None:
     """`.ci/run` of a repository in which every command is a stand-in."""
     checkout, commands = tmp_path / "checkout", tmp_path / "commands"
@@ -155,7 +155,9 @@ def test_ci_fails_when_a_step_fails(tmp_path: Path, failing: str | None) -> None
     (checkout / "README.md").write_text("<!-- line: test -->\n```\npip install . && pytest\n```\n")
     subprocess.run(["git", "init", "-q", checkout], check=True)
     step = '#!/bin/sh\necho "5 passed in 1s"\ncase "$0 $1" in *' + str(failing) + "*) exit 3;; esac\n"
-    (checkout / ".ci" / "packages").write_text(step)
+    for name in ("packages", "newcomer"):
+        (checkout / ".ci" / name).write_text(step)
+        (checkout / ".ci" / name).chmod(0o755)
     for name, code in {
         **dict.fromkeys(("pip", "pytest", "ruff", "mypy"), step),
         "python": '#!/bin/sh\nmkdir -p "$3/bin" && : > "$3/bin/activate"\n',  # python -m venv FOLDER

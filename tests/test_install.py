@@ -130,6 +130,17 @@ def test_documents_name_no_install_that_cannot_work() -> None:
     assert [page for page in pages if re.search(r"pip install '?d2v-plugin", page.read_text(encoding="utf-8"))] == []
 
 
+def test_what_scripts_make_stays_out_of_wheel_and_source_distribution() -> None:
+    """A checkout in which the data of the study have been made would build packages of 360 MB."""
+    patterns = re.findall(r"^/manifests/(\S+)/\*$", (ROOT / ".gitignore").read_text(), re.MULTILINE)
+    made = {path.parent.name for path in ROOT.glob("manifests/*/make.py") for name in patterns if path.parent.match(name)}
+    manifest = (ROOT / "MANIFEST.in").read_text()
+
+    assert made == {"english", "fashion", "prompts"}
+    assert all(f"prune manifests/{name}\n" in manifest and f"include manifests/{name}/README.md" in manifest for name in made)
+    assert f"MADE = {str(tuple(patterns)).replace(chr(39), chr(34))}\n" in (ROOT / "setup.py").read_text()
+
+
 def test_every_dependency_has_bounds() -> None:
     listed = ROOT.joinpath("setup.py").read_text(encoding="utf-8").partition("install_requires=[")[2].partition("]")[0]
     needed = dict(re.findall(r'"([\w-]+)([^"]*)",', listed))

@@ -85,6 +85,7 @@ def run(recipe: ExtensibleRecipe, verb: str, words: Sequence[str]) -> None:
                 register(container, recipe)
                 resolved = recipe.resolve_arguments(args)
                 fairseq2_private.register_main(container, resolved, recipe)
+                fairseq2_private.read_config_once(container)
                 fail_if_mistaken(read_config(container, resolved, args))
                 is_read = True
                 fairseq2_private.run_main(container, args)

@@ -89,6 +89,11 @@ def remove_provider(container: DependencyContainer, kls: type[object]) -> None:
     del container._registrations[kls, None]
 
 
+def read_config_once(container: DependencyContainer) -> None:
+    """Keep the configuration once it is read: fairseq2 reads and checks it anew for each of the 38 parts that a run asks for."""
+    container._registrations[RecipeConfigHolder, None].singleton = True
+
+
 def find_progress_bars(reporter: ProgressReporter) -> object:
     """The object of ``rich`` that draws progress bars, whose texts the reporter fixes; None without bars (``--no-rich``)."""
     return getattr(reporter, "_progress", None)

@@ -23,7 +23,7 @@ Curve = Sequence[tuple[float, float]]
 """(seconds or GFLOPs, accuracy), beginning with the model before training"""
 
 
-def write_report(output: Path, *, command: str, machine: str, seconds: float) -> None:
+def write_report(output: Path, *, command: str, machine: str) -> None:
     """Write ``report.md``, ``report.json`` and ``PART.png`` from the ``numbers.json`` of all parts in ``output``."""
     parts = {path.parent.name: json.loads(path.read_text()) for path in sorted(output.glob("*/numbers.json"))}
     hours = sum(part["hours"] for part in parts.values())
@@ -34,14 +34,15 @@ def write_report(output: Path, *, command: str, machine: str, seconds: float) ->
         "",
         f"Machine: {machine}. Cost: {hours:.1f} hours, the clocks of all runs added up.",
         "",
-        f"Each run trains for as many updates as one idle core makes in {seconds:g} seconds. Accuracies and error rates are in "
+        "Each run trains for as many updates as one idle core makes in the seconds named. Accuracies and error rates are in "
         "percent: mean and 95 % confidence interval over seeds (Student's t). How much sooner: lowest to highest over the seeds.",
     ]
-    report: dict[str, Any] = {"command": command, "machine": machine, "hours": hours, "seconds": seconds, "parts": {}}
+    report: dict[str, Any] = {"command": command, "machine": machine, "hours": hours, "parts": {}}
     for name, part in parts.items():
         ratios = {unit: compare_costs(part, key) for unit, key in UNITS.items()}
         report["parts"][name] = {**part, "ratios": ratios}
-        lines += ["", f"## {name.capitalize()}: {part['title']}", "", *format_methods(part), "", *format_ratios(part, ratios)]
+        lines += ["", f"## {name.capitalize()}: {part['title']}; {part['seconds']:g} seconds", "", *format_methods(part)]
+        lines += ["", *format_ratios(part, ratios)]
         lines += ["", f"![{name}]({name}.png)", "", *format_searches(part)]
         lines += ["", "Repeat a row (seeds are `common.seed`):", "", *format_commands(part)]
     output.joinpath("report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

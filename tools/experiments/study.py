@@ -50,9 +50,7 @@ class Plan:
     """The command line and the file together."""
 
     output: Path
-    seconds: float
     tuning_seed: int
-    seeds: Sequence[int]
     jobs: int
     fine_tune: bool
 
@@ -109,6 +107,10 @@ class Part:
     name: str
     methods: Sequence[Method]
     fine_tuning: Path
+    seconds: float
+    """Training time of each run on an idle core."""
+
+    seeds: Sequence[int]
     content: Mapping[str, Any]
     """The part as it stands in the file: title, what is published, and the score of fine-tuning."""
 
@@ -126,11 +128,11 @@ def main(words: Sequence[str] | None = None) -> int:
     command = runner.format_command("study", words)
 
     content = YAML(typ="safe", pure=True).load(args.study)
+    plan = Plan(args.output, content["tuning_seed"], args.jobs, fine_tune=not args.no_fine_tuning)
     parts = [part for part in read_parts(content["parts"], args.study.parent) if not args.only or part.name in args.only]
+    parts = [replace(part, seconds=args.seconds or part.seconds, seeds=args.seeds or part.seeds) for part in parts]
     if not parts:
         parser.error(f"--only: the parts of {args.study} are {', '.join(content['parts'])}.")
-    seconds, seeds = args.seconds or content["seconds"], args.seeds or content["seeds"]
-    plan = Plan(args.output, seconds, content["tuning_seed"], seeds, args.jobs, fine_tune=not args.no_fine_tuning)
 
     # All timing first, before anything else keeps the machine busy.
     timings = {method: time_updates(method, plan) for part in parts for method in part.methods}
@@ -138,7 +140,7 @@ def main(words: Sequence[str] | None = None) -> int:
         outcomes = [Outcome(method.name, *timings[method]) for method in part.methods]
         compare(part, outcomes, plan)
         write_part(part, outcomes, plan)
-    write_report(plan.output, command=command, machine=runner.describe_machine(), seconds=plan.seconds)
+    write_report(plan.output, command=command, machine=runner.describe_machine())
     print(f"Read {plan.output / 'report.md'}.")
 
     return 0
@@ -160,19 +162,19 @@ def read_parts(content: Mapping[str, Any], folder: Path) -> Iterator[Part]:
                     tuple(tuple(shlex.split(setting)) for setting in method["grid"]),
                     folder / method.get("fine_tuning", fine_tuning["recipe"]),
                 )
-        yield Part(name, list(methods.values()), folder / fine_tuning["recipe"], part)
+        yield Part(name, list(methods.values()), folder / fine_tuning["recipe"], part["seconds"], part["seeds"], part)
 
 
 def time_updates(method: Method, plan: Plan) -> tuple[float, float]:
-    """Seconds and GFLOPs of one update; the median over the second half of a short run, so that warming up does not count."""
-    folder = method.folder(plan) / "timing"
+    """Seconds and GFLOPs of one update: the fastest of a short run's second half, as all else on a machine only adds."""
+    folder = replace(method, name=method.like or method.name).folder(plan) / "timing"
     noted = folder / "timing.json"
     if not noted.is_file():
         every = TIMED_UPDATES // 8
         train(method.recipe, folder, [*run_for(TIMED_UPDATES, every), "probing.probes=[]", "pictures.enabled=false"])
         walls = [line["Wall Time"] for line in read_lines(folder / "metrics" / "train.jsonl")]
-        laps = sorted((late - early) / every for early, late in pairwise(walls[3:]))
-        content = {"seconds": laps[len(laps) // 2], "gflops": count_update_gflops(method.recipe)}
+        laps = [(late - early) / every for early, late in pairwise(walls[3:])]
+        content = {"seconds": min(laps), "gflops": count_update_gflops(method.recipe)}
         noted.write_text(json.dumps(content) + "\n")
     content = json.loads(noted.read_text())
     print(f"{method.part}, {method.name}: {content['seconds']:.3f} s and {content['gflops']:.2f} GFLOP per update", flush=True)
@@ -201,7 +203,7 @@ def compare(part: Part, outcomes: Sequence[Outcome], plan: Plan) -> None:
     pairs = list(zip(part.methods, outcomes, strict=True))
     with ThreadPoolExecutor(plan.jobs) as pool:
         searches = [
-            (outcome, setting, pool.submit(pretrain, method, outcome, setting, plan.tuning_seed, plan))
+            (outcome, setting, pool.submit(pretrain, part, method, outcome, setting, plan.tuning_seed, plan))
             for method, outcome in pairs
             for setting in method.grid
         ]
@@ -212,8 +214,8 @@ def compare(part: Part, outcomes: Sequence[Outcome], plan: Plan) -> None:
         for method, outcome in pairs:
             found = searched[method.like or method.name]
             outcome.setting = shlex.split(max(found, key=lambda setting: (found[setting], setting)))
-            for seed in plan.seeds:
-                finals.append((method, outcome, seed, pool.submit(pretrain, method, outcome, outcome.setting, seed, plan)))
+            for seed in part.seeds:
+                finals.append((method, outcome, seed, pool.submit(pretrain, part, method, outcome, outcome.setting, seed, plan)))
         tuned = []
         for method, outcome, seed, done in finals:
             folder = done.result()
@@ -227,12 +229,12 @@ def compare(part: Part, outcomes: Sequence[Outcome], plan: Plan) -> None:
         outcome.command = format_command(method, outcome)
 
 
-def pretrain(method: Method, outcome: Outcome, setting: Sequence[str], seed: int, plan: Plan) -> Path:
-    """Pre-train for the time of the plan, or as many times as long as the method says.
+def pretrain(part: Part, method: Method, outcome: Outcome, setting: Sequence[str], seed: int, plan: Plan) -> Path:
+    """Pre-train for the time of the part, or as many times as long as the method says.
 
     :returns: the folder of the run.
     """
-    num_steps = max(1, round(method.times * plan.seconds / outcome.seconds_per_update / STEP_MULTIPLE)) * STEP_MULTIPLE
+    num_steps = max(1, round(method.times * part.seconds / outcome.seconds_per_update / STEP_MULTIPLE)) * STEP_MULTIPLE
     folder = method.folder(plan) / f"{slug('_'.join(setting)) or 'default'}_{num_steps}_seed_{seed}"
     train(method.recipe, folder, configure(setting, seed, num_steps))
 
@@ -318,12 +320,13 @@ def final(curve: Mapping[str, Sequence[tuple[int, float]]]) -> float:
 def write_part(part: Part, outcomes: Sequence[Outcome], plan: Plan) -> None:
     """Fine-tune from scratch and note the numbers of a part; the report is made of all parts that are there."""
     folder = plan.output / part.name
-    seeds = plan.seeds if plan.fine_tune else []
+    seeds = part.seeds if plan.fine_tune else []
     floor = {seed: fine_tune(part, part.fine_tuning, None, folder / "scratch" / f"seed_{seed}", seed) for seed in seeds}
     seconds = sum(runner.read_seconds(path.parent.parent) for path in folder.rglob("metrics/train.jsonl"))
     content = {
         "title": part.content["title"],
         "published": part.content["published"],
+        "seconds": part.seconds,
         "hours": seconds / 3600,
         "fine_tuned_title": part.content["fine_tuning"]["title"],
         "from_scratch": floor,
