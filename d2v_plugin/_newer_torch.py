@@ -17,7 +17,8 @@ def load_fairseq2n() -> None:
     """Load fairseq2n where PyTorch is one for CUDA 13, as all from 2.11 on are on PyPI.
 
     fairseq2n finds what it needs in newer versions (2.10 and 2.11 are tried), but it asks for their CUDA, and refuses 13; and it
-    links to the runtime of CUDA 12, which such a PyTorch does not bring.
+    links to the runtime of CUDA 12, which such a PyTorch does not bring. Of tensors it knows the layout of 2.9: its decoders, and
+    pipelines of tensors or of lists and dicts with some, crash. This package's pipelines carry objects it does not look into.
 
     :raises ImportError: that runtime is not installed.
     """

@@ -58,18 +58,20 @@ class UpstreamExpert(nn.Module):
         """
         wavs = [F.layer_norm(wav, wav.shape) for wav in wavs]
         wavs = [F.pad(wav, (0, max(0, self._min_samples - len(wav)))) for wav in wavs]
-        lengths = torch.tensor([len(wav) for wav in wavs], device=wavs[0].device)
+        lengths = torch.tensor([len(wav) for wav in wavs])
         inputs = nn.utils.rnn.pad_sequence(wavs, batch_first=True)
-        padding_mask = torch.arange(inputs.size(1), device=inputs.device) >= lengths[:, None]
+        padding_mask = torch.arange(inputs.size(1), device=inputs.device) >= lengths.to(inputs.device)[:, None]
 
         self._states = []
-        features = self.model.extract_features(inputs, padding_mask, modality=Modality.AUDIO)
+        features = self.model.extract_features(inputs, padding_mask, modality=Modality.AUDIO, lengths=lengths)
         assert features.padding_mask is not None
         states, self._states = self._states, []
         if len(states[0]) != len(wavs):
             # One row of the valid tokens of all, each recording's after its extra ones.
-            num_extra = (states[0].size(1) - int((~features.padding_mask).sum())) // len(wavs)
-            packing = find_packing(features.padding_mask, num_extra)
+            num_frames = self.model.count_tokens(lengths, Modality.AUDIO)
+            assert num_frames is not None
+            num_extra = (states[0].size(1) - sum(num_frames)) // len(wavs)
+            packing = find_packing(features.padding_mask, num_frames, num_extra)
             assert packing is not None
             states = [packing.unpack(state) for state in states]
         # Extra tokens come first.

@@ -265,7 +265,8 @@ def build_pipeline(source: DataPipelineBuilder, read: Callable[[Any], Batch | No
     """The native pipeline: read whole batches in threads, in order, a few ahead.
 
     A thread works on a whole batch: decoding and resizing release the interpreter lock, and a call per batch costs less
-    than a call per sample. The source must be native: fairseq2 0.8.1 frees a Python iterator without holding that lock.
+    than a call per sample. The source must be native: fairseq2 0.8.1 frees a Python iterator without holding that lock. A
+    :class:`Batch` passes as it is, where tensors would be unpacked: with a PyTorch newer than fairseq2n's that crashes.
     """
     openmp = ThreadpoolController().select(user_api="openmp")
 

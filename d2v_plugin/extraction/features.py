@@ -99,7 +99,9 @@ class Extractor:
             alone = [self._compute_long(row, chunk) for row in split_samples(batch.inputs, batch.padding_mask)]
             return {name: [found[name] for found in alone] for name in self.arrays}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            features = self.model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality)
+            features = self.model.extract_features(
+                batch.inputs, batch.padding_mask, modality=batch.modality, lengths=batch.lengths
+            )
 
         return self._pool(features)
 

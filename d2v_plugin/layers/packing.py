@@ -6,7 +6,7 @@ sequences begin. Results are those of the padded batch; at padded positions they
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +18,15 @@ from d2v_plugin.layers.cpu import uses_own_kernels
 class Packing:
     """Where the tokens of a padded batch are, and where they are in the row."""
 
-    def __init__(self, padding_mask: Tensor, places: Tensor, lengths: list[int]) -> None:
+    def __init__(self, padding_mask: Tensor, lengths: list[int]) -> None:
         """
-        :param padding_mask: (N, S), True = padding.
-        :param places: (T,) of the other tokens, counted over the whole batch.
-        :param lengths: N numbers of them.
+        :param padding_mask: (N, S), True = padding, all at the end.
+        :param lengths: N numbers of the other tokens.
         """
         self.padding_mask = padding_mask
         self.lengths = lengths
-        self._places = places
+        # (T,) places of the other tokens, counted over the whole batch; their number is known, so the host need not wait for it.
+        self._places = torch.nonzero_static(~padding_mask.flatten(), size=sum(lengths)).squeeze(1)
 
     def pack(self, x: Tensor) -> Tensor:
         """(N, S, ...) -> (1, T, ...), T tokens that are no padding."""
@@ -78,23 +78,26 @@ class PackedBias:
         return torch.cat(parts, dim=2)
 
 
-def find_packing(padding_mask: Tensor | None, num_extra: int = 0) -> Packing | None:
-    """Find out how a batch is packed; waits for its device, once.
+def find_packing(padding_mask: Tensor | None, lengths: Sequence[int] | None = None, num_extra: int = 0) -> Packing | None:
+    """Find out how a batch is packed.
 
     :param padding_mask: (N, S), True = padding.
+    :param lengths: how many positions of each sequence are none, all at its beginning; None = it is looked up, for which the
+        host waits for the device.
     :param num_extra: tokens before each sequence.
     :returns: None = there is no padding, or some that is not at the end; or a program is compiled or exported, which is the same
         for all batches.
     """
     if padding_mask is None or torch.compiler.is_compiling():
         return None
-    padding_mask = F.pad(padding_mask, (num_extra, 0))
-    valid = ~padding_mask.cpu()
-    lengths = valid.sum(dim=1)
-    if not torch.equal(valid, torch.arange(valid.size(1)) < lengths.unsqueeze(1)):
-        return None
+    if lengths is None:
+        counts = (~padding_mask).sum(dim=1)
+        is_at_end = padding_mask == (torch.arange(padding_mask.size(1), device=padding_mask.device) >= counts.unsqueeze(1))
+        if not bool(is_at_end.all()):
+            return None
+        lengths = counts.tolist()
 
-    return Packing(padding_mask, valid.flatten().nonzero().squeeze(1).to(padding_mask.device), lengths.tolist())
+    return Packing(F.pad(padding_mask, (num_extra, 0)), [length + num_extra for length in lengths])
 
 
 def wants_samples(x: Tensor) -> bool:

@@ -92,6 +92,9 @@ class LocalFeatures:
     grid: Grid | None = None
     """(H, W) in which the S tokens lie, row by row; None = in a sequence."""
 
+    lengths: Sequence[int] | None = None
+    """How many of the S tokens of each sample are no padding; None = only the padding mask, on its device, knows."""
+
 
 @dataclass
 class Features:
@@ -145,7 +148,12 @@ class EncoderModel(nn.Module, ABC):
         return self.criterion(self, batch, step)  # type: ignore[no-any-return]
 
     def extract_features(
-        self, inputs: Tensor, padding_mask: Tensor | None = None, *, modality: Modality | None = None
+        self,
+        inputs: Tensor,
+        padding_mask: Tensor | None = None,
+        *,
+        modality: Modality | None = None,
+        lengths: Tensor | None = None,
     ) -> Features:
         """Encode whole samples; gradients flow, dropout follows the mode of the module.
 
@@ -153,12 +161,15 @@ class EncoderModel(nn.Module, ABC):
         :param padding_mask: True = padding, at the resolution of the input; None = nothing is padded. Samples give the
             same features in any batch.
         :param modality: needed for models with several frontends only.
+        :param lengths: (N,) on the host, what ``padding_mask`` says: with them the host need not wait for a GPU to pack samples.
         :raises ValueError: the model is not for this modality, or not for inputs of this size.
         :raises RuntimeError: TorchScript traces it.
         """
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             raise RuntimeError(NO_TORCHSCRIPT)
-        return self.encode_whole(self.mask_local(self.extract_local(inputs, padding_mask, modality=modality), None))
+        local = self.extract_local(inputs, padding_mask, modality=modality, lengths=lengths)
+
+        return self.encode_whole(self.mask_local(local, None))
 
     def __prepare_scriptable__(self) -> Self:
         """PyTorch calls it for ``torch.jit.script`` of this model, or of whatever has it as a part.
@@ -169,7 +180,12 @@ class EncoderModel(nn.Module, ABC):
 
     @abstractmethod
     def extract_local(
-        self, inputs: Tensor, padding_mask: Tensor | None = None, *, modality: Modality | None = None
+        self,
+        inputs: Tensor,
+        padding_mask: Tensor | None = None,
+        *,
+        modality: Modality | None = None,
+        lengths: Tensor | None = None,
     ) -> LocalFeatures:
         """Encode every token by itself; parameters as for :meth:`extract_features`."""
 
@@ -195,6 +211,10 @@ class EncoderModel(nn.Module, ABC):
     @abstractmethod
     def output_length(self, input_length: int, modality: Modality | None = None) -> int:
         """Number of tokens that an input of this length (samples or token ids) gives."""
+
+    def count_tokens(self, lengths: Tensor | None, modality: Modality | None = None) -> list[int] | None:
+        """:meth:`output_length` of each of (N,) lengths on the host; None = they are not known."""
+        return None if lengths is None else [self.output_length(length, modality) for length in lengths.tolist()]
 
     def shortest_input(self, modality: Modality | None = None) -> int:
         """The shortest input (samples or token ids) that gives a token."""

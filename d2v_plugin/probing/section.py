@@ -94,7 +94,7 @@ class Probing:
         """
 
         def extract(batch: Batch) -> Features:
-            return model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality)
+            return model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality, lengths=batch.lengths)
 
         model.eval()
 

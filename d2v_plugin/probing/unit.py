@@ -119,7 +119,9 @@ class ProbeUnit(EvalUnit[ProbeBatch]):
         inner, was_training = batch.batch, self._model.training
         self._model.eval()
         try:
-            features = self._model.extract_features(inner.inputs, inner.padding_mask, modality=inner.modality)
+            features = self._model.extract_features(
+                inner.inputs, inner.padding_mask, modality=inner.modality, lengths=inner.lengths
+            )
         finally:
             self._model.train(was_training)
         self._collection.add(features, inner, is_train=batch.is_train, name=batch.name)

@@ -41,7 +41,7 @@ def build(family: str, arch: str, **settings: Any) -> tuple[EncoderModel, Tensor
 
 def compute(model: EncoderModel, inputs: Tensor, padding_mask: Tensor) -> list[Tensor]:
     """What is not padding of all outputs, and the gradients of all parameters."""
-    features = model.extract_features(inputs, padding_mask)
+    features = model.extract_features(inputs, padding_mask, lengths=(~padding_mask).sum(dim=1))
     assert features.padding_mask is not None
     outputs = [x[~features.padding_mask] for x in (features.x, *features.layers)]
     outputs += [] if features.extra_tokens is None else [features.extra_tokens]
@@ -99,6 +99,13 @@ def test_dropout_of_packed_weights_is_that_of_their_sequence() -> None:
 def test_padding_that_is_not_at_the_end_stays() -> None:
     assert find_packing(torch.tensor([[True, False, False], [False, False, False]])) is None
     assert find_packing(None) is None
+
+
+def test_known_lengths_spare_the_look_at_the_mask() -> None:
+    """On the meta device nobody could take one."""
+    found = find_packing(torch.empty(3, 6, dtype=torch.bool, device="meta"), [6, 2, 0], 1)
+
+    assert found is not None and found.lengths == [7, 3, 1] and found.pack(found.padding_mask[..., None]).shape == (1, 11, 1)
 
 
 def test_compiled_blocks_take_packed_rows() -> None:

@@ -45,7 +45,12 @@ class PatchModel(EncoderModel):
             nn.init.normal_(block.weight, generator=generator)
 
     def extract_local(
-        self, inputs: Tensor, padding_mask: Tensor | None = None, *, modality: Modality | None = None
+        self,
+        inputs: Tensor,
+        padding_mask: Tensor | None = None,
+        *,
+        modality: Modality | None = None,
+        lengths: Tensor | None = None,
     ) -> LocalFeatures:
         assert modality is Modality.IMAGE
 

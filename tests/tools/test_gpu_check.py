@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tools.benchmark.__main__ import main as benchmark
 from tools.gpu_check import carried, driver
@@ -22,7 +23,7 @@ from tools.gpu_check.steps import run_step
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("step", ["environment", "parity", "curves", "kernels", "speed_audio", "ranks"])
+@pytest.mark.parametrize("step", ["environment", "parity", "masks", "curves", "kernels", "speed_audio", "ranks"])
 def test_a_step_runs_dry(step: str, tmp_path: Path) -> None:
     findings = run_step(step, Options(tmp_path, "cpu", tiny=True))
 
@@ -32,11 +33,12 @@ def test_a_step_runs_dry(step: str, tmp_path: Path) -> None:
             assert findings["torch"] and findings["product, torch.bfloat16, TFLOP/s"] > 0
         case "parity":
             assert findings["passed"] > 3 and 0 < max(findings["errors"].values()) < 1e-5
+        case "masks":
+            assert findings["skipped"] + findings["passed"] >= 2
         case "curves":
-            assert (
-                findings["digits"]["difference of whole and resumed"] == 0.0 == findings["digits"]["difference of cpu and device"]
-            )
-            assert 0 < findings["digits"]["difference of fp32 and bf16"] < 0.1
+            digits = findings["digits"]
+            assert digits["difference of whole and resumed"] == 0.0 == digits["difference of cpu and device"]
+            assert 0 < digits["difference of fp32 and bf16"] < 0.1 and not torch.are_deterministic_algorithms_enabled()
         case "kernels":
             assert (
                 findings["attention: audio, student"]["ours"] > 0 and findings["convolution: image, decoder"]["channels last"] > 0

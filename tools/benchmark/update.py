@@ -239,7 +239,7 @@ def draw_batch(setting: Setting) -> Batch:
     return Batch(setting.modality, inputs, torch.arange(setting.batch))
 
 
-def measure_gemm(setting: Setting, seconds: float = 0.3) -> float:
+def measure_gemm(setting: Setting, seconds: float) -> float:
     """FLOP/s that one large matrix product sustains for so long."""
     rows, inner, columns = GEMM_SIZES[setting.device]
     dtype = torch.bfloat16 if setting.precision == "bf16" else torch.float32
@@ -248,7 +248,7 @@ def measure_gemm(setting: Setting, seconds: float = 0.3) -> float:
     out = a @ b
     clock = Clock(device)
     count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
+    while count == 0 or time.perf_counter() - start < seconds:
         for _ in range(5 if device.type == "cpu" else 20):
             torch.mm(a, b, out=out)
             count += 1
@@ -337,7 +337,8 @@ def measure(setting: Setting) -> dict[str, Any]:
     at_start = read_peak_memory(torch.device("cpu"))
     update = Update(setting)
     batches = update.batches()
-    gemm = [measure_gemm(setting) for _ in range(2)]
+    moment = min(0.3, setting.budget)
+    gemm = [measure_gemm(setting, moment) for _ in range(2)]
     for _ in range(2 if device.type == "cpu" else 10):
         update.run(next(batches))
 
@@ -355,7 +356,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         whole.append(clock._now() - begin + clock.parts["loader"])
         shapes.append(batch.inputs.shape)
         parts.append(clock.parts)
-        gemm.append(measure_gemm(setting))
+        gemm.append(measure_gemm(setting, moment))
     peak = read_peak_memory(device)
     if device.type == "cuda":
         for one in parts:

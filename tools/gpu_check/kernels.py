@@ -111,13 +111,13 @@ def name_backend(backend: SDPBackend | None) -> str:
 
 def time_convolution(case: Convolution, options: Options) -> dict[str, object]:
     """Forward and backward pass: TFLOP/s by layout, with cuDNN's search and without, or why not."""
-    rows, grid = (max(1, case.rows // 64), tuple(min(side, 32) for side in case.grid)) if options.tiny else (case.rows, case.grid)
+    rows, channels, grid = case.rows, case.channels, case.grid
+    if options.tiny:
+        rows, channels, grid = 1, channels // 8, (min(grid[0], 32), min(grid[1], 32))
     rates: dict[str, object] = {}
     for layout, searched in product((torch.contiguous_format, torch.channels_last), (False, True)):
-        x = torch.randn(rows, case.channels, *grid, device=options.device, dtype=torch.bfloat16)
-        weight = torch.randn(
-            case.channels, case.channels // case.groups, *case.kernel, device=options.device, dtype=torch.bfloat16
-        )
+        x = torch.randn(rows, channels, *grid, device=options.device, dtype=torch.bfloat16)
+        weight = torch.randn(channels, channels // case.groups, *case.kernel, device=options.device, dtype=torch.bfloat16)
         x, weight = (t.to(memory_format=layout).requires_grad_() for t in (x, weight))
         padding = [side // 2 for side in case.kernel]
 

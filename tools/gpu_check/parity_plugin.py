@@ -19,12 +19,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from d2v_plugin.training.numerics import set_numerics
+
 DEVICE = os.environ["PARITY_DEVICE"]
 ERRORS: dict[str, float] = {}
 
 # Before the tests import their helpers: models, batches and what is expected are on the device from the start.
 torch.set_default_device(DEVICE)
-torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
+set_numerics(torch.device(DEVICE), deterministic=True, allow_tf32=False)
 safetensors.torch.load_file = partial(safetensors.torch.load_file, device=DEVICE)
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "parity"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ import torch
 
 from d2v_plugin.cli.main import main
 from tools.gpu_check.driver import ROOT, Options
-from tools.gpu_check.exactness import QUIET, TINY, find_difference, name_device, read_losses, train
+from tools.gpu_check.exactness import PROCESSES, QUIET, TINY, find_difference, name_device, read_losses, train
 from tools.gpu_check.steps import Findings
 
 UPDATES = 3
@@ -49,12 +48,10 @@ def start_pair(backend: str, parallelism: str, out: Path, options: Options) -> l
     changes = [*QUIET, *(TINY if options.tiny else ()), *CHANGES, *length, f"trainer.data_parallelism={parallelism}"]
     words = ["recipe", "train", "--config-file", str(RECIPE), str(out), "--config", *changes]
     out.parent.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["d2v_plugin", "fairseq2.recipe", "d2v_plugin.verbs.train.recipe", "d2v_plugin.cli.main"])
     processes: list[BaseProcess] = []
     for rank in ("0", "1"):
         own = {**variables, "RANK": rank, "LOCAL_RANK": rank}
-        processes.append(context.Process(target=run_rank, args=(backend, words, own, out.with_suffix(".log"))))
+        processes.append(PROCESSES.Process(target=run_rank, args=(backend, words, own, out.with_suffix(".log"))))
         processes[-1].start()
 
     return processes

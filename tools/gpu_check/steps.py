@@ -103,7 +103,7 @@ def check_reading(options: Options, findings: Findings) -> None:
 
 
 def time_call(run: Callable[[], object], options: Options, repeats: int = 5) -> float:
-    """Seconds that a call takes on the device, median; after two more to warm up."""
+    """Seconds that a call takes on the device, median; after two more to warm up (one alone in a dry run)."""
 
     def now() -> float:
         if options.device == "cuda":
@@ -111,12 +111,13 @@ def time_call(run: Callable[[], object], options: Options, repeats: int = 5) -> 
         return time.perf_counter()
 
     times = []
-    for _ in range(2 + (1 if options.tiny else repeats)):
+    num_warm_up, repeats = (0, 1) if options.tiny else (2, repeats)
+    for _ in range(num_warm_up + repeats):
         start = now()
         run()
         times.append(now() - start)
 
-    return median(times[2:])
+    return median(times[num_warm_up:])
 
 
 def describe_error(error: BaseException) -> str:

@@ -94,7 +94,8 @@ class MaskedLMCriterion(ComparisonCriterion[MaskedLMConfig]):
         if corrupted is None:
             corrupted = self._corrupt(tokens, views)
 
-        x = select_tokens(model.extract_features(corrupted, batch.padding_mask).x, views.masked)
+        x = model.extract_features(corrupted, batch.padding_mask, lengths=batch.lengths).x
+        x = select_tokens(x, views.masked)
         embedding = model.frontend().local_encoder
         assert isinstance(embedding, TokenEmbedding)
         # (N, K, V) -> (N·K, V)

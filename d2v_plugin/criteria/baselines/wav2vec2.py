@@ -150,7 +150,7 @@ class Wav2Vec2Criterion(ComparisonCriterion[Wav2Vec2Config]):
         config, frontend = self.config, model.frontend()
 
         raw = frontend.encode_local(batch.inputs, batch.padding_mask)
-        local = frontend.project_local(raw, batch.padding_mask)
+        local = replace(frontend.project_local(raw, batch.padding_mask), lengths=model.count_tokens(batch.lengths))
         views = self.draw_views(model, batch, local, step, mask)
         masked = views.masked
         if distractors is None:

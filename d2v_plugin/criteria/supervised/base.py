@@ -96,7 +96,7 @@ class SupervisedCriterion(Criterion[ModelT], Generic[ModelT]):
 
     def extract(self, model: ModelT, batch: Batch, step: StepInfo | None) -> Features:
         """Encode a batch, whether it is frozen or not; objectives that mask features in training override this."""
-        return model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality)
+        return model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality, lengths=batch.lengths)
 
     def is_frozen(self, step: StepInfo | None) -> bool:
         """Tell whether the head alone is trained in this update."""

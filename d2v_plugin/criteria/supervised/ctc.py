@@ -74,11 +74,10 @@ class CtcCriterion(FrameCriterion):
         """Log-probabilities of the symbols (N, S, C), float32, and how many frames count, (N,)."""
         logits, padding_mask = self.compute_logits(model, batch, step)
         log_probs, lengths = _normalize(logits, padding_mask)
-        if batch.lengths is not None:
-            # The loss wants them on the host, which would wait there for the device in the middle of each update.
-            lengths = torch.tensor([model.output_length(length, batch.modality) for length in batch.lengths.tolist()])
+        # The loss wants them on the host, which would wait there for the device in the middle of each update.
+        known = model.count_tokens(batch.lengths, batch.modality)
 
-        return log_probs, lengths
+        return log_probs, lengths if known is None else torch.tensor(known)
 
     @override
     def forward(self, model: EncoderModel, batch: Batch, step: StepInfo) -> LossOutput:

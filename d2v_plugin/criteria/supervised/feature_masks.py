@@ -57,7 +57,7 @@ def extract_masked(model: EncoderModel, batch: Batch, step: StepInfo, config: Fe
 
     :param model: with a frontend for audio.
     """
-    local = model.extract_local(batch.inputs, batch.padding_mask, modality=Modality.AUDIO)
+    local = model.extract_local(batch.inputs, batch.padding_mask, modality=Modality.AUDIO, lengths=batch.lengths)
     keys = step.keys(batch.ids)
     frames = draw_frame_mask(keys, local.x.size(1), local.padding_mask, config)
     fill = None if model.has_mask_embedding else _draw_noise(step, batch.ids, local.x, config.noise_std)

@@ -26,11 +26,12 @@ _NUM_DECODED = 1000
 _BAR = 40
 
 
-def inspect_manifest(path: Path) -> str:
+def inspect_manifest(path: Path, *, with_log_mel: bool = False) -> str:
     """Describe a manifest.
 
     :param path: a ``.tsv`` file.
-    :raises RecipeError: it does not exist or is wrong.
+    :param with_log_mel: also read recordings, for the mean and deviation of their log-mel values.
+    :raises RecipeError: it does not exist or is wrong, or has no recordings to read.
     """
     if not path.is_file():
         raise RecipeError(f"{path} is no manifest; name a file such as train.tsv.")
@@ -42,8 +43,11 @@ def inspect_manifest(path: Path) -> str:
     lines = [f"{path}: {len(manifest):,} rows ({family.__name__})", f"roots: {', '.join(manifest.roots)}"]
     if labels := manifest.distinct("label"):
         lines.append(f"labels: {len(labels):,} different ({', '.join(labels[:10])}{', …' if len(labels) > 10 else ''})")
+    if with_log_mel and family is not AudioManifest:
+        raise RecipeError(f"{path} lists no recordings, whose log-mel values could be read.")
     if family is AudioManifest:
         lines += _describe_audio(manifest)
+        lines += [_describe_spectrograms(manifest)] if with_log_mel else []
     elif family is TextManifest:
         lines += _describe_text(manifest)
     else:
@@ -75,13 +79,14 @@ def _guess_family(path: Path) -> type[ManifestDataset]:
 def _describe_audio(manifest: Manifest) -> list[str]:
     rates = manifest.integers("rate")
     seconds = manifest.integers("size") / np.where(rates > 0, rates, 16_000)
-    lines = [f"total: {seconds.sum() / 3600:,.2f} hours", *_draw_histogram(seconds, "seconds")]
+    return [f"total: {seconds.sum() / 3600:,.2f} hours", *_draw_histogram(seconds, "seconds")]
 
+
+def _describe_spectrograms(manifest: Manifest) -> str:
     found = measure_log_mel(manifest, LogMelConfig())
-    if found is not None:
-        lines.append("log-mel spectrograms of {recordings:,} recordings: mean {mean:.4g}, std {std:.4g}".format_map(found))
-
-    return lines
+    if found is None:
+        raise RecipeError(f"{manifest.path}: no recording of a hundred can be read; their log-mel values are not known.")
+    return "log-mel spectrograms of {recordings:,} recordings: mean {mean:.4g}, std {std:.4g}".format_map(found)
 
 
 def _describe_text(manifest: Manifest) -> list[str]:

@@ -137,13 +137,18 @@ class Data2Vec1Model(EncoderModel):
 
     @override
     def extract_local(
-        self, inputs: Tensor, padding_mask: Tensor | None = None, *, modality: Modality | None = None
+        self,
+        inputs: Tensor,
+        padding_mask: Tensor | None = None,
+        *,
+        modality: Modality | None = None,
+        lengths: Tensor | None = None,
     ) -> LocalFeatures:
         modality = self.resolve_modality(modality)
         grid = self.find_grid(inputs)
         x = self.embed_tokens(inputs, padding_mask)
         padding_mask = self.downsample_padding(padding_mask, x.size(1) - self.num_extra_tokens)
-        return LocalFeatures(x, padding_mask, modality, grid)
+        return LocalFeatures(x, padding_mask, modality, grid, self.count_tokens(lengths, modality))
 
     @abstractmethod
     def embed_tokens(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
@@ -178,7 +183,7 @@ class Data2Vec1Model(EncoderModel):
     def encode_whole(self, local: LocalFeatures) -> Features:
         encoder = self.context_encoder
         inputs = encoder.prepare(local)
-        packing = None if self.config.original_padding else find_packing(local.padding_mask)
+        packing = None if self.config.original_padding else find_packing(local.padding_mask, local.lengths)
         if packing is not None:
             inputs = EncoderInput(packing.pack(inputs.x), PackedBias(packing, None), inputs.grid)
         layers = [output.block for output in encoder.run(inputs)]

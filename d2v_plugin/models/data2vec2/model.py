@@ -52,9 +52,16 @@ class Data2VecModel(EncoderModel):
 
     @override
     def extract_local(
-        self, inputs: Tensor, padding_mask: Tensor | None = None, *, modality: Modality | None = None
+        self,
+        inputs: Tensor,
+        padding_mask: Tensor | None = None,
+        *,
+        modality: Modality | None = None,
+        lengths: Tensor | None = None,
     ) -> LocalFeatures:
-        return self.frontend(modality).extract_local(inputs, padding_mask)
+        local = self.frontend(modality).extract_local(inputs, padding_mask)
+
+        return replace(local, lengths=self.count_tokens(lengths, modality))
 
     @override
     def mask_local(self, local: LocalFeatures, mask: Tensor | None, fill: Tensor | None = None) -> LocalFeatures:
@@ -66,7 +73,7 @@ class Data2VecModel(EncoderModel):
     @override
     def encode_whole(self, local: LocalFeatures) -> Features:
         frontend = self.frontend(local.modality)
-        packing = frontend.find_packing(local.padding_mask)
+        packing = frontend.find_packing(local.padding_mask, local.lengths)
         layers = [x for x, _ in self.encode(frontend.contextualize(local, packing=packing))]
         if packing is not None:
             layers = [packing.unpack(x) for x in layers]

@@ -146,8 +146,11 @@ class Frontend(nn.Module):
 
         return Tokens(x, biases[self.prenet_depth :])
 
-    def find_packing(self, padding_mask: Tensor | None) -> Packing | None:
-        """How :meth:`contextualize` is to pack whole samples; None = not at all."""
+    def find_packing(self, padding_mask: Tensor | None, lengths: Sequence[int] | None) -> Packing | None:
+        """How :meth:`contextualize` is to pack whole samples; None = not at all.
+
+        :param lengths: as for :func:`d2v_plugin.layers.packing.find_packing`.
+        """
         if (
             padding_mask is None
             or self.original_padding
@@ -156,7 +159,7 @@ class Frontend(nn.Module):
         ):
             return None
         # Stochastic depth draws once for each row.
-        return None if self.training and self.drops_paths else find_packing(padding_mask, self.num_extra_tokens)
+        return None if self.training and self.drops_paths else find_packing(padding_mask, lengths, self.num_extra_tokens)
 
     def output_length(self, input_length: int) -> int:
         """Number of tokens that an input of this length (samples or token ids) gives."""
