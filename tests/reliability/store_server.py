@@ -20,15 +20,18 @@ from d2v_plugin.core import store
 from d2v_plugin.core.remote import RemotePath, place
 
 SECRET = "moto-wants-no-secret-but-this-is-one"
-PATIENCE = 1.0
+PATIENCE = 1.5
 """Seconds after which the client gives up an answer."""
+
+MANY = 10
+"""Connections that botocore opens by itself."""
 
 PAUSE = 0.01
 """Seconds before it asks again for the first time."""
 
 
 class FaultyServer:
-    """moto's server, with faults for the next requests: ``503``, ``late`` (no answer in time), ``slow`` (just in time) or
+    """moto's server, with faults for the next requests: ``503``, ``late`` (no answer in time), ``held`` (until many are) or
     ``cut`` (half of the body)."""
 
     def __init__(self) -> None:
@@ -54,15 +57,19 @@ class FaultyServer:
             return [b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"]
         self._num_open += 1
         self.most_open = max(self.most_open, self._num_open)
-        time.sleep({"late": 1.3, "slow": 0.3}.get(fault, 0.0) * PATIENCE)
+        if fault == "late":
+            time.sleep(PATIENCE * 1.3)
+        deadline = time.monotonic() + PATIENCE / 2
+        while fault == "held" and self.most_open <= MANY and time.monotonic() < deadline:
+            time.sleep(0.01)
         body = b"".join(self._app(environ, start))
         self._num_open -= 1
         return [body[: len(body) // 2]] if fault == "cut" else [body]
 
     def bucket(self, name: str) -> RemotePath:
         """A new bucket."""
-        store.open_store("s3").mkdir(name)
         path = place(f"s3://{name}")
+        store.ask(str(path), lambda s3, address: s3.mkdir(address))
         assert isinstance(path, RemotePath)
         return path
 
