@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from d2v_plugin.weights.directory import ModelDirectory
     from d2v_plugin.weights.sources import Weights
 
+    Formats = argparse._SubParsersAction[argparse.ArgumentParser]
+
 EXAMPLES = """\
 examples:
   fairseq2 recipe convert fairseq base_libri.pt out/base_libri
@@ -56,7 +58,15 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     formats = parser.add_subparsers(required=True, metavar="FORMAT")
+    for add in (_add_fairseq, _add_hugging_face, _add_fairseq2, _add_to_hugging_face, _add_export):
+        format = add(formats)
+        format.add_argument("out", type=Path, metavar="OUT")
+        format.add_argument("--force", action="store_true", help="replace OUT if an earlier conversion wrote it")
 
+    return parser.parse_args(words)
+
+
+def _add_fairseq(formats: Formats) -> argparse.ArgumentParser:
     fairseq = formats.add_parser(
         "fairseq",
         help="a checkpoint of fairseq: data2vec, wav2vec 2.0, HuBERT or RoBERTa, pre-trained or fine-tuned",
@@ -64,7 +74,6 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
         "that the file contains is executed.",
     )
     fairseq.add_argument("source", type=Path, metavar="IN.pt")
-    fairseq.add_argument("out", type=Path, metavar="OUT")
     fairseq.add_argument(
         "--teacher-weights", action="store_true", help="make the averaged weights those of the model, where there are any"
     )
@@ -86,33 +95,40 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="names of the outputs of a fine-tuned model, where its file has none: fairseq's dict.ltr.txt, or one on each line",
     )
-    fairseq.add_argument("--force", action="store_true", help="replace OUT if it is a converted checkpoint")
     fairseq.set_defaults(run=_convert_fairseq)
 
+    return fairseq
+
+
+def _add_hugging_face(formats: Formats) -> argparse.ArgumentParser:
     hugging_face = formats.add_parser(
         "huggingface",
         help="a model of Hugging Face's transformers: data2vec 1.0, wav2vec2, hubert, roberta, bert, vit, vit_mae, beit or eat",
         description="Convert a folder of `save_pretrained`; data2vec 1.0 keeps its head and how inputs are read.",
     )
     hugging_face.add_argument("source", type=Path, metavar="IN")
-    hugging_face.add_argument("out", type=Path, metavar="OUT")
     hugging_face.add_argument(
         "--original-padding", action="store_true", help="treat padded speech as Hugging Face does, which is as fairseq did"
     )
     hugging_face.add_argument("--no-head", action="store_true", help="of a fine-tuned model what is below the head")
-    hugging_face.add_argument("--force", action="store_true", help="replace OUT if it is a converted checkpoint")
     hugging_face.set_defaults(run=_convert_hugging_face)
 
+    return hugging_face
+
+
+def _add_fairseq2(formats: Formats) -> argparse.ArgumentParser:
     fairseq2 = formats.add_parser(
         "fairseq2",
         help="a wav2vec 2.0 model of fairseq2",
         description="Convert the last checkpoint of a run of fairseq2, one of its checkpoints, or a model that fairseq2 knows.",
     )
     fairseq2.add_argument("source", metavar="IN", help="the output directory of a run, a step_N, or a name")
-    fairseq2.add_argument("out", type=Path, metavar="OUT")
-    fairseq2.add_argument("--force", action="store_true", help="replace OUT if it is a converted checkpoint")
     fairseq2.set_defaults(run=_convert_fairseq2)
 
+    return fairseq2
+
+
+def _add_to_hugging_face(formats: Formats) -> argparse.ArgumentParser:
     to_hugging_face = formats.add_parser(
         "to-huggingface",
         help="the other way: a model of this package for Hugging Face's transformers",
@@ -120,12 +136,14 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
         "compared with our own model. `fairseq2 recipe export` does the same, and knows extensions.",
     )
     to_hugging_face.add_argument("source", metavar="IN", help="whatever `d2v_plugin.load` reads, such as a run's output")
-    to_hugging_face.add_argument("out", type=Path, metavar="OUT")
     to_hugging_face.add_argument("--teacher-weights", action="store_true", help="write the averaged weights, where there are any")
     to_hugging_face.add_argument("--no-head", action="store_true", help="of a fine-tuned model the encoder alone")
-    to_hugging_face.add_argument("--force", action="store_true", help="replace OUT if an earlier export wrote it")
     to_hugging_face.set_defaults(run=_export_hugging_face)
 
+    return to_hugging_face
+
+
+def _add_export(formats: Formats) -> argparse.ArgumentParser:
     export = formats.add_parser(
         "export",
         help="the model of a run or of a converted checkpoint, without what only training needs",
@@ -133,15 +151,13 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
         "with `format=d2v_plugin` does the same, and knows extensions.",
     )
     export.add_argument("source", metavar="IN", help="whatever `d2v_plugin.load` reads, such as a run's output")
-    export.add_argument("out", type=Path, metavar="OUT")
     export.add_argument(
         "--weights", choices=("student", "teacher"), default="student", help="which weights; the teacher's are averaged"
     )
     export.add_argument("--no-head", action="store_true", help="of a fine-tuned model the encoder alone")
-    export.add_argument("--force", action="store_true", help="replace OUT if it is a converted checkpoint")
     export.set_defaults(run=_export)
 
-    return parser.parse_args(words)
+    return export
 
 
 def _convert_fairseq(args: argparse.Namespace) -> None:

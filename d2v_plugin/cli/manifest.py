@@ -130,6 +130,11 @@ def make_parser() -> argparse.ArgumentParser:
     pieces.add_argument("--vocabulary-size", type=int, default=500, help="number of pieces (default: 500)")
     inspect = kinds.add_parser("inspect", help="print totals, a histogram and a few rows of a manifest")
     inspect.add_argument("manifest", type=Path, metavar="MANIFEST")
+    inspect.add_argument(
+        "--log-mel",
+        action="store_true",
+        help="read a hundred recordings for `log_mel_mean` and `log_mel_std` of models of spectrograms",
+    )
 
     return parser
 
@@ -192,7 +197,7 @@ def make(args: argparse.Namespace) -> object:
     from d2v_plugin.data.preparation.transcripts import train_pieces
 
     if args.kind == "inspect":
-        return inspect_manifest(place(args.manifest))
+        return inspect_manifest(place(args.manifest), with_log_mel=args.log_mel)
     if args.kind == "pieces":
         return train_pieces(args.manifests, args.vocabulary_size)
     sources, splitting = _read_splitting(args)

@@ -27,13 +27,18 @@ def ending_with_its_reader() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # as after `>&-`
+                sys.stdout.flush()
     except Exception as ex:
         if not any(isinstance(cause, BrokenPipeError) for cause in causes(ex)) or not _is_unread(sys.stdout.fileno()):
             raise
-        # The interpreter flushes once more at its end, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         sys.exit(128 + signal.SIGPIPE)
+
+
+def drop_output() -> None:
+    """Let nothing more come out: the interpreter flushes once more at its end, and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_unread(descriptor: int) -> bool:

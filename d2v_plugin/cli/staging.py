@@ -24,7 +24,6 @@ from d2v_plugin.core.store import is_url
 _SECONDS: Final = 30.0
 """Between two looks at what has changed."""
 
-_CHECKPOINTS: Final = "checkpoints"
 _VALUE_FLAGS: Final = ("--config-file", "--checkpoint-dir", "--resume")
 _WRITERS: Final = ("train", "pretrain", "finetune", "evaluate", "predict", "extract", "inspect", "export")
 _TRAINS: Final = ("train", "pretrain", "finetune")
@@ -41,17 +40,19 @@ def staged_words(verb: str, words: Sequence[str]) -> Iterator[list[str]]:
     if not found:
         yield list(words)
         return
+    from d2v_plugin.weights.run_folder import RunFolder  # takes a second, which a local directory need not wait for
+
     index, new = found[0], list(words)
     out = place(words[index])
     assert isinstance(out, RemotePath)
-    trains = verb in _TRAINS
+    trains, checkpoints = verb in _TRAINS, RunFolder(out).checkpoints
     if not trains and os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")):
         fail(f"{out}: ranks on several machines need a file system that they share, to write to; name a folder on one.")
-    with staged(out, skipped=_CHECKPOINTS if trains else None) as folder:
+    with staged(out, skipped=checkpoints.name if trains else None) as folder:
         new[index] = str(folder)
         if trains and not any(word.partition("=")[0] == "--checkpoint-dir" for word in words):
             # Before `--config`, which takes all words that follow.
-            new[index + 1 : index + 1] = ["--checkpoint-dir", str(out / _CHECKPOINTS)]
+            new[index + 1 : index + 1] = ["--checkpoint-dir", str(checkpoints)]
         yield new
 
 

@@ -6,7 +6,6 @@ there; :func:`explain` finds those, or returns None for errors that are not the 
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sys
@@ -32,7 +31,7 @@ from safetensors import SafetensorError
 from torch.optim import Optimizer
 
 from d2v_plugin.cli.words import join_mistakes
-from d2v_plugin.core.errors import CheckpointError, causes
+from d2v_plugin.core.errors import FULL, CheckpointError, causes
 from d2v_plugin.core.registry import registered_names, unknown_component, unknown_name
 from d2v_plugin.verbs.inheritance import read_whole
 
@@ -53,7 +52,6 @@ SELF_EXPLAINING = (
 
 # A path that is not what it should be; an error of the network or a full disk happens to a correct configuration, too.
 _PATH_ERRORS = (ENOENT, EREMOTE, ENOTDIR, EISDIR, EEXIST, EACCES, EPERM, EROFS, ENAMETOOLONG, ELOOP)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OS_ERROR = re.compile(r"\(os error (\d{1,3})\)")
 
 _EXTRA_KEYS = re.compile(r"fields of `<class '([^']+)'>`, but it contains extra key\(s\) (.+)\.$")
@@ -152,10 +150,10 @@ def _explain_os_error(ex: OSError) -> str | None:
 
 def _explain_full_disk(ex: BaseException) -> str | None:
     """Tell if there was no room for what was written; safetensors and PyTorch do not say it by an OSError."""
-    place, reason, found = "the output directory", "", _OS_ERROR.search(str(ex))
-    if isinstance(ex, OSError) and ex.errno in _FULL:
+    place, reason, found = "the output directory, or the standard output", "", _OS_ERROR.search(str(ex))
+    if isinstance(ex, OSError) and ex.errno in FULL:
         place, reason = ex.filename or place, ex.strerror or str(ex)
-    elif isinstance(ex, SafetensorError) and found is not None and int(found[1]) in _FULL:
+    elif isinstance(ex, SafetensorError) and found is not None and int(found[1]) in FULL:
         reason = os.strerror(int(found[1]))
     elif isinstance(ex, RuntimeError) and "PytorchStreamWriter failed writing" in str(ex):
         reason = "what was written there is not whole"

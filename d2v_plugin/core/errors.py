@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
+from typing import Final
+
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of errors that say that there was no room for what was written."""
 
 
 class CheckpointError(ValueError):

@@ -31,6 +31,11 @@ class Location:
         """Whether it is on a store."""
         return "://" in self.path and is_url(self.path)
 
+    @property
+    def scheme(self) -> str:
+        """What an address begins with, such as ``s3``."""
+        return self.path.partition(":")[0]
+
     def __str__(self) -> str:
         return self.path if self.size is None else f"{self.path}:{self.offset}:{self.size}"
 

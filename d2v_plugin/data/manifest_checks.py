@@ -11,7 +11,7 @@ import numpy as np
 from d2v_plugin.core.remote import RemotePath
 from d2v_plugin.data.manifest_text import ManifestText, is_utf8
 from d2v_plugin.data.problems import ManifestError, Problems
-from d2v_plugin.data.store_reading import NUM_REQUESTS
+from d2v_plugin.data.store_reading import NUM_THREADS
 from d2v_plugin.data.tsv_scan import BoolArray, IntArray
 
 (_SLASH,) = b"/"
@@ -148,7 +148,7 @@ class _RowChecks:
         loose = np.flatnonzero(~ranged & self._valid)
         looked_at = loose[np.unique(np.linspace(0, len(loose) - 1, min(len(loose), _NUM_LOOKED_AT)).astype(np.int64))]
         names = [*archives, *(text.data[text.starts[row] : text.path_ends[row]] for row in looked_at)]
-        with ThreadPoolExecutor(NUM_REQUESTS) as pool:
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
             sizes = list(pool.map(lambda name: _object_size(text.file_of(name)), names))
         lengths = np.full(len(text), np.iinfo(np.int64).max)
         for rows, size in zip([*archives.values(), *looked_at], sizes, strict=True):

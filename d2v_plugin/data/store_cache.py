@@ -32,13 +32,15 @@ class RangeCache:
         self._written = limit // 16  # so that the first write looks at what others have left
         self._lock = Lock()
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str, size: int) -> bytes | None:
+        """Find data of so many bytes; None = they are not here, or not whole."""
         if not self.limit:
             return None
         try:
-            return self._path(key).read_bytes()
+            data = self._path(key).read_bytes()
         except OSError:
             return None
+        return data if len(data) == size else None
 
     def put(self, key: str, data: bytes) -> None:
         """Keep data; a disk that is full or gone costs no more than the next request."""

@@ -20,7 +20,7 @@ class SpectrogramConfig(LogMelConfig):
     """Log-mel spectrograms (Kaldi's filter banks) cut into square patches, with fixed 2-D sine-cosine positions."""
 
     log_mel_mean: float = -4.268
-    """Mean of the log-mel values, AudioSet's; ``fairseq2 recipe manifest inspect`` prints that of other recordings."""
+    """Mean of the log-mel values, AudioSet's; ``fairseq2 recipe manifest inspect --log-mel`` prints that of other recordings."""
 
     log_mel_std: float = 4.569
     """Their standard deviation. What the model sees is (x - log_mel_mean) / (2 · log_mel_std)."""

@@ -400,6 +400,19 @@ def test_a_reader_that_leaves_ends_the_command_quietly(words: str) -> None:
     assert not re.search("Traceback|BrokenPipe|Broken pipe|error", outcome.stderr, re.I), outcome.stderr
 
 
+@pytest.mark.parametrize(
+    "words", ["recipe list", "doctor --help", "recipe train --config-file recipes/demo/digits.yaml --dump-config"]
+)
+def test_an_output_without_room_ends_the_command_with_a_line(words: str, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        outcome = command(*words.split())
+
+    assert outcome.status == 2
+    assert len(outcome.err.splitlines()) == 1 and "the standard output" in outcome.err and "No space left" in outcome.err
+
+
 def test_a_broken_pipe_of_something_else_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object) -> None:
         raise BrokenPipeError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from fairseq2.gang import create_fake_gangs
 from fairseq2.recipe.error import RecipeError
 from PIL import Image
 
-from d2v_plugin.cli.main import main
 from d2v_plugin.data.dataset import AudioManifest, DatasetPart, ImageManifest, ManifestConfig, TextManifest
 from d2v_plugin.data.image import ImageReadingConfig
 from d2v_plugin.data.order import LengthOrder, MixedOrder, SampleOrder
@@ -173,14 +171,3 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         task.create_train_reader(make_gangs(), 1)
     with pytest.raises(RecipeError, match="different vocabularies; make both with the same --tokenizer"):
         _ = join(TextManifest, (MANIFESTS / "books", None), (MANIFESTS / "glosses", None)).vocabulary
-
-
-def test_a_run_counts_the_samples_of_each_dataset(tiny_recipe: Path, tmp_path: Path) -> None:
-    make_pictures(tmp_path / "plain", 8)
-    parts = f"[{{path: {MANIFESTS}/digits, weight: 3}}, {{path: {tmp_path}/plain, weight: 1}}]"
-    words = ["recipe", "train", "--config-file", str(tiny_recipe), str(tmp_path / "out"), "--config"]
-    main([*words, f"dataset.config_overrides.parts={parts}", "probing.probes=[]"])
-    lines = [json.loads(line) for path in tmp_path.glob("out/**/train.jsonl") for line in path.read_text().splitlines()]
-
-    digits, plain = (sum(line[f"samples/{name}"] for line in lines) for name in ("digits", "plain"))
-    assert digits + plain == 4 * 8 and digits > plain > 0

@@ -19,7 +19,7 @@ from d2v_plugin.data.files import Location, read_bytes
 from d2v_plugin.data.order import SampleOrder, share_batch
 from d2v_plugin.data.problems import ManifestError
 from d2v_plugin.data.store_cache import RangeCache, open_cache
-from d2v_plugin.data.store_reading import ReadAhead, store_reader
+from d2v_plugin.data.store_reading import ReadAhead, _join, _Wanted, store_reader
 from d2v_plugin.tasks.audio import AudioPretrainingConfig, AudioPretrainingTask
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
 from d2v_plugin.tasks.text import TextPretrainingConfig, TextPretrainingTask
@@ -121,24 +121,40 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> type[Counted]:
     return Counted
 
 
-def test_what_comes_next_is_asked_for_once_and_ahead(counted: type[Counted]) -> None:
+def test_what_comes_next_is_asked_for_once_and_ahead_and_neighbors_together(counted: type[Counted]) -> None:
     order, share = SampleOrder(20, seed=1), share_batch(4, None, rank=0, world_size=1)
     places = [Location("counted://x/a.tar", 10 * row, 10) for row in range(20)]
-    ahead = ReadAhead(lambda number: order.read(*share.find_items(number)).rows if number < 5 else None, places.__getitem__)
+    ahead = ReadAhead(lambda number: order.read(*share.find_items(number)).rows if number < 10 else None, places.__getitem__)
 
     ahead(0)
-    read = [read_bytes(places[row]) for row in order.read(0, 20).rows]
-    assert [data[0] for data in read] == [10 * row for row in order.read(0, 20).rows]
-    assert sorted(start for _, start, _ in counted.asked) == [10 * row for row in range(20)]
+    # Two epochs: what the second one needs is already there.
+    for epoch in range(2):
+        rows = order.read(20 * epoch, 20 * epoch + 20).rows
+        assert [read_bytes(places[row])[0] for row in rows] == [10 * row for row in rows]
+    first, rest = (sorted(10 * row for row in order.read(*part).rows) for part in ((0, 4), (4, 20)))
+    assert [(start, stop) for _, start, stop in counted.asked] == [(low[0], low[-1] + 10) for low in (first, rest)]
 
-    # In the next epoch the cache answers, unless the object has changed.
+    # Later the cache answers, unless the object has changed.
     read_bytes(places[3])
-    assert len(counted.asked) == 20
+    assert len(counted.asked) == 2
     counted.contents["counted://x/a.tar"] = bytes(199)
     store_reader.cache_clear()
-    assert read_bytes(places[3]) == bytes(10) and len(counted.asked) == 21
+    assert read_bytes(places[3]) == bytes(10) and len(counted.asked) == 3
+    # One that is wrong does not spoil its neighbors.
+    store_reader().request([places[19], places[5]])
+    assert read_bytes(places[5]) == bytes(10)
     with pytest.raises(OSError, match=r"a\.tar:190:10 has 10 bytes, but the object has 199"):
         read_bytes(places[19])
+
+
+def test_ranges_are_joined_as_far_as_that_saves_time() -> None:
+    def join(*ranges: tuple[str, int, int | None]) -> list[list[int]]:
+        return [[each.location.offset for each in group] for group in _join([_Wanted(Location(*each)) for each in ranges])]
+
+    assert join() == [] and join(("a", 0, None), ("b", 0, None)) == [[0], [0]]
+    assert join(("a", 9000, 10), ("b", 0, 10), ("a", 0, 10)) == [[0, 9000], [0]]
+    assert join(("a", 20_000, 10), ("a", 0, 10), ("a", 5, 10)) == [[20_000], [0, 5]]
+    assert join(("a", 3 << 20, 2 << 20), ("a", 0, 3 << 20)) == [[3 << 20], [0]]
 
 
 def test_a_manifest_of_objects_is_checked_when_it_opens(counted: type[Counted], tmp_path: Path) -> None:
@@ -161,12 +177,12 @@ def test_the_cache_keeps_to_its_bound_and_does_without_a_disk(tmp_path: Path, mo
         path = cache._path(str(number))
         os.utime(path, ns=(number, number))
     assert sum(path.stat().st_size for path in cache.folder.rglob("*") if path.is_file()) <= 16_000
-    assert cache.get("59") == bytes([59]) * 500 and cache.get("0") is None
+    assert cache.get("59", 500) == bytes([59]) * 500 and cache.get("59", 501) is None and cache.get("0", 500) is None
 
     (tmp_path / "file").touch()
     broken = RangeCache(tmp_path / "file", 16_000)
     broken.put("a", b"x")
-    assert broken.get("a") is None and broken.limit == 0
+    assert broken.get("a", 1) is None and broken.limit == 0
     monkeypatch.setenv("D2V_CACHE_GB", "much")
     with pytest.raises(RecipeError, match="`D2V_CACHE_GB` is `much`"):
         open_cache()

@@ -20,16 +20,23 @@ from d2v_plugin.core import store
 from d2v_plugin.core.remote import RemotePath, place
 
 SECRET = "moto-wants-no-secret-but-this-is-one"
-PATIENCE = 3.0
+PATIENCE = 1.0
 """Seconds after which the client gives up an answer."""
+
+PAUSE = 0.01
+"""Seconds before it asks again for the first time."""
 
 
 class FaultyServer:
-    """moto's server, with faults for the next requests: ``503``, ``late`` (no answer in time) or ``cut`` (half of the body)."""
+    """moto's server, with faults for the next requests: ``503``, ``late`` (no answer in time), ``slow`` (just in time) or
+    ``cut`` (half of the body)."""
 
     def __init__(self) -> None:
         self.faults: deque[str] = deque()
         self.num_faults = 0
+        self.most_open = 0
+        """Requests that were answered at the same time."""
+        self._num_open = 0
         self._app: Any = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self, threaded=True)
         self.url = f"http://127.0.0.1:{self._server.port}"
@@ -45,9 +52,11 @@ class FaultyServer:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start("503 Slow Down", [("Content-Type", "application/xml")])
             return [b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"]
-        if fault == "late":
-            time.sleep(PATIENCE * 1.3)
+        self._num_open += 1
+        self.most_open = max(self.most_open, self._num_open)
+        time.sleep({"late": 1.3, "slow": 0.3}.get(fault, 0.0) * PATIENCE)
         body = b"".join(self._app(environ, start))
+        self._num_open -= 1
         return [body[: len(body) // 2]] if fault == "cut" else [body]
 
     def bucket(self, name: str) -> RemotePath:
@@ -71,16 +80,18 @@ def environment_of(url: str) -> dict[str, str]:
 
 def be_impatient() -> None:
     """Let clients of this process give up soon, and leave repeating to us."""
-    config = {"read_timeout": PATIENCE, "connect_timeout": PATIENCE, "retries": {"max_attempts": 1}}
+    config = {"read_timeout": PATIENCE, "connect_timeout": PATIENCE, "retries": {"max_attempts": 0}}
     fsspec.config.conf["s3"] = {"config_kwargs": config}
     fsspec.get_filesystem_class("s3").retries = 1
+    store._FIRST_PAUSE = PAUSE  # type: ignore[misc]
 
 
 @contextmanager
 def running_server() -> Iterator[FaultyServer]:
     """A server that clients of this process find."""
     server = FaultyServer()
-    with mock.patch.dict(os.environ, environment_of(server.url)), mock.patch.dict(fsspec.config.conf):
+    pause = mock.patch.object(store, "_FIRST_PAUSE", PAUSE)
+    with mock.patch.dict(os.environ, environment_of(server.url)), mock.patch.dict(fsspec.config.conf), pause:
         be_impatient()
         # Clients of before know another place.
         store.open_store.cache_clear()

@@ -17,6 +17,7 @@ from store_server import SECRET, FaultyServer, be_impatient, environment_of, run
 
 from d2v_plugin.core.errors import CheckpointError
 from d2v_plugin.core.remote import RemotePath, localized, place
+from d2v_plugin.data.files import Location, read_bytes
 from d2v_plugin.data.store_reading import store_reader
 from d2v_plugin.training.checkpoints.state_files import read_state
 from tests.conftest import ROOT, Command
@@ -69,6 +70,19 @@ def test_faults_cost_time_alone(server: FaultyServer, tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"does not answer as it should, tried 6 times \(.*s3://faults/a"):
         (bucket / "a").read_bytes()
     server.faults.clear()
+
+
+def test_many_samples_are_asked_for_at_the_same_time(server: FaultyServer) -> None:
+    bucket, data = server.bucket("many"), random.Random(2).randbytes(1 << 20)
+    (bucket / "a.tar").write_bytes(data)
+    places = [Location(f"{bucket}/a.tar", start, 100) for start in range(0, 1 << 20, 1 << 15)]
+    read_bytes(Location(f"{bucket}/a.tar", 7, 9))
+    server.most_open = 0
+    server.faults.extend(["slow"] * len(places))
+    store_reader().request(places)
+
+    assert all(read_bytes(place) == data[place.offset :][:100] for place in places)
+    assert server.most_open > 20  # of 32; botocore's own bound is 10
 
 
 def test_a_run_on_a_store_equals_a_local_one_also_after_it_was_resumed(
@@ -151,7 +165,7 @@ def save_on_store(folder: str, variables: dict[str, str]) -> None:
 
 def test_kill_9_during_an_upload_leaves_the_last_complete_checkpoint(server: FaultyServer) -> None:
     folder, moments, last = server.bucket("killed") / "run", random.Random(1), 0
-    for _ in range(4):
+    for _ in range(2):
         process = call(save_on_store, str(folder), environment_of(server.url))
         wait_for(lambda goal=last + 2: (folder / f"step_{goal}").exists(), "checkpoints")  # type: ignore[misc]
         time.sleep(moments.uniform(0, 0.1))

@@ -281,11 +281,12 @@ def test_a_vocabulary_larger_than_the_text_allows_is_refused(books: Path, tmp_pa
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("digits", ["1,200 rows (ImageManifest)", "labels: 10 different", "sizes of 1,000 images"]),
-     ("words", ["380 rows (AudioManifest)", "hours", "seconds: "]),
+     ("words", ["380 rows (AudioManifest)", "hours", "seconds: ", "log-mel spectrograms of 100 recordings: mean "]),
      ("books", ["1 rows (TextManifest)", "tokens of a vocabulary of 2,000"])],
 )  # fmt: skip
 def test_inspecting_shows_totals_a_histogram_and_rows(name: str, expected: list[str]) -> None:
-    printed = run("inspect", TOOL.parents[1] / "manifests" / name / "train.tsv")
+    manifest = TOOL.parents[1] / "manifests" / name / "train.tsv"
+    printed = run("inspect", manifest, *(["--log-mel"] if name == "words" else []))
 
     for part in expected:
         assert part in printed
@@ -297,6 +298,8 @@ def test_a_wrong_manifest_is_inspected_with_all_its_errors(tmp_path: Path) -> No
     message = run("inspect", tmp_path / "train.tsv", status=2)
 
     assert "train.tsv:2:" in message and "train.tsv:3:" in message
+    digits = TOOL.parents[1] / "manifests" / "digits" / "valid.tsv"
+    assert "digits/valid.tsv lists no recordings" in run("inspect", digits, "--log-mel", status=2)
 
 
 def test_the_tool_is_a_program() -> None:

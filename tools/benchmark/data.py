@@ -9,8 +9,7 @@ for audio, as in the original, the whole recording decoded and normalised, then 
 for text. Ours has as many threads, and reads of a recording only the crop, since the manifest holds mean and variance. Starting
 up is measured on neither side: the first batches are not counted, and epochs follow each other without new workers.
 
-With ``--store`` another table: samples read from tar archives on a store that answers after 50 ms, and sends 100 MB/s at most,
-beside the same archives on the local disk; nothing is kept in a cache, and what counts is time on the wall.
+With ``--store`` see :mod:`tools.benchmark.store`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import argparse
 import io
 import os
 import resource
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +47,6 @@ from d2v_plugin.tasks.audio import AudioPretrainingConfig, AudioPretrainingTask
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
 from d2v_plugin.tasks.text import TextPretrainingConfig, TextPretrainingTask
-from tools.benchmark.store import SCHEME, register
 
 NUM_IMAGES, NUM_RECORDINGS, NUM_TOKENS = 512, 96, 20_000_000
 BATCH_SIZE = {"image": 64, "audio": 8, "text": 64}
@@ -237,49 +234,6 @@ def make_data(folder: Path, kinds: Sequence[str]) -> dict[tuple[str, str], Path]
     return found
 
 
-def pack_tars(source: Path, folder: Path, num_archives: int = 4) -> None:
-    """Put the files of a folder into archives, as WebDataset has them."""
-    folder.mkdir()
-    files = sorted(source.iterdir())
-    for number in range(num_archives):
-        with tarfile.open(folder / f"shard-{number:05}.tar", "w") as archive:
-            for file in files[number::num_archives]:
-                archive.add(file, file.name)
-
-
-def compare_store(arguments: argparse.Namespace) -> None:
-    """Print how fast samples come from a slow store, and from the local disk."""
-    # Every sample is to come from the store, also in the second epoch.
-    os.environ["D2V_CACHE_GB"] = "0"
-    register()
-    print("| input | local: samples/s | store: samples/s | ratio | processor time, store / local |\n|---|---|---|---|---|")
-    for kind in arguments.inputs:
-        if kind == "text":
-            continue  # has no archives
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            common: dict[str, Any] = {"labels": None, "valid_percent": 0.0, "seed": 1, "shard_size": None, "workers": None}
-            if kind == "image":
-                make_images(folder / "files")
-                pack_tars(folder / "files", folder / "tars")
-                prepare_images([folder / "tars"], folder / "local", **common)
-            else:
-                make_recordings(folder / "files")
-                pack_tars(folder / "files", folder / "tars")
-                audio: dict[str, Any] = {"sample_rate": 16_000, "segment_seconds": None, "fairseq": False}
-                prepare_audio([folder / "tars"], folder / "local", **audio, **common)
-            (folder / "remote").mkdir()
-            _, _, rows = (folder / "local" / "train.tsv").read_text().partition("\n")
-            (folder / "remote" / "train.tsv").write_text(f"{SCHEME}:/{folder}/tars\n{rows}")
-            found = [
-                [measure(read_ours(kind, folder / form), arguments.seconds) for form in ("local", "remote")]
-                for _ in range(arguments.repeats)
-            ]
-        local, remote = (max(pair[side][1] for pair in found) for side in (0, 1))
-        used = max(pair[0][0] for pair in found) / max(pair[1][0] for pair in found)
-        print(f"| {kind} | {local:,.0f} | {remote:,.0f} | {remote / local:.2f} | {used:.2f} |", flush=True)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inputs", nargs="+", choices=list(PLAIN), default=list(PLAIN), help="which rows (default: all)")
     parser.add_argument("--seconds", type=float, default=5, help="how long to measure each (default: 5)")
@@ -289,6 +243,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     if arguments.store:
+        from tools.benchmark.store import compare_store  # which reads as this module does
+
         compare_store(arguments)
         return
     workers = len(os.sched_getaffinity(0))

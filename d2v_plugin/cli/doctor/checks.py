@@ -162,6 +162,30 @@ def check_transformers() -> str:
     return f"{transformers.__version__}, converts models of Hugging Face"
 
 
+def check_pyarrow() -> str:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"x": [1, 2]}), file := io.BytesIO())
+    assert parquet.read_table(file)["x"].to_pylist() == [1, 2]
+
+    return f"{pyarrow.__version__}, imports Parquet files and datasets of Hugging Face"
+
+
+def check_av() -> str:
+    import av
+
+    with av.open(file := io.BytesIO(), "w", format="wav") as out:
+        stream = out.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        frame = av.AudioFrame(format="s16", layout="mono", samples=1600)
+        frame.sample_rate = 16_000
+        out.mux([*stream.encode(frame), *stream.encode(None)])
+    with av.open(io.BytesIO(file.getvalue())) as sound:
+        assert sum(frame.samples for frame in sound.decode(audio=0)) == 1600
+
+    return f"{av.__version__}, reads sound through ffmpeg"
+
+
 def check_wandb() -> str:
     import wandb
 
@@ -194,6 +218,8 @@ OPTIONAL: Final[dict[str, tuple[str, Callable[[], str]]]] = {
     "tensorboard": ("tensorboard", check_tensorboard),
     "transformers": ("transformers", check_transformers),
     "matplotlib": ("matplotlib", check_matplotlib),
+    "pyarrow": ("pyarrow", check_pyarrow),
+    "av": ("av", check_av),
     "flashlight-text": ("flashlight", check_flashlight),
     "wandb": ("wandb", check_wandb),
     "mlflow": ("mlflow", check_mlflow),

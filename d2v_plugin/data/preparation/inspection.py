@@ -30,11 +30,12 @@ _NUM_HEARD = 100
 _BAR = 40
 
 
-def inspect_manifest(path: Path) -> str:
+def inspect_manifest(path: Path, *, with_log_mel: bool = False) -> str:
     """Describe a manifest.
 
     :param path: a ``.tsv`` file.
-    :raises RecipeError: it does not exist or is wrong.
+    :param with_log_mel: also read recordings, for the mean and deviation of their log-mel values.
+    :raises RecipeError: it does not exist or is wrong, or has no recordings to read.
     """
     if not path.is_file():
         raise RecipeError(f"{path} is no manifest; name a file such as train.tsv.")
@@ -46,8 +47,11 @@ def inspect_manifest(path: Path) -> str:
     lines = [f"{path}: {len(manifest):,} rows ({family.__name__})", f"roots: {', '.join(manifest.roots)}"]
     if labels := manifest.distinct("label"):
         lines.append(f"labels: {len(labels):,} different ({', '.join(labels[:10])}{', …' if len(labels) > 10 else ''})")
+    if with_log_mel and family is not AudioManifest:
+        raise RecipeError(f"{path} lists no recordings, whose log-mel values could be read.")
     if family is AudioManifest:
         lines += _describe_audio(manifest)
+        lines += _describe_spectrograms(manifest) if with_log_mel else []
     elif family is TextManifest:
         lines += _describe_text(manifest)
     else:
@@ -79,16 +83,15 @@ def _guess_family(path: Path) -> type[ManifestDataset]:
 def _describe_audio(manifest: Manifest) -> list[str]:
     rates = manifest.integers("rate")
     seconds = manifest.integers("size") / np.where(rates > 0, rates, 16_000)
-    lines = [f"total: {seconds.sum() / 3600:,.2f} hours", *_draw_histogram(seconds, "seconds")]
-
-    return lines + _describe_spectrograms(manifest)
+    return [f"total: {seconds.sum() / 3600:,.2f} hours", *_draw_histogram(seconds, "seconds")]
 
 
 def _describe_spectrograms(manifest: Manifest) -> list[str]:
     """Mean and deviation of log-mel values at 16 kHz, of a hundred recordings at most, evenly spread, that can be read."""
     config, moments, count = LogMelConfig(), torch.zeros(3, dtype=torch.float64), 0
     reading = AudioReadingConfig(sample_rate=config.sample_rate, resample=True, normalize=False)
-    for row in np.unique(np.linspace(0, len(manifest) - 1, min(len(manifest), _NUM_HEARD)).astype(np.int64)):
+    rows = np.unique(np.linspace(0, len(manifest) - 1, min(len(manifest), _NUM_HEARD)).astype(np.int64))
+    for row in rows:
         try:
             waveform = torch.from_numpy(read_recording(recording_of(manifest, int(row)), reading))
             values = log_mel(waveform.unsqueeze(0), config).double()
@@ -97,7 +100,7 @@ def _describe_spectrograms(manifest: Manifest) -> list[str]:
         count += 1
         moments += torch.stack([torch.tensor(values.numel()), values.sum(), values.square().sum()])
     if not count:
-        return []
+        raise RecipeError(f"{manifest.path}: none of {len(rows):,} recordings can be read; their log-mel values are not known.")
     number, total, squares = moments.tolist()
     mean = total / number
     return [f"log-mel spectrograms of {count:,} recordings: mean {mean:.4g}, std {math.sqrt(squares / number - mean**2):.4g}"]
