@@ -115,7 +115,7 @@ def test_tokens_are_masked_replaced_or_kept_80_10_10(monkeypatch: pytest.MonkeyP
     criterion = model.criterion
     seen: list[Tensor] = []
     extract = model.extract_features
-    monkeypatch.setattr(model, "extract_features", lambda x, padding_mask: (seen.append(x), extract(x, padding_mask))[1])
+    monkeypatch.setattr(model, "extract_features", lambda x, *mask, **lengths: (seen.append(x), extract(x, *mask, **lengths))[1])
     tokens = torch.randint(4, VOCAB_SIZE - 1, (400, 32))
 
     output = criterion(model, Batch(Modality.TEXT, tokens, torch.arange(400)), STEP)
