@@ -79,7 +79,7 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["d2v_plugin", "d2v_plugin.*"]),
-    package_data={"d2v_plugin": ["py.typed"], "d2v_plugin.weights.cards": ["*.yaml"]},
+    package_data={"d2v_plugin": ["py.typed"], "d2v_plugin.cli": ["registered.txt"], "d2v_plugin.weights.cards": ["*.yaml"]},
     cmdclass={"build_py": BuildWithData},
     python_requires=">=3.10,<3.13",
     # fairseq2n is compiled for one version of PyTorch, and torchvision for the same: exact. Others: from the oldest with what is

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from d2v_plugin._libsndfile import preload_libsndfile
+from d2v_plugin._light_imports import lighten_fairseq2
 from d2v_plugin._newer_torch import load_fairseq2n
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ __version__ = "0.2.0"
 
 preload_libsndfile()
 load_fairseq2n()
+lighten_fairseq2()
 
 if not TYPE_CHECKING:
 

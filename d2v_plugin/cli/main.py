@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from d2v_plugin.cli.doctor.report import diagnose
 from d2v_plugin.cli.help import DOCTOR_HELP, PROGRAM_HELP
 from d2v_plugin.cli.running import drop_output, ending_with_its_reader
 from d2v_plugin.cli.verbs import VERBS
@@ -41,6 +40,8 @@ def _dispatch(words: list[str]) -> None:
         case ["-h" | "--help", *_] | ["recipe", "-h" | "--help", *_]:
             print(PROGRAM_HELP)
         case ["doctor"]:
+            from d2v_plugin.cli.doctor.report import diagnose
+
             sys.exit(diagnose())
         case ["doctor", "-h" | "--help"]:
             print(DOCTOR_HELP)

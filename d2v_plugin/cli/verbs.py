@@ -111,15 +111,21 @@ def list_registered(words: Sequence[str], extensions: Sequence[Extension]) -> No
     if words in (["-h"], ["--help"]):
         print(HELP["list"])
         return
-    if words:
+    if words not in ([], ["--registered"]):
         fail(f"`{PROGRAM} recipe list` takes no `{words[0]}`; only --extension FILE.py.")
+
+    from d2v_plugin.cli.listing import describe_all
+
+    if not words and not extensions:
+        print(describe_all([]))
+        return
 
     from fairseq2.recipe.error import RecipeError
 
-    from d2v_plugin.cli.listing import describe_registered
+    from d2v_plugin.cli.registered import describe_registered
 
     try:
-        print(describe_registered(extensions))
+        print(describe_registered(extensions) if words else describe_all(extensions))
     except RecipeError as ex:
         fail(str(ex))
 

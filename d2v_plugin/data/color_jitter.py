@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
+
+from d2v_plugin.core.lazy import LazyModule
+
+transforms = LazyModule("torchvision.transforms.v2.functional")
 
 
 @dataclass(kw_only=True)

@@ -12,13 +12,15 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.transforms.v2 import functional as transforms
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Grid, as_grid
+from d2v_plugin.core.lazy import LazyModule
 from d2v_plugin.core.validation import report
 from d2v_plugin.data.color_jitter import ColorJitterConfig, jitter_colors
 from d2v_plugin.data.random import Purpose, draw_uniform
+
+transforms = LazyModule("torchvision.transforms.v2.functional")
 
 _NUM_CROP_TRIES = 10
 _MAX_ASPECT = 16

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from PIL import BmpImagePlugin, GifImagePlugin, Image, PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # makes the formats known
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
+from d2v_plugin.core.lazy import LazyModule
 from d2v_plugin.data.arrays import ARRAY_MAGIC
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.files import Location, read_bytes
 from d2v_plugin.data.headers import PILLOW_BYTES, check_picture, check_size, find_kind, has_alpha
 from d2v_plugin.data.image_channels import decode_channels, read_array
+
+vision = LazyModule("torchvision.io")
 
 FORMATS: Final = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF")
 """Formats that are read; they are told by content, not by name."""
@@ -62,7 +64,9 @@ def decode_picture(location: Location, num_channels: int = 3) -> tuple[Tensor, b
         return decode_channels(data, kind, num_channels), False
     if kind not in ("JPEG", "PNG") or (kind == "PNG" and has_alpha(data)):
         return _decode_by_pillow(data, kind)
-    image: Tensor = decode_image(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB, apply_exif_orientation=True)
+    image: Tensor = vision.decode_image(
+        torch.frombuffer(data, dtype=torch.uint8), vision.ImageReadMode.RGB, apply_exif_orientation=True
+    )
     if image.dtype == torch.uint16:
         # In place, since it is the largest there is.
         deep = image.numpy()

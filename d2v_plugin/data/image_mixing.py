@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from fairseq2.utils.validation import Validatable, ValidationResult
-from scipy.special import betaincinv, ndtri
 from torch import Tensor
 from typing_extensions import override
 
+from d2v_plugin.core.lazy import LazyModule
 from d2v_plugin.core.validation import report
 from d2v_plugin.data.random import Purpose, draw_uniform
+
+special = LazyModule("scipy.special")
 
 _NUM_TRIES = 10
 _ERASED_AREA = (0.02, 1 / 3)
@@ -71,7 +73,7 @@ def erase(image: Tensor, probability: float, *, seed: int, epoch: int, sample_id
             top, left = int(down * (height - h + 1)), int(across * (width - w + 1))
             # The same stream, behind what was drawn above.
             noise = draw_uniform(seed, epoch, Purpose.ERASING, sample_id, len(draws) + image.size(0) * h * w)[len(draws) :]
-            image[:, top : top + h, left : left + w] = torch.from_numpy(ndtri(noise)).view(-1, h, w).clamp_(-6.0, 6.0)
+            image[:, top : top + h, left : left + w] = torch.from_numpy(special.ndtri(noise)).view(-1, h, w).clamp_(-6.0, 6.0)
             return
 
 
@@ -96,7 +98,7 @@ def mix(images: Tensor, shares: Tensor, pairs: Sequence[tuple[int, int]], keys: 
         cuts = config.cutmix > 0.0 and (config.mixup == 0.0 or way < 0.5)
         alpha = config.cutmix if cuts else config.mixup
         # The inverse of Beta's distribution function, at a uniform number.
-        own = float(betaincinv(alpha, alpha, amount))
+        own = float(special.betaincinv(alpha, alpha, amount))
         both = images[[first, second]]
         if cuts:
             own = _exchange(images, both, first, second, own, down, across)

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from fairseq2.utils.validation import Validatable, ValidationResult
 from PIL import Image
-from scipy.special import ndtri
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 from typing_extensions import override
 
+from d2v_plugin.core.lazy import LazyModule
 from d2v_plugin.core.validation import report
 from d2v_plugin.data.random import Purpose, draw_uniform
+
+special = LazyModule("scipy.special")
+transforms = LazyModule("torchvision.transforms.v2.functional")
 
 _MAX_MAGNITUDE = 10.0
 _DRAWS_PER_OPERATION = 4
@@ -63,7 +65,7 @@ def rand_augment(
     for which, applied, size, sign in draws.reshape(-1, _DRAWS_PER_OPERATION).tolist():
         if applied >= config.probability:
             continue
-        magnitude = config.magnitude + config.deviation * float(ndtri(size))
+        magnitude = config.magnitude + config.deviation * float(special.ndtri(size))
         share = min(max(magnitude, 0.0), _MAX_MAGNITUDE) / _MAX_MAGNITUDE
         operation = OPERATIONS[int(which * len(OPERATIONS))]
         image = operation(image, share, 1.0 if sign < 0.5 else -1.0, list(fill))
@@ -123,8 +125,8 @@ def _warp(image: Tensor, apply: Callable[[Image.Image, Color], Image.Image], fil
     return torch.from_numpy(np.array(apply(picture, (red, green, blue)))).permute(2, 0, 1)
 
 
-def _enhance(adjust: Callable[[Tensor, float], Tensor]) -> Operation:
-    return lambda image, share, sign, fill: adjust(image, max(0.1, 1.0 + 0.9 * share * sign))
+def _enhance(name: str) -> Operation:
+    return lambda image, share, sign, fill: getattr(transforms, name)(image, max(0.1, 1.0 + 0.9 * share * sign))
 
 
 def _solarize(image: Tensor, share: float, sign: float, fill: list[float]) -> Tensor:
@@ -145,10 +147,10 @@ OPERATIONS: Sequence[Operation] = (
     lambda image, share, sign, fill: transforms.posterize_image(image, 4 - int(4 * share)),
     _solarize,
     _solarize_add,
-    _enhance(transforms.adjust_saturation_image),
-    _enhance(transforms.adjust_contrast_image),
-    _enhance(transforms.adjust_brightness_image),
-    _enhance(transforms.adjust_sharpness_image),
+    _enhance("adjust_saturation_image"),
+    _enhance("adjust_contrast_image"),
+    _enhance("adjust_brightness_image"),
+    _enhance("adjust_sharpness_image"),
     _shear(0),
     _shear(1),
     _translate(0),

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from d2v_plugin.layers.cpu import recomputes
 from d2v_plugin.layers.dropout import Dropout
+from d2v_plugin.layers.linear import Linear, linear_gelu, multiply
 from d2v_plugin.layers.precision import compute_dtype
 
 PIECE_BYTES: Final = 12 * 2**20
@@ -25,13 +26,13 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, dropout: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(R, K, D) -> (R, K, D)"""
-        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))  # type: ignore[no-any-return]
+        return self.dropout(self.fc2(self.dropout(linear_gelu(x, self.fc1))))  # type: ignore[no-any-return]
 
 
 def build_projection(in_dim: int, hidden_dim: int, out_dim: int, *, num_layers: int) -> nn.Sequential:
@@ -61,7 +62,7 @@ def norm_two_layers(x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linea
     """
     if not recomputes(x) or dropout.p > 0.0:
         x = norm(x)
-        return x, fc2(dropout(F.gelu(fc1(x))))
+        return x, fc2(dropout(linear_gelu(x, fc1)))
     return _NormFeedForward.apply(  # type: ignore[no-any-return, no-untyped-call]
         x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, compute_dtype(x)
     )
@@ -83,15 +84,15 @@ class _NormFeedForward(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         x = x.contiguous()
         normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
-        hidden = F.linear(normed.to(dtype), weight1.to(dtype), bias1.to(dtype)).flatten(0, -2)
+        hidden = multiply(normed.to(dtype), weight1.to(dtype), bias1.to(dtype)).flatten(0, -2)
         ctx.eps = eps
         ctx.save_for_backward(x, mean, rstd, norm_weight, norm_bias, hidden, weight1, weight2)
 
         output = hidden.new_empty(len(hidden), len(weight2))
-        weight2, bias2 = weight2.t().to(dtype), bias2.to(dtype)
+        weight2, bias2 = weight2.to(dtype), bias2.to(dtype)
         num_rows = _rows_per_piece(hidden)
         for piece, outputs in zip(hidden.split(num_rows), output.split(num_rows), strict=True):
-            torch.addmm(bias2, F.gelu(piece), weight2, out=outputs)
+            outputs.copy_(multiply(F.gelu(piece), weight2, bias2))
 
         return normed, output.view_as(x)
 
@@ -110,11 +111,11 @@ class _NormFeedForward(torch.autograd.Function):
         pieces = [part.split(num_rows) for part in (x.view(-1, *dim), grads, hidden, grad_x)]
         for inputs, outputs, hidden_piece, grad_inputs in zip(*pieces, strict=True):
             grad_weight2 = _add_product(grad_weight2, outputs.t(), F.gelu(hidden_piece))
-            grad_hidden = torch.ops.aten.gelu_backward(outputs @ linear2, hidden_piece)
+            grad_hidden = torch.ops.aten.gelu_backward(multiply(outputs, linear2.t()), hidden_piece)
             normed = torch.native_layer_norm(inputs, dim, norm_weight, norm_bias, ctx.eps)[0]
             grad_weight1 = _add_product(grad_weight1, grad_hidden.t(), normed.to(dtype))
             grad_bias1 += grad_hidden.sum(dim=0)
-            grad_inputs.copy_(grad_hidden @ linear1)
+            grad_inputs.copy_(multiply(grad_hidden, linear1.t()))
         grad_x = grad_x.view_as(x).add_(grad_normed)
 
         has_weight = norm_weight is not None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._compile import _disable_dynamo  # as `torch.compiler.disable`, which takes a second to import the compiler
 
 from d2v_plugin.layers.cpu import uses_own_kernels
 
@@ -60,13 +61,13 @@ class PackedBias:
         :returns: (1, H, T, E)
         """
         if self._is_split:
-            return self._attend_one_by_one(attend, q, k, v, dropout)  # type: ignore[no-any-return]
+            return self._attend_one_by_one(attend, q, k, v, dropout)
 
         # Other devices want few large kernels: attention alone is padded again. (1, H, T, E) -> (N, H, S, E)
         q, k, v = (self._packing.unpack(x.transpose(1, 2)).transpose(1, 2) for x in (q, k, v))
         return self._packing.pack(attend(q, k, v, self._bias, dropout).transpose(1, 2)).transpose(1, 2)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a graph would be made for each set of lengths
+    @_disable_dynamo  # a graph would be made for each set of lengths
     def _attend_one_by_one(self, attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         lengths = self._packing.lengths
         parts = []

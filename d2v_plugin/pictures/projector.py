@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from fairseq2.device import Device
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.data.dataset import ManifestDataset
@@ -30,6 +29,8 @@ def write_projector(
     :param model: in evaluation mode.
     :param names: what each row is called; None = nothing.
     """
+    from torch.utils.tensorboard import SummaryWriter  # takes most of a second, and boto3 with it where that is installed
+
     vectors: dict[int, Tensor] = {}
     looks: dict[int, Tensor] = {}
     for batch in rows.read(0, min(num_samples, len(rows)), 32):

@@ -14,7 +14,10 @@ from collections.abc import Sequence
 import editdistance
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
+
+from d2v_plugin.core.lazy import LazyModule
+
+stats = LazyModule("scipy.stats")
 
 Floats = NDArray[np.float64]
 
@@ -72,7 +75,7 @@ def spearman(hypotheses: ArrayLike, references: ArrayLike) -> float:
     own, right = _pair(hypotheses, references)
     if np.isnan(own.astype(np.float64)).any():
         return float("nan")
-    return _correlate(rankdata(own)[:, None], rankdata(right)[:, None])
+    return _correlate(stats.rankdata(own)[:, None], stats.rankdata(right)[:, None])
 
 
 def mean_average_precision(scores: ArrayLike, tags: ArrayLike) -> float:

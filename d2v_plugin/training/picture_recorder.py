@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 from fairseq2.utils.validation import Validatable, ValidationResult
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
 from d2v_plugin.core.appended_file import AppendedFile
@@ -25,6 +24,9 @@ from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.pictures.figures import Figures, can_draw, draw_figures, first_samples
 from d2v_plugin.training.observers import Observer
 from d2v_plugin.weights.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 GROWTH = 1.15
 
@@ -147,7 +149,10 @@ class PictureRecorder(Observer):
 
         self._folder.mkdir(parents=True, exist_ok=True)
         self._layers.add(json.dumps({"step": step_nr, **figures.numbers}) + "\n")
-        self._writer = self._writer or SummaryWriter(self._log_dir)
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(self._log_dir)
         for name, picture in figures.pictures.items():
             picture.save(self._folder / f"{name}.png")
             self._writer.add_image(f"pictures/{name}", np.asarray(picture), step_nr, dataformats="HWC")

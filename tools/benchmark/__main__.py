@@ -3,6 +3,7 @@
     python -m tools.benchmark data     how fast batches are read
     python -m tools.benchmark step     what one update costs
     python -m tools.benchmark cost     what whole runs would cost on many GPUs
+    python -m tools.benchmark peers    ours beside other programs
 
 `--help` behind a command tells its options, the module of its name beside this file what it measures.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from tools.benchmark import cost, data, step
+from tools.benchmark import cost, data, peers, step
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ("data", data, "how fast batches are read"),
         ("step", step, "what one update costs"),
         ("cost", cost, "what whole runs would cost on many GPUs"),
+        ("peers", peers, "ours beside other programs"),
     ):
         command = commands.add_parser(name, help=title, description=module.__doc__)
         module.add_arguments(command)

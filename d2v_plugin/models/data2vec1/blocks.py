@@ -9,15 +9,14 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import stochastic_depth
 from typing_extensions import override
 
 from d2v_plugin.layers.attention import Bias, attend
-from d2v_plugin.layers.dropout import Dropout
+from d2v_plugin.layers.dropout import Dropout, drop_rows
 from d2v_plugin.layers.feed_forward import norm_two_layers
 from d2v_plugin.layers.layer_drop import LayerDrop
+from d2v_plugin.layers.linear import Linear, linear, linear_gelu
 from d2v_plugin.models.base import BlockList
 from d2v_plugin.models.data2vec1.config import Data2Vec1ModelConfig, ImageConfig
 from d2v_plugin.models.positions import NUM_CLS_ROWS, count_offsets
@@ -49,10 +48,10 @@ class MultiheadAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.attention_dropout = config.attention_dropout
-        self.k_proj = nn.Linear(config.dim, config.dim)
-        self.v_proj = nn.Linear(config.dim, config.dim)
-        self.q_proj = nn.Linear(config.dim, config.dim)
-        self.out_proj = nn.Linear(config.dim, config.dim)
+        self.k_proj = Linear(config.dim, config.dim)
+        self.v_proj = Linear(config.dim, config.dim)
+        self.q_proj = Linear(config.dim, config.dim)
+        self.out_proj = Linear(config.dim, config.dim)
 
     def forward(self, x: Tensor, bias: Bias | None) -> Tensor:
         """
@@ -70,8 +69,8 @@ class PostNormBlock(nn.Module):
         super().__init__()
         self.self_attn = MultiheadAttention(config)
         self.self_attn_layer_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.fc1 = nn.Linear(config.dim, config.ffn_dim)
-        self.fc2 = nn.Linear(config.ffn_dim, config.dim)
+        self.fc1 = Linear(config.dim, config.ffn_dim)
+        self.fc2 = Linear(config.ffn_dim, config.dim)
         self.final_layer_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.dropout = Dropout(config.dropout)
         self.activation_dropout = Dropout(config.activation_dropout)
@@ -116,7 +115,7 @@ class BeitAttention(nn.Module):
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.q_bias = nn.Parameter(torch.empty(config.dim))
         self.v_bias = nn.Parameter(torch.empty(config.dim))
-        self.proj = nn.Linear(config.dim, config.dim)
+        self.proj = Linear(config.dim, config.dim)
         if image.relative_positions == "per_layer":
             self.relative_position_bias_table = nn.Parameter(torch.empty(table_size(image), config.num_heads))
         else:
@@ -135,7 +134,7 @@ class BeitAttention(nn.Module):
         :param bias: added to the attention logits; broadcasts to (N, H, 1 + S, 1 + S).
         """
         no_bias = torch.zeros_like(self.q_bias)
-        qkv = F.linear(x, self.qkv.weight, torch.cat([self.q_bias, no_bias, self.v_bias]))
+        qkv = linear(x, self.qkv.weight, torch.cat([self.q_bias, no_bias, self.v_bias]))
         q, k, v = (_split_heads(part, self.num_heads) for part in qkv.chunk(3, dim=-1))
 
         return self.proj(_attend(q, k, v, bias, self.attention_dropout if self.training else 0.0))  # type: ignore[no-any-return]
@@ -152,7 +151,7 @@ class BeitBlock(nn.Module):
         self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.attn = BeitAttention(config, image)
         self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.mlp = nn.Sequential(nn.Linear(config.dim, config.ffn_dim), nn.GELU(), nn.Linear(config.ffn_dim, config.dim))
+        self.mlp = nn.Sequential(Linear(config.dim, config.ffn_dim), nn.GELU(), Linear(config.ffn_dim, config.dim))
         self.dropout = Dropout(config.dropout)
         self.drop_path = drop_path
         self.layer_scale = image.layer_scale
@@ -173,7 +172,8 @@ class BeitBlock(nn.Module):
         """
         attention = self._scale(self.attn(self.norm1(x), bias), self.gamma_1)
         x = x + attention
-        ffn = self._scale(self.mlp(self.norm2(x)), self.gamma_2)
+        fc1, _, fc2 = self.mlp
+        ffn = self._scale(fc2(linear_gelu(self.norm2(x), fc1)), self.gamma_2)  # type: ignore[arg-type]
         x = x + ffn
 
         return BlockOutput(x, ffn, x, attention)
@@ -182,7 +182,7 @@ class BeitBlock(nn.Module):
         x = self.dropout(x)
         if gamma is not None:
             x = gamma * x
-        return stochastic_depth(x, self.drop_path, mode="row", training=self.training)  # type: ignore[no-any-return]
+        return drop_rows(x, self.drop_path if self.training else 0.0)
 
 
 def build_sequence_blocks(config: Data2Vec1ModelConfig) -> BlockList:

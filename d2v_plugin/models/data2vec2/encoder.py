@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torchvision.ops import stochastic_depth
 
 from d2v_plugin.layers.attention import Bias, attend
-from d2v_plugin.layers.dropout import Dropout, add_dropped
+from d2v_plugin.layers.dropout import Dropout, add_dropped, drop_rows
 from d2v_plugin.layers.feed_forward import FeedForward, norm_feed_forward
 from d2v_plugin.layers.layer_drop import LayerDrop
+from d2v_plugin.layers.linear import Linear
 from d2v_plugin.models.base import BlockList
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 
@@ -20,8 +20,8 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.attention_dropout = config.attention_dropout
-        self.qkv = nn.Linear(config.dim, 3 * config.dim)
-        self.proj = nn.Linear(config.dim, config.dim)
+        self.qkv = Linear(config.dim, 3 * config.dim)
+        self.proj = Linear(config.dim, config.dim)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, bias: Bias | None = None) -> Tensor:
@@ -84,7 +84,7 @@ class Block(nn.Module):
         """The residual connection, with dropout and stochastic depth of what is added."""
         if self.drop_path == 0.0:
             return add_dropped(x, branch, dropout)
-        return x + stochastic_depth(dropout(branch), self.drop_path, mode="row", training=self.training)  # type: ignore[no-any-return]
+        return x + drop_rows(dropout(branch), self.drop_path if self.training else 0.0)
 
 
 def build_blocks(config: Data2VecConfig, depth: int, *, drop_path: tuple[float, float], layer_drop: float) -> BlockList:

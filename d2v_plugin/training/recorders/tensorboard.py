@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 from fairseq2.error import OperationalError, raise_operational_system_error
 from fairseq2.metrics.recorders import MetricRecorder
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 from typing_extensions import override
 
 from d2v_plugin.training.recorders.configuration import Configuration
 from d2v_plugin.training.recorders.names import flatten
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 _LOSS: Final = "train/loss"
 
@@ -48,6 +49,9 @@ class TensorBoardRecorder(MetricRecorder):
             raise OperationalError("Metric values cannot be saved to TensorBoard.") from ex
 
     def _open(self, step_nr: int | None) -> SummaryWriter:
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+
         # A run that goes on from a checkpoint does not show updates that were lost after it.
         writer = SummaryWriter(self._folder, purge_step=step_nr)
         writer.add_text("configuration", f"```yaml\n{self._configuration.text}```", step_nr)
