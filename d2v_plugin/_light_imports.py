@@ -15,16 +15,23 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from typing_extensions import override
+if TYPE_CHECKING:
+    from typing_extensions import override
+else:
+
+    def override(method):
+        """Nothing is imported here but Python's own: `doctor` answers where all else is broken."""
+        return method
+
 
 UNUSED: Final = (
     *("transformers", "transformers.models.qwen2_5_omni.modeling_qwen2_5_omni", "huggingface_hub", "huggingface_hub.constants"),
-    *("huggingface_hub.errors", "wandb", "wandb.errors", "torch.utils.tensorboard", "tiktoken", "tiktoken.load", "sacrebleu"),
+    *("huggingface_hub.errors", "torch.utils.tensorboard", "tiktoken", "tiktoken.load", "sacrebleu"),
     *("sacrebleu.metrics.bleu", "sacrebleu.metrics.chrf", "clusterscope", "tqdm.auto"),
 )
-"""Modules that fairseq2 imports, and takes names of only for annotations or inside of functions."""
+"""Modules that fairseq2 imports, and takes names of only for annotations or in functions; not wandb, whose class is a key."""
 
 PACKAGES: Final[Mapping[str, Mapping[str, str]]] = {
     "torcheval.metrics": {

@@ -21,11 +21,12 @@ def load_fairseq2n() -> None:
 
     :raises ImportError: that runtime is not installed.
     """
-    found = importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
-        return  # `import fairseq2` says what is missing
     # `importlib.metadata` would take longer to be imported than all else here.
-    if f"__version__ = '{BUILT_WITH}" in Path(found.origin).with_name("version.py").read_text():
+    found = importlib.util.find_spec("torch")
+    version = None if found is None or found.origin is None else Path(found.origin).with_name("version.py")
+    if version is None or not version.is_file():
+        return  # `import fairseq2` says what is missing
+    if f"__version__ = '{BUILT_WITH}" in version.read_text():
         return
 
     # Here and not above: it takes seconds, and users of the versions that belong together do not pay for it at once.

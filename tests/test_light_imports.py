@@ -11,7 +11,7 @@ from d2v_plugin.cli.registered import describe_registered
 
 ROOT = Path(__file__).parents[1]
 HEAVY = (
-    *("transformers", "wandb", "tensorboard", "torchvision", "matplotlib", "sklearn", "scipy", "sacrebleu", "tiktoken", "sympy"),
+    *("transformers", "tensorboard", "torchvision", "matplotlib", "sklearn", "scipy", "sacrebleu", "tiktoken", "sympy"),
     *("torch._dynamo", "torcheval.metrics.audio", "torcheval.metrics.classification", "huggingface_hub", "pandas", "av"),
 )
 
@@ -35,12 +35,8 @@ found = [name for name in {HEAVY!r} if name in sys.modules]
 assert not found, found
 
 # What was left out is there as soon as it is used, and what fairseq2 asks of it is what it would have been.
-import fairseq2.metrics, fairseq2.recipe.internal.metric_recorders as recorders, torcheval.metrics
-assert not isinstance(1, recorders.WandbRun) and "wandb" not in sys.modules
+import fairseq2.metrics, torcheval.metrics
 assert issubclass(fairseq2.metrics.Mean, torcheval.metrics.Mean)
-recorders.WandbRun.use()
-import wandb
-assert recorders.WandbUsageError is wandb.errors.UsageError and isinstance(recorders.WandbRun.log, type(wandb.Run.log))
 assert torcheval.metrics.functional.mean and torcheval.metrics.AUC and "torchvision" in sys.modules
 """
 

@@ -29,7 +29,7 @@ from fairseq2.recipe.component import _StandardComponentManager as StandardCompo
 from fairseq2.recipe.composition import _register_inference_recipe as register_inference_recipe
 from fairseq2.recipe.composition import _register_train_recipe as register_train_recipe
 
-# As what it registers a run of W&B: wandb's own class, or what stands for it while nobody has imported wandb.
+# As what it registers a run of W&B.
 from fairseq2.recipe.composition.metric_recorders import WandbRun  # type: ignore[attr-defined]
 
 # The whole configuration of a recipe, for tools that run its parts by themselves.

@@ -54,7 +54,7 @@ def test_commands_find_them(command: Any) -> None:
 
 def is_made(path: Path) -> bool:
     """Tell if it is of a dataset that a user may have made (tests/test_install.py compares the places that say so)."""
-    return path.parts[1].startswith(("english", "fashion", "prompts"))
+    return path.parts[1].startswith(("english", "fashion", "prompts", "signals"))
 
 
 def test_wheels_have_them_and_nothing_of_this_machine(tmp_path: Path) -> None:

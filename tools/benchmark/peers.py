@@ -99,7 +99,7 @@ def measure(setting: Setting, seconds: float, python: str) -> dict[str, Any]:
 def compare(ours: Process, theirs: Process, folder: Path) -> float:
     for name, side in (("ours", ours), ("theirs", theirs)):
         side.ask(f"outputs {folder / name}.pt")
-    own, other = (torch.load(folder / f"{name}.pt").double() for name in ("ours", "theirs"))
+    own, other = (torch.load(folder / f"{name}.pt", weights_only=True).double() for name in ("ours", "theirs"))
     return float((own - other).abs().max() / max(1.0, float(other.abs().max()))) if own.shape == other.shape else float("inf")
 
 

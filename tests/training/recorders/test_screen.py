@@ -100,7 +100,7 @@ def test_durations_are_readable(seconds: float, text: str) -> None:
 
 def test_a_terminal_sees_bar_scores_and_nothing_else(tiny_recipe: Path, tmp_path: Path) -> None:
     """In a pseudo-terminal of 60 columns: no line of the bar is wider, and the log's lines are not there."""
-    words = ["recipe", "train", "--config-file", str(tiny_recipe), str(tmp_path / "out"), "--config", "regime.num_steps=12"]
+    words = ["recipe", "train", "--config-file", str(tiny_recipe), str(tmp_path / "out"), "--config", "regime.num_steps=60"]
     ours, theirs = pty.openpty()
     environment = {**os.environ, "COLUMNS": "60", "LINES": "30", "TERM": "xterm", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-m", "d2v_plugin", *words], stdout=theirs, stderr=theirs, env=environment)
@@ -118,5 +118,5 @@ def test_a_terminal_sees_bar_scores_and_nothing_else(tiny_recipe: Path, tmp_path
     text = data.decode()
 
     assert process.wait() == 0, text
-    assert "train, loss " in text and "samples/s" in text and "12/12" in text
+    assert "train, loss " in text and "samples/s" in text and "60/60" in text
     assert "Environment Variables" not in text and "Parameter Size" not in text and "run on CPU" not in text
