@@ -35,8 +35,12 @@ found = [name for name in {HEAVY!r} if name in sys.modules]
 assert not found, found
 
 # What was left out is there as soon as it is used, and what fairseq2 asks of it is what it would have been.
-import fairseq2.metrics, torcheval.metrics
+import fairseq2.assets.download_manager as downloads, fairseq2.metrics, torcheval.metrics
+assert not isinstance(1, downloads.HfHubHTTPError) and "huggingface_hub" not in sys.modules
 assert issubclass(fairseq2.metrics.Mean, torcheval.metrics.Mean)
+downloads.snapshot_download.use()
+import huggingface_hub
+assert downloads.HfHubHTTPError is huggingface_hub.errors.HfHubHTTPError
 assert torcheval.metrics.functional.mean and torcheval.metrics.AUC and "torchvision" in sys.modules
 """
 

@@ -29,9 +29,6 @@ from fairseq2.recipe.component import _StandardComponentManager as StandardCompo
 from fairseq2.recipe.composition import _register_inference_recipe as register_inference_recipe
 from fairseq2.recipe.composition import _register_train_recipe as register_train_recipe
 
-# As what it registers a run of W&B.
-from fairseq2.recipe.composition.metric_recorders import WandbRun  # type: ignore[attr-defined]
-
 # The whole configuration of a recipe, for tools that run its parts by themselves.
 from fairseq2.recipe.internal.config import _is_train_config as is_train_config
 from fairseq2.recipe.internal.config import _RecipeConfigHolder as RecipeConfigHolder
@@ -57,7 +54,6 @@ __all__ = [
     "RecipeConfigHolder",
     "StandardComponentManager",
     "TaskRunner",
-    "WandbRun",
     "handle_errors",
     "is_train_config",
     "parse_args",

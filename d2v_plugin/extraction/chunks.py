@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.data.order import Rows
 from d2v_plugin.layers.attention import LONG
 from d2v_plugin.models.base import EncoderModel, Features
+from d2v_plugin.models.pooling import split_samples
 from d2v_plugin.models.spectrograms import sees_spectrograms
 
 SAMPLE_RATE: Final = 16_000
@@ -21,6 +22,18 @@ SAMPLE_RATE: Final = 16_000
 
 OVERLAP: Final = 1 / 8
 """Share of a chunk, at each of its ends, that is computed for the sake of the rest and then dropped."""
+
+
+def count_samples(chunk_seconds: float | None, sample_rate: int) -> int | None:
+    """Samples of a chunk; None = recordings are computed whole."""
+    return None if chunk_seconds is None else int(chunk_seconds * sample_rate)
+
+
+def find_long(batch: Batch, num_samples: int) -> Sequence[Tensor]:
+    """The recordings of a batch one by one, N × (T_n,) or (T_n, C), if one has more samples than a chunk; empty = none has."""
+    if batch.modality is not Modality.AUDIO or batch.inputs.size(1) <= num_samples:
+        return ()
+    return split_samples(batch.inputs, batch.padding_mask)
 
 
 def iterate_chunks(model: EncoderModel, waveform: Tensor, num_samples: int) -> Iterator[Features]:

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from d2v_plugin.core.batch import Batch, Modality
-from d2v_plugin.extraction.chunks import SAMPLE_RATE, iterate_chunks
+from d2v_plugin.core.batch import Batch
+from d2v_plugin.extraction.chunks import SAMPLE_RATE, count_samples, find_long, iterate_chunks
 from d2v_plugin.extraction.shards import IDS, LENGTHS
 from d2v_plugin.models.base import EncoderModel, Features
 from d2v_plugin.models.pooling import (
@@ -63,7 +63,7 @@ class Extractor:
     @property
     def chunk_samples(self) -> int | None:
         """Samples of a chunk."""
-        return None if self.chunk_seconds is None else int(self.chunk_seconds * self.sample_rate)
+        return count_samples(self.chunk_seconds, self.sample_rate)
 
     def compute(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
         """The arrays of a shard, on the CPU.
@@ -94,9 +94,8 @@ class Extractor:
 
     def _compute_batch(self, batch: Batch) -> dict[str, Sequence[Tensor]]:
         """For each array N × (D,), or N × (S_n, D) with pooling ``none``."""
-        chunk = self.chunk_samples
-        if chunk is not None and batch.modality is Modality.AUDIO and batch.inputs.size(1) > chunk:
-            alone = [self._compute_long(row, chunk) for row in split_samples(batch.inputs, batch.padding_mask)]
+        if (chunk := self.chunk_samples) is not None and (recordings := find_long(batch, chunk)):
+            alone = [self._compute_long(row, chunk) for row in recordings]
             return {name: [found[name] for found in alone] for name in self.arrays}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
             features = self.model.extract_features(

@@ -11,18 +11,17 @@ import torch
 from fairseq2.data.data_pipeline import read_sequence
 from torch import Tensor
 
-from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.log import log
 from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.batches import batch_by_length
 from d2v_plugin.data.order import RowBatch
 from d2v_plugin.data.reader import build_pipeline
-from d2v_plugin.extraction.chunks import SAMPLE_RATE, iterate_chunks
+from d2v_plugin.extraction.chunks import SAMPLE_RATE, count_samples, find_long, iterate_chunks
 from d2v_plugin.inference.reading import Reader
 from d2v_plugin.inference.samples import Samples
 from d2v_plugin.models.base import EncoderModel, Features
-from d2v_plugin.models.pooling import split_samples
 from d2v_plugin.scoring.answers import Answer
 
 
@@ -95,10 +94,9 @@ class Engine:
     def answer(self, batch: Batch) -> Sequence[Answer]:
         """One answer for each sample."""
         batch.to(self.device)
-        chunk = None if self.chunk_seconds is None else int(self.chunk_seconds * self.sample_rate)
-        if chunk is not None and batch.modality is Modality.AUDIO and batch.inputs.size(1) > chunk:
-            alone = split_samples(batch.inputs, batch.padding_mask)
-            return [self._answer_long(waveform.unsqueeze(0), chunk) for waveform in alone]
+        chunk = count_samples(self.chunk_seconds, self.sample_rate)
+        if chunk is not None and (recordings := find_long(batch, chunk)):
+            return [self._answer_long(waveform.unsqueeze(0), chunk) for waveform in recordings]
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
             features = self.criterion.encode(self.model, batch)
             logits = self.criterion.apply_head(features)

@@ -23,8 +23,9 @@ from rich.progress import Progress
 from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
+from wandb import Run
 
-from d2v_plugin.core.fairseq2_private import WandbRun, find_progress_bars, remove_provider
+from d2v_plugin.core.fairseq2_private import find_progress_bars, remove_provider
 from d2v_plugin.training.layer_groups import name_groups
 from d2v_plugin.training.recorders.configuration import read_configuration
 from d2v_plugin.training.recorders.files import RetryingRecorder, create_json_lines
@@ -53,7 +54,7 @@ def register_recorders(container: DependencyContainer, *, trains: bool) -> None:
                 configuration, folder = read_configuration(resolver), RunFolder(output_dir).tensorboard
                 return RetryingRecorder(lambda: TensorBoardRecorder(folder, configuration), "TensorBoard's files")
             case TheirWandbRecorder():
-                return WandbRecorder(resolver.resolve(WandbRun))
+                return WandbRecorder(resolver.resolve(Run))
         return recorder
 
     def create_recorder(resolver: DependencyResolver) -> MetricRecorder:
@@ -66,7 +67,7 @@ def register_recorders(container: DependencyContainer, *, trains: bool) -> None:
 
         return Recorders(recorders, lambda: name_groups(resolver.resolve(nn.Module), resolver.resolve(Optimizer)))
 
-    def open_wandb(resolver: DependencyResolver) -> WandbRun:
+    def open_wandb(resolver: DependencyResolver) -> Run:
         return open_run(resolver.resolve(Path), read_configuration(resolver))
 
     def create_screen(resolver: DependencyResolver) -> TrainingScreen:
@@ -81,8 +82,8 @@ def register_recorders(container: DependencyContainer, *, trains: bool) -> None:
 
     remove_provider(container, MetricRecorder)
     container.register(MetricRecorder, create_recorder, singleton=True)
-    remove_provider(container, WandbRun)
-    container.register(WandbRun, open_wandb, singleton=True)
+    remove_provider(container, Run)
+    container.register(Run, open_wandb, singleton=True)
     if trains:
         container.register(TrainingScreen, create_screen, singleton=True)
 

@@ -9,22 +9,17 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
+import wandb
 from fairseq2.metrics.recorders import MetricRecorder
 from fairseq2.recipe.error import RecipeError
 from typing_extensions import override
 
-from d2v_plugin.core.lazy import LazyModule
 from d2v_plugin.core.log import log
 from d2v_plugin.core.storage import write_atomically
 from d2v_plugin.training.recorders.configuration import Configuration
 from d2v_plugin.training.recorders.names import flatten
-
-if TYPE_CHECKING:
-    import wandb
-else:
-    wandb = LazyModule("wandb")
 
 PERSISTENT: Final = "persistent"
 ID_FILE: Final = "wandb_run_id"
