@@ -229,10 +229,10 @@ def test_square_pictures_become_the_same_pixels(elsewhere: Found, name: str, pla
 
 
 def test_what_the_pages_show_works(elsewhere: Found) -> None:
-    using, readme = (ROOT.joinpath(page).read_text(encoding="utf-8") for page in ("recipes/using.md", "README.md"))
+    page, readme = (ROOT.joinpath(page).read_text(encoding="utf-8") for page in ("recipes/exporting.md", "README.md"))
     blocks = [
-        re.findall(rf"<!-- code: {name} -->\n```python\n(.*?)```", page, re.DOTALL)
-        for page, name in ((readme, "elsewhere"), (using, "hugging face"), (using, "hugging face encoder"))
+        re.findall(rf"<!-- code: {name} -->\n```python\n(.*?)```", text, re.DOTALL)
+        for text, name in ((readme, "elsewhere"), (page, "hugging face"), (page, "hugging face encoder"))
     ]
     assert all(len(found) == 1 for found in blocks)
     given = """
