@@ -164,11 +164,13 @@ class OneByOne:
 
 
 def test_a_small_study_runs_and_repeating_it_runs_nothing(
-    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_recipe: Path, few_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probing = "probing: {probes: [{name: linear}, {name: knn}], train_split: probe, baselines: false}\n"
     tiny_recipe.write_text(tiny_recipe.read_text() + probing + "lr_scheduler: {config: {num_warmup_steps: 1}}\n")
-    for name, content in (("study", STUDY), ("mae", MAE), ("fine_tuning", FINE_TUNING)):
+    data = f"dataset: {{config_overrides: {{path: {few_pictures}}}}}\n"
+    tiny_recipe.write_text(tiny_recipe.read_text().replace(f"path: {ROOT}/manifests/digits", f"path: {few_pictures}"))
+    for name, content in (("study", STUDY), ("mae", MAE), ("fine_tuning", FINE_TUNING + data)):
         (tmp_path / f"{name}.yaml").write_text(content)
     runs: list[str] = []
 
