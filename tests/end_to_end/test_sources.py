@@ -108,7 +108,10 @@ def test_recordings_as_other_toolkits_name_them(command: Command, tmp_path: Path
     for make in (corpora.kaldi, corpora.espnet, corpora.nemo, corpora.lhotse_cuts, corpora.timit, corpora.librispeech):
         parts.append(tmp_path / f"from_{make.__name__}")
         run(command, "manifest", "import", make(tmp_path / make.__name__, sounds), parts[-1])
-    columns = {"audio": [{"bytes": corpora.encode("audio", row, sounds), "path": None} for row in range(4)], "sentence": ["so", "no", "so", "no"]}
+    columns = {
+        "audio": [{"bytes": corpora.encode("audio", row, sounds), "path": None} for row in range(4)],
+        "sentence": ["so", "no", "so", "no"],
+    }
     parts.append(tmp_path / "from_saved")
     run(command, "manifest", "import", corpora.write_saved(tmp_path / "hub", columns, audio={"_type": "Audio"}), parts[-1])
     parts.append(tmp_path / "from_fairseq")

@@ -151,7 +151,7 @@ def write_table(path: Path, columns: dict[str, list[Any]], **features: Any) -> P
 
 
 def write_saved(folder: Path, columns: dict[str, list[Any]], **features: Any) -> Path:
-    """A dataset of two splits, as Hugging Face's ``save_to_disk`` writes it; the first quarter of the rows is to validate with."""
+    """A dataset of two splits, as Hugging Face's ``save_to_disk`` writes it; the first quarter of the rows is validated with."""
     quarter = len(next(iter(columns.values()))) // 4
     for split, rows in (("train", slice(quarter, None)), ("validation", slice(quarter))):
         write_table(folder / split, {name: values[rows] for name, values in columns.items()}, **features)
