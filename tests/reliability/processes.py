@@ -51,7 +51,7 @@ class Ranks:
             process.start()
             self.processes.append(process)
 
-    def wait(self, seconds: float = 60) -> list[int]:
+    def wait(self, seconds: float = 180) -> list[int]:
         """The exit statuses; -N = killed by signal N."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
@@ -97,7 +97,7 @@ def call(function: Callable[..., None], *args: object) -> BaseProcess:
     return process
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
