@@ -72,7 +72,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_recipe_text: str) -> Run
     printed = ""
     for name, words in commands.items():
         ranks = Ranks(["recipe", *words], folder / f"{name}_printed", size=2)
-        assert ranks.wait(240) == [0, 0], ranks.output()[-3000:]
+        assert ranks.wait() == [0, 0], ranks.output()[-3000:]
         printed += "".join(path.read_text() for path in sorted((folder / f"{name}_printed").iterdir()))
 
     return Runs(folder, printed)

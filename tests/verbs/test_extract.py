@@ -120,7 +120,7 @@ def test_two_processes_that_were_killed_and_then_one_write_what_one_writes(comma
     (tmp_path / "killer.py").write_text(KILLER)
     words = ["recipe", "extract", "--extension", tmp_path / "killer.py", out, "--config", f"checkpoint.path={run}", *settings]
 
-    assert Ranks(words, tmp_path / "printed", size=2).wait(240)[1] == -signal.SIGKILL
+    assert Ranks(words, tmp_path / "printed", size=2).wait()[1] == -signal.SIGKILL
 
     assert not read_index(out)["complete"]
     written = {path.name: path.stat().st_mtime_ns for path in (out / "features").glob("shard-*")}

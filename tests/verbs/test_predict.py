@@ -290,7 +290,7 @@ def test_two_processes_that_were_killed_and_then_one_write_what_one_writes(comma
     words = ["recipe", "predict", "--extension", tmp_path / "killer.py", out, "--config", f"checkpoint.path={model}"]
     words += [f"inputs={WORDS}/valid.tsv", "common.torch.num_threads=1", *settings]
 
-    assert Ranks(words, tmp_path / "printed", size=2).wait(240)[1] == -signal.SIGKILL
+    assert Ranks(words, tmp_path / "printed", size=2).wait()[1] == -signal.SIGKILL
     assert not (out / "predictions.jsonl").exists()
     written = {path.name: path.stat().st_mtime_ns for path in (out / "parts").glob("part-*")}
     assert "part-00001.jsonl" in written and "part-00003.jsonl" not in written
