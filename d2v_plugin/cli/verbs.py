@@ -23,10 +23,11 @@ def train(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     switched = {switches[word]: True for word in words if word in switches}
     words = [word for word in words if word not in switches]
     if "-h" not in words and "--help" not in words:
+        from d2v_plugin.cli.listing import is_extended
         from d2v_plugin.verbs.train.first_checks import find_mistakes
 
         check_words(words)
-        fail_if_mistaken(find_mistakes(words))
+        fail_if_mistaken(find_mistakes(words, extended=is_extended(extensions)))
 
     from d2v_plugin.training.checkpoints.resume import Resume
     from d2v_plugin.verbs.train.recipe import TrainRecipe
