@@ -36,16 +36,17 @@ def find_mistakes(words: Sequence[str], *, extended: bool = False) -> list[str]:
     if not has_output and "--dump-config" not in words:
         return []
     try:
-        overrides = [*([] if path is None else read_whole(path)), merge(map(_nest, settings))]
+        in_file = [] if path is None else read_whole(path)
     except RecipeFileError as ex:
         return [str(ex)]
-    config = merge(overrides)
+    overrides = [*map(_nest, settings)]
+    config, given = merge([*in_file, *overrides]), merge(overrides)
     source = "" if path is None else f"{path}: "
 
     mistakes = []
     for place, sentence in KnownSettings(extended=extended).find_mistakes(config):
-        given = place and look_up(overrides[-1], ".".join(place)) is not None
-        mistakes.append(("--config: " if given else source if place else "") + sentence)
+        is_given = place and look_up(given, ".".join(place)) is not None
+        mistakes.append(("--config: " if is_given else source if place else "") + sentence)
     if "--dump-config" not in words:
         mistakes += [*_check_paths(config), *_check_dataset(config)]
     regime = look_up(config, "regime")
