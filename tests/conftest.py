@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cores, and sums keep one order
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""  # or each process that tests start compiles what it imports: 4 seconds, of 7
 os.environ.setdefault("FAIRSEQ2_EXTENSION_TRACE", "1")  # a broken extension fails instead of being left out
 
 import d2v_plugin  # noqa: F401  # makes fairseq2 importable
@@ -19,6 +22,7 @@ import d2v_plugin  # noqa: F401  # makes fairseq2 importable
 import fairseq2.recipe  # noqa: F401  # before fairseq2's other modules, which need it
 import pytest
 import torch
+from fairseq2.assets.metadata_provider import StandardPackageAssetMetadataLoader
 from safetensors.torch import load_file
 
 from d2v_plugin.cli.main import main
@@ -101,6 +105,19 @@ def tiny_recipe(tmp_path: Path, tiny_recipe_text: str) -> Path:
     path.write_text(tiny_recipe_text)
 
     return path
+
+
+@pytest.fixture(scope="session")
+def few_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 24 digits, three batches of the tiny recipe, and as many for validation and probes."""
+    digits, folder = ROOT / "manifests" / "digits", tmp_path_factory.mktemp("few_pictures")
+    for split in ("train", "valid", "probe"):
+        root, *rows = (digits / f"{split}.tsv").read_text().splitlines()
+        header = [row for row in rows if row.startswith("#")]
+        rows = [str(digits / root), *header, *rows[len(header) : len(header) + 24]]
+        (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n")
+
+    return folder
 
 
 FairseqCheckpoint = Callable[..., Path]
@@ -248,6 +265,23 @@ def with_head(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         return folder / kind
 
     return create
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _commands_begin_at_once() -> Iterator[None]:
+    """Each command of a process would parse fairseq2's cards anew, and go through all objects of the session to free some."""
+    load, parsed = StandardPackageAssetMetadataLoader.load, dict[str, Any]()
+
+    def load_once(loader: StandardPackageAssetMetadataLoader, package: str) -> Any:
+        if package not in parsed:
+            parsed[package] = load(loader, package)
+        return deepcopy(parsed[package])
+
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StandardPackageAssetMetadataLoader, "load", load_once)
+        yield
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,6 +48,11 @@ def parse_yaml(text: str) -> Any:
 
     :raises PlainYamlError: as for :func:`read_yaml`.
     """
+    return deepcopy(_parse(text))
+
+
+@lru_cache(maxsize=64)  # a command reads its recipe, and what that inherits from, several times
+def _parse(text: str) -> Any:
     try:
         _check_size(text)
         content = YAML(typ="safe", pure=True).load(text)

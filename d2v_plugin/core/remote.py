@@ -24,7 +24,7 @@ from typing import IO, Any, Final, TypeVar
 from typing_extensions import Self, override
 
 from d2v_plugin.core.secrets import hide_in
-from d2v_plugin.core.store import READ_ONLY, ask, is_url
+from d2v_plugin.core.store import READ_ONLY, ask, is_url, scheme_of
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class RemotePath(PosixPath):
     @property
     def scheme(self) -> str:
         """What the address begins with, such as ``s3``."""
-        return self.parts[0].rstrip(":")
+        return scheme_of(str(self))
 
     def check_writable(self) -> None:
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 HIDDEN: Final = "***"
@@ -48,6 +49,7 @@ _PATTERNS: Final = tuple(
 )
 
 
+@lru_cache(maxsize=1024)  # asked of all variables for each line of a log
 def is_secret(name: str) -> bool:
     """Tell by its name whether an environment variable holds a secret."""
     return name not in _DIRECTORIES and _SECRET_NAMES.search(name) is not None

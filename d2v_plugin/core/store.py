@@ -46,6 +46,11 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     return found[1] in fsspec.registry or found[1] in fsspec.available_protocols()
 
 
+def scheme_of(address: str) -> str:
+    """What an address begins with, such as ``s3``."""
+    return address.partition(":")[0]
+
+
 @lru_cache(maxsize=16)
 def open_store(scheme: str) -> Any:
     """fsspec's file system, one for all threads. Listings are not cached, since other processes write, too."""
@@ -81,7 +86,7 @@ def ask(address: str, request: Callable[[Any, str], T], *, writes: bool = False)
     :param writes: whether it changes anything.
     :raises OSError: it cannot be answered; names the place.
     """
-    scheme = address.partition(":")[0]
+    scheme = scheme_of(address)
     if writes and scheme in READ_ONLY:
         raise OSError(errno.EROFS, "a web server is only read from; name a folder or an object store", hide_in(address))
     pause = _FIRST_PAUSE
@@ -98,7 +103,7 @@ def ask(address: str, request: Callable[[Any, str], T], *, writes: bool = False)
 
 def is_concurrent(address: str) -> bool:
     """Tell if a store answers several requests of one thread at the same time."""
-    return bool(open_store(address.partition(":")[0]).async_impl)
+    return bool(open_store(scheme_of(address)).async_impl)
 
 
 def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
@@ -110,7 +115,7 @@ def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
         return []
     addresses, starts, stops = map(list, zip(*ranges, strict=True))
     try:
-        found = open_store(ranges[0][0].partition(":")[0]).cat_ranges(addresses, starts, stops, on_error="return")
+        found = open_store(scheme_of(addresses[0])).cat_ranges(addresses, starts, stops, on_error="return")
     except Exception:  # of all of them; whoever asks again is told
         found = [None] * len(ranges)
     return [

@@ -10,7 +10,7 @@ from functools import lru_cache
 from threading import Lock
 
 from d2v_plugin.core.remote import place
-from d2v_plugin.core.store import is_url
+from d2v_plugin.core.store import is_url, scheme_of
 from d2v_plugin.data.store_reading import MAX_BYTES, store_reader
 
 
@@ -34,7 +34,7 @@ class Location:
     @property
     def scheme(self) -> str:
         """What an address begins with, such as ``s3``."""
-        return self.path.partition(":")[0]
+        return scheme_of(self.path)
 
     def __str__(self) -> str:
         return self.path if self.size is None else f"{self.path}:{self.offset}:{self.size}"

@@ -1,22 +1,19 @@
-"""Readers: endless batches in a given order, one pass over a split, and the native pipeline below them."""
+"""Readers: endless batches in a given order, and one pass over a split."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any, Final
+from typing import Final
 
-import torch
-from fairseq2.data.data_pipeline import DataPipeline, DataPipelineBuilder, read_sequence
+from fairseq2.data.data_pipeline import DataPipeline, read_sequence
 from fairseq2.datasets import DataPipelineReader, DataReader, SyncMode
 from fairseq2.device import Device
 from fairseq2.gang import Gangs
 from fairseq2.recipe.error import RecipeError
-from threadpoolctl import ThreadpoolController
 from typing_extensions import Self, override
 
 from d2v_plugin.core.batch import Batch, Modality
@@ -27,9 +24,8 @@ from d2v_plugin.data.batches import ReadBatch
 from d2v_plugin.data.composed_readers import WrappedReader
 from d2v_plugin.data.mixture import Mixture
 from d2v_plugin.data.order import Order, RowBatch, Share
+from d2v_plugin.data.pipeline import build_pipeline
 from d2v_plugin.data.store_reading import Locate, ReadAhead
-
-_PREFETCH = 2
 
 DATA_KEY: Final = "data"
 """In a reader's state: the hash of what it reads."""
@@ -259,30 +255,3 @@ def _pin_for(device: Device, read: ReadBatch) -> ReadBatch:
         return batch
 
     return read_pinned
-
-
-def build_pipeline(source: DataPipelineBuilder, read: Callable[[Any], Batch | None]) -> DataPipeline:
-    """The native pipeline: read whole batches in threads, in order, a few ahead.
-
-    A thread works on a whole batch: decoding and resizing release the interpreter lock, and a call per batch costs less
-    than a call per sample. The source must be native: fairseq2 0.8.1 frees a Python iterator without holding that lock. A
-    :class:`Batch` passes as it is, where tensors would be unpacked: with a PyTorch newer than fairseq2n's that crashes.
-    """
-    openmp = ThreadpoolController().select(user_api="openmp")
-
-    def read_alone(key: Any) -> Batch | None:
-        # Keep PyTorch from starting threads of its own within each of the pipeline's, which takes a third more processor time.
-        # It sets their number when a thread first asks for it: what is set before has no effect. Nothing is remembered, since
-        # the pipeline's threads are new to Python at every call.
-        torch.get_num_threads()
-        openmp.limit(limits=1)
-        return read(key)
-
-    batches = source.map(read_alone, num_parallel_calls=count_threads()).filter(lambda batch: batch is not None)
-
-    return batches.prefetch(_PREFETCH).and_return()
-
-
-def count_threads() -> int:
-    """The processors this process may use, shared fairly with the other ranks of this machine."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

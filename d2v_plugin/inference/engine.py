@@ -17,7 +17,7 @@ from d2v_plugin.criteria.supervised.base import SupervisedCriterion
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.batches import batch_by_length
 from d2v_plugin.data.order import RowBatch
-from d2v_plugin.data.reader import build_pipeline
+from d2v_plugin.data.pipeline import build_pipeline
 from d2v_plugin.extraction.chunks import SAMPLE_RATE, count_samples, find_long, iterate_chunks
 from d2v_plugin.inference.reading import Reader
 from d2v_plugin.inference.samples import Samples

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import os
+import re
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +76,35 @@ def test_samples_and_their_order_are_those_of_local_files(name: str) -> None:
         assert torch.equal(next(again)[0].inputs, next(here)[0].inputs)
     rows = [list(each.open_rows("valid").read(0, 6, 4)) for each in (local, remote)]
     assert all(torch.equal(one.inputs, other.inputs) for one, other in zip(*rows, strict=True))
+
+
+class Ranges(SimpleHTTPRequestHandler):
+    """A web server that gives parts of files, as they all do but Python's own."""
+
+    def do_GET(self) -> None:
+        file, found = Path(self.translate_path(self.path)), re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if found is None or not file.is_file():
+            return super().do_GET()
+        data = file.read_bytes()[int(found[1]) : int(found[2]) + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {found[1]}-{found[2]}/{file.stat().st_size}")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_web_server_is_read_from() -> None:
+    task, family = TASKS["words"]
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=str(MANIFESTS))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        folder = place(f"http://127.0.0.1:{server.server_port}/words")
+        here, there = (task.open(family.open(ManifestConfig(path=path)), report=None) for path in (MANIFESTS / "words", folder))
+        for one, other in zip(*(each.open_rows("valid").read(0, 6, 4) for each in (here, there)), strict=True):
+            assert torch.equal(one.inputs, other.inputs)
+        server.shutdown()
 
 
 @pytest.mark.parametrize("name", TASKS)

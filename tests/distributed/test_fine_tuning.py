@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import Ranks
 from torch import Tensor
 
 from d2v_plugin.cli.main import main
@@ -36,7 +33,7 @@ pictures: {{enabled: false}}
 
 @dataclass
 class Runs:
-    """Where runs and evaluations lie, and what the two processes printed."""
+    """Where runs and evaluations lie, and what two processes printed, one run after the other."""
 
     folder: Path
     printed: str
@@ -57,15 +54,6 @@ class Runs:
         return json.loads((self.folder / evaluation / "scores.json").read_text())["scores"]["valid"]  # type: ignore[no-any-return]
 
 
-def find_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
-    try:
-        return [server.getsockname()[1] for server in sockets]
-    finally:
-        for server in sockets:
-            server.close()
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_recipe_text: str) -> Runs:
     folder = tmp_path_factory.mktemp("fine_tuning")
@@ -76,20 +64,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_recipe_text: str) -> Run
     main(["recipe", "train", "--config-file", str(folder / "tune.yaml"), str(folder / "one")])
     main(["recipe", "evaluate", str(folder / "one_by_one"), "--config", f"checkpoint.path={folder / 'one'}"])
 
-    commands = [["recipe", "train", "--config-file", str(folder / "tune.yaml"), str(folder / name), "--config",
-                 f"trainer.data_parallelism={name}"] for name in ("ddp", "fsdp")]  # fmt: skip
-    commands.append(["recipe", "evaluate", str(folder / "one_by_two"), "--config", f"checkpoint.path={folder / 'one'}"])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    result = subprocess.run(
-        [*launcher, str(Path(__file__).parent / "run_commands.py"), json.dumps(commands), json.dumps(find_ports(len(commands)))],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "FAIRSEQ2_DEVICE": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])},
-        timeout=150,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    commands: dict[str, list[object]] = {
+        name: ["train", "--config-file", folder / "tune.yaml", folder / name, "--config", f"trainer.data_parallelism={name}"]
+        for name in ("ddp", "fsdp")
+    }
+    commands["one_by_two"] = ["evaluate", folder / "one_by_two", "--config", f"checkpoint.path={folder / 'one'}"]
+    printed = ""
+    for name, words in commands.items():
+        ranks = Ranks(["recipe", *words], folder / f"{name}_printed", size=2)
+        assert ranks.wait() == [0, 0], ranks.output()[-3000:]
+        printed += "".join(path.read_text() for path in sorted((folder / f"{name}_printed").iterdir()))
 
-    return Runs(folder, result.stdout)
+    return Runs(folder, printed)
 
 
 RUNS = ("one", "ddp", "fsdp")

@@ -17,7 +17,10 @@ from d2v_plugin.criteria.base import Criterion
 
 ABLATIONS = Path(__file__).parents[2] / "recipes" / "ablations"
 
-SHORT = ("regime.num_steps=4", "regime.publish_metrics_every_n_steps=2", "regime.checkpoint_every_n_steps=4", "probing.probes=[]")
+SHORT = (
+    *("regime.num_steps=2", "regime.publish_metrics_every_n_steps=1", "regime.checkpoint_every_n_steps=2"),
+    *("probing.probes=[]", "pictures.enabled=false", "common.torch.num_threads=1"),
+)
 
 # Criterion -> recipes with it; between them all modalities in which it works.
 RECIPES = {
@@ -49,12 +52,11 @@ def test_a_criterion_trains_from_the_command_line(command: Any, tmp_path: Path, 
     outcome = command("recipe", "train", "--config-file", path, out, "--config", *SHORT)
 
     assert outcome.status == 0, outcome.err
-    assert (out / "checkpoints" / "step_4" / "model").is_dir()
+    assert (out / "checkpoints" / "step_2" / "model").is_dir()
     lines = [json.loads(line) for line in (out / "metrics" / "train.jsonl").read_text().splitlines()]
-    assert [line["Step"] for line in lines] == [2, 4]
+    assert [line["Step"] for line in lines] == [1, 2]
     assert all(math.isfinite(line["Loss"]) and line["Gradient Norm"] > 0 for line in lines)
-    dumped = command("recipe", "train", "--config-file", path, "--dump-config").out
-    assert f"\ncriterion:\n  name: {criterion}\n" in dumped
+    assert f"\ncriterion:\n  name: {criterion}\n" in (out / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize("criterion", ["last_layer_regression", "mae"])

@@ -15,18 +15,18 @@ ROOT = Path(__file__).parents[2]
 # The demos, with as little of everything as still shows it.
 SMALLER = {
     "digits": [
-        "regime.num_steps=80",
+        *("regime.num_steps=80", "regime.validate_every_n_steps=80"),
         "task.config.batch_size=16",
         "criterion.config.num_views=4",
         "criterion.config.ema.start=0.9",
     ],
-    "words": ["regime.num_steps=100"],
-    "books": ["lr_scheduler.config.num_warmup_steps=20"],
+    "words": ["regime.num_steps=100", "regime.validate_every_n_steps=100"],
+    "books": ["lr_scheduler.config.num_warmup_steps=20", "regime.validate_every_n_steps=150"],
 }
 COMMON = [
     "regime.publish_metrics_every_n_steps=20",
-    "regime.validate_every_n_steps=20",
     "regime.validate_at_start=true",
+    "pictures.enabled=false",
     "regime.checkpoint_every_n_steps=null",
     "lr_scheduler.config.num_warmup_steps=10",
     "common.torch.num_threads=1",
@@ -45,7 +45,7 @@ def train(command: Any, name: str, out: Path, *overrides: str) -> None:
 
 @pytest.mark.parametrize("name", SMALLER)
 def test_loss_falls_and_probes_rise(command: Any, tmp_path: Path, name: str) -> None:
-    train(command, name, tmp_path / "out", *SMALLER[name])
+    train(command, name, tmp_path / "out", "probing.baselines=false", *SMALLER[name])
 
     losses = [line["Loss"] for line in read_lines(tmp_path / "out" / "metrics" / "train.jsonl")]
     probes = [line["Probe Linear Accuracy"] for line in read_lines(tmp_path / "out" / "metrics" / "valid" / "probe.jsonl")]
@@ -65,7 +65,8 @@ def test_one_model_learns_from_three_modalities_and_resumes(command: Any, tmp_pa
         "lr_scheduler={name: passthrough, config: null}",
         "criterion.config.ema.anneal_steps=4",  # longer than a run it would be fitted to it
     ]
-    train(command, "multimodal", tmp_path / "whole", *fast, "regime.num_steps=8", "regime.checkpoint_every_n_steps=8")
+    steps = ["regime.num_steps=8", "regime.checkpoint_every_n_steps=8"]
+    train(command, "multimodal", tmp_path / "whole", *fast, *steps, "pictures.enabled=true")
     for num_steps in (4, 8):
         steps = [f"regime.num_steps={num_steps}", "regime.checkpoint_every_n_steps=4"]
         train(command, "multimodal", tmp_path / "parts", *fast, *steps)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 SETTINGS = [
-    *("regime.num_steps=20", "regime.checkpoint_every_n_steps=7", "regime.publish_metrics_every_n_steps=7"),
-    *("regime.validate_every_n_steps=7", "probing.probes=[{name: knn}]", "probing.train_split=probe"),
+    *("regime.num_steps=8", "regime.checkpoint_every_n_steps=3", "regime.publish_metrics_every_n_steps=3"),
+    *("regime.validate_every_n_steps=3", "probing.probes=[{name: knn}]", "probing.train_split=probe"),
 ]
 
 
@@ -50,21 +50,21 @@ def test_a_resumed_run_ends_with_identical_states(command: Any, tiny_recipe: Pat
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     words = ("recipe", "train", "--config-file", tiny_recipe)
     assert command(*words, whole, "--config", *SETTINGS).status == 0
-    # What a run that died between updates 7 and 14 leaves behind.
-    shutil.copytree(whole / "checkpoints" / "step_7", resumed / "checkpoints" / "step_7")
+    # What a run that died between updates 3 and 6 leaves behind.
+    shutil.copytree(whole / "checkpoints" / "step_3", resumed / "checkpoints" / "step_3")
 
     outcome = command(*words, resumed, "--config", *SETTINGS)
 
-    assert outcome.status == 0 and "Resuming from step 7" in " ".join(outcome.err.split())
-    expected = load_states(whole, 20)
-    assert_identical(load_states(resumed, 20), expected)
+    assert outcome.status == 0 and "Resuming from step 3" in " ".join(outcome.err.split())
+    expected = load_states(whole, 8)
+    assert_identical(load_states(resumed, 8), expected)
     kinds = {name.split("/")[0] for name in expected}
     assert kinds == {"trainer", "model", "optimizer", "data_reader"}
     assert any(".teacher." in name for name in expected) and any("exp_avg_sq" in name for name in expected)
 
-    # The comparison can fail: update 14 is not update 20.
+    # The comparison can fail: update 6 is not update 8.
     with pytest.raises(AssertionError):
-        assert_identical(load_states(whole, 14), expected)
+        assert_identical(load_states(whole, 6), expected)
 
 
 def test_the_teacher_follows_the_student_at_every_update(command: Any, tiny_recipe: Path, tmp_path: Path) -> None:

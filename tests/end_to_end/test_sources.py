@@ -22,7 +22,8 @@ from tests.data.preparation import corpora
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "demo" / "finetune_words.yaml"
 STEPS = [f"regime.{name}={count}" for name, count in (("num_steps", 2), ("checkpoint_every_n_steps", 1))]
-FAST = [*STEPS, "regime.publish_metrics_every_n_steps=1", "regime.validate_every_n_steps=2", "common.torch.num_threads=1"]
+FAST = [*STEPS, "regime.publish_metrics_every_n_steps=1", "regime.validate_every_n_steps=2", "pictures.enabled=false"]
+FAST += ["common.torch.num_threads=1", "probing.baselines=false"]
 TINY = "{dim: 32, depth: 2, num_heads: 2, audio: {conv_norm: group_norm, decoder: null}}"
 
 
@@ -79,15 +80,17 @@ def test_pictures_in_archives_on_a_store_in_tables_and_in_other_formats(
             Image.fromarray(picture).save(file, kind)
         encoded[kind] = [file.getvalue() for file in files]
     labels = [["cat", "dog"][row % 2] for row in range(8)]
-    tar, tables, loose = parts = [tmp_path / name for name in ("tar", "tables", "loose")]
+    tar, tables, saved, loose = parts = [tmp_path / name for name in ("tar", "tables", "saved", "loose")]
 
     members = {f"{row}.{kind}": data[row] for kind, data in (("png", encoded["png"]),) for row in range(8)}
     members |= {f"{row}.cls": label.encode() for row, label in enumerate(labels)}
     write_tar(place("memory://sources/tars/0.tar"), dict(sorted(members.items())))
     run(command, "manifest", "image", "memory://sources/tars", tar, "--labels", "cls", "--valid-percent", 25)
     columns = {"image": [{"bytes": data, "path": None} for data in encoded["png"]], "label": [row % 2 for row in range(8)]}
-    source = corpora.write_table(tmp_path / "t.parquet", columns, image={"_type": "Image"}, **corpora.FEATURES)
+    features = {"image": {"_type": "Image"}, **corpora.FEATURES}
+    source = corpora.write_table(tmp_path / "t.parquet", columns, **features)
     run(command, "manifest", "import", source, tables, "--labels", "label", "--valid-percent", 25)
+    run(command, "manifest", "import", corpora.write_saved(tmp_path / "hub", columns, **features), saved)
     for row, label in enumerate(labels):
         kind = ("bmp", "tiff")[row // 2 % 2]
         (path := tmp_path / "files" / label / f"{row}.{kind}").parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +108,12 @@ def test_recordings_as_other_toolkits_name_them(command: Command, tmp_path: Path
     for make in (corpora.kaldi, corpora.espnet, corpora.nemo, corpora.lhotse_cuts, corpora.timit, corpora.librispeech):
         parts.append(tmp_path / f"from_{make.__name__}")
         run(command, "manifest", "import", make(tmp_path / make.__name__, sounds), parts[-1])
+    columns = {
+        "audio": [{"bytes": corpora.encode("audio", row, sounds), "path": None} for row in range(4)],
+        "sentence": ["so", "no", "so", "no"],
+    }
+    parts.append(tmp_path / "from_saved")
+    run(command, "manifest", "import", corpora.write_saved(tmp_path / "hub", columns, audio={"_type": "Audio"}), parts[-1])
     parts.append(tmp_path / "from_fairseq")
     run(command, "manifest", "import", corpora.fairseq(tmp_path / "fairseq", sounds), parts[-1], "--labels", "text")
     members = {name: data for sound in "ab" for name, data in (
@@ -119,6 +128,19 @@ def test_recordings_as_other_toolkits_name_them(command: Command, tmp_path: Path
     settings = [*size, "regime.keep_last_n_checkpoints=null", f"model.config_overrides={TINY}"]
     scores = train_resume_and_evaluate(command, RECIPE, parts, tmp_path, settings, [])
     assert scores["valid"]["wer"] > 0
+
+
+def test_texts_of_a_saved_dataset(command: Command, tmp_path: Path) -> None:
+    texts = [f"{word} words that are common to all of them, " * 4 for word in ("many", "few", "some", "such") * 6]
+    source = corpora.write_saved(tmp_path / "hub", {"text": texts, "label": [row % 2 for row in range(24)]}, **corpora.FEATURES)
+    run(command, "manifest", "import", source, tmp_path / "texts", "--vocabulary-size", 300, "--probe-percent", 25)
+
+    model = "model.config_overrides={dim: 32, depth: 2, num_heads: 2}"
+    settings = ["probing.probes=[{name: knn}]", model, "task.config.tokens_per_sample=32", "regime.keep_last_n_checkpoints=null"]
+    settings.append("criterion.config.targets.num_layers=2")
+    recipe = RECIPE.with_name("books.yaml")
+    scores = train_resume_and_evaluate(command, recipe, [tmp_path / "texts"], tmp_path, settings, settings[:1])
+    assert 0 <= scores["probe"]["probe_knn"] <= 1
 
 
 def write_compressed(command: Command, sounds: Path, folder: Path) -> Path:

@@ -1,7 +1,8 @@
 """Loads exported folders as a stranger does: neither this package nor fairseq2 can be imported. Run as a program by the tests.
 
-``python elsewhere.py FOLDER…`` reads ``FOLDER.pt`` beside each folder, what our own model computes, and prints what it found as
-one line of JSON. ``D2V_TRANSFORMERS`` names a folder with another version of transformers, which is taken first.
+``python elsewhere.py SHOWN.py FOLDER…`` reads ``FOLDER.pt`` beside each folder, what our own model computes, runs SHOWN.py,
+and prints what it found as one line of JSON. ``D2V_TRANSFORMERS`` names a folder with another version of transformers, which is
+taken first.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +153,15 @@ def check_inputs(folder: Path, subfolder: str, case: dict[str, Any]) -> dict[str
 
 def main() -> None:
     report: dict[str, Any] = {"version": transformers.__version__, "found": {}}
-    for folder in map(Path, sys.argv[1:]):
+    for folder in map(Path, sys.argv[2:]):
         content = torch.load(folder.with_suffix(".pt"), weights_only=False)
         found = {name: check_model(folder, case) for name, case in content["models"].items()}
         inputs = {name: check_inputs(folder, name, case) for name, case in content["inputs"].items()}
         report["found"][folder.name] = {"models": found, "inputs": inputs}
+    try:
+        exec(Path(sys.argv[1]).read_text(), {})
+    except Exception:
+        report["shown"] = traceback.format_exc()
     print(json.dumps(report))
 
 

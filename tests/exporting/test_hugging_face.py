@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,8 @@ class Found:
     version: str
     found: dict[str, Any]
     expected: dict[str, Any]
-    root: Path
-    """Where the folders are."""
+    wrong: str
+    """What went wrong with the code of the pages."""
 
 
 @pytest.fixture(scope="module")
@@ -86,24 +86,48 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory, short_run: Any) -> Found
     words = short_run("words")
     export_model(words, root / "shared_encoder", format="huggingface", resolver=container, weights="teacher")
 
-    return Found(*run_elsewhere(folders.values(), root), expected, root)
+    report = run_elsewhere(read_pages(root), folders.values(), root)
+
+    return Found(report["version"], report["found"], expected, report.get("shown", ""))
 
 
-def run_elsewhere(folders: Any, cache: Path) -> tuple[str, dict[str, Any]]:
-    """Run ``elsewhere.py``, and return the version of transformers and what it found."""
-    report = json.loads(run_program([str(ELSEWHERE), *map(str, folders)], cache).splitlines()[-1])
-
-    return report["version"], report["found"]
-
-
-def run_program(words: Sequence[str], cache: Path) -> str:
-    """Run Python in a process of its own, outside of the checkout and without its path; returns what it prints."""
+def run_elsewhere(shown: str, folders: Iterable[Path], cache: Path) -> dict[str, Any]:
+    """Run ``elsewhere.py`` in a process of its own, outside of the checkout and without its path; returns what it found."""
+    (cache / "shown.py").write_text(shown)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(cache / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words], cwd=cache, env=environment, capture_output=True, text=True)
+    words = [sys.executable, str(ELSEWHERE), str(cache / "shown.py"), *map(str, folders)]
+    done = subprocess.run(words, cwd=cache, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
 
-    return done.stdout
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def read_pages(root: Path) -> str:
+    """What the pages show of exported folders, with inputs and checks."""
+    using, readme = (ROOT.joinpath(page).read_text(encoding="utf-8") for page in ("recipes/using.md", "README.md"))
+    blocks = [
+        re.findall(rf"<!-- code: {name} -->\n```python\n(.*?)```", page, re.DOTALL)
+        for page, name in ((readme, "elsewhere"), (using, "hugging face"), (using, "hugging face encoder"))
+    ]
+    assert all(len(found) == 1 for found in blocks)
+    code = GIVEN + "".join(found[0] for found in blocks) + SHOWN
+    for name, folder in (("shared_encoder", "shared_encoder"), ("shared_digits", "digits_tuned"), ("shared", "transcriber")):
+        code = code.replace(f'"out/{name}"', repr(str(root / folder)))
+
+    return code
+
+
+GIVEN = """
+import numpy as np, torch
+from PIL import Image
+waveform = np.random.default_rng(1).normal(size=16_000).astype("float32")
+waveforms, picture = torch.randn(2, 8000), Image.new("RGB", (40, 40))
+"""
+SHOWN = """
+assert len(transcripts) == 2 and logits.shape[:2] == (2, 49)
+assert name in "0123456789" and output.last_hidden_state.shape[-1] == 96 and len(output.hidden_states) == 5
+"""
 
 
 def describe_inputs(exportable: Exportable, modality: Modality, root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -229,28 +253,7 @@ def test_square_pictures_become_the_same_pixels(elsewhere: Found, name: str, pla
 
 
 def test_what_the_pages_show_works(elsewhere: Found) -> None:
-    using, readme = (ROOT.joinpath(page).read_text(encoding="utf-8") for page in ("recipes/using.md", "README.md"))
-    blocks = [
-        re.findall(rf"<!-- code: {name} -->\n```python\n(.*?)```", page, re.DOTALL)
-        for page, name in ((readme, "elsewhere"), (using, "hugging face"), (using, "hugging face encoder"))
-    ]
-    assert all(len(found) == 1 for found in blocks)
-    given = """
-import numpy as np, torch
-from PIL import Image
-waveform = np.random.default_rng(1).normal(size=16_000).astype("float32")
-waveforms, picture = torch.randn(2, 8000), Image.new("RGB", (40, 40))
-"""
-    shown = """
-assert len(transcripts) == 2 and logits.shape[:2] == (2, 49)
-assert name in "0123456789" and output.last_hidden_state.shape[-1] == 96 and len(output.hidden_states) == 5
-print("done")
-"""
-    code = given + "".join(found[0] for found in blocks) + shown
-    for name, folder in (("shared_encoder", "shared_encoder"), ("shared_digits", "digits_tuned"), ("shared", "transcriber")):
-        code = code.replace(f'"out/{name}"', repr(str(elsewhere.root / folder)))
-
-    assert run_program(["-c", code], elsewhere.root).split() == ["done"]
+    assert elsewhere.wrong == ""
 
 
 def test_heads_of_extensions_are_refused_by_name(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.models.parallel import compile_blocks
 
 
-def build(num_blocks: int) -> Data2VecModel:
+def build(num_blocks: int, modality: Modality = Modality.AUDIO) -> Data2VecModel:
     torch.manual_seed(0)
-    config = ARCHS["audio_tiny"]()
+    config = ARCHS[f"{modality.value}_tiny"]()
     config.depth = num_blocks
     model = create_model(config)
     sampler = BlockMaskSampler(BlockMaskConfig(ratio=0.5, block_size=3, adjust=0.05))
@@ -38,9 +38,12 @@ def build(num_blocks: int) -> Data2VecModel:
     return model
 
 
-def run(model: Data2VecModel, num_samples: int) -> tuple[float, dict[str, Tensor]]:
-    waveforms = torch.randn(2, num_samples, generator=torch.Generator().manual_seed(1))
-    output = model(Batch(Modality.AUDIO, waveforms, torch.arange(2)), StepInfo(number=1, seed=1))
+def run(model: Data2VecModel, *shape: int) -> tuple[float, dict[str, Tensor]]:
+    (modality,) = model.config.frontends
+    inputs = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+    if modality is Modality.TEXT:
+        inputs = (inputs * 100).long().abs() + 4
+    output = model(Batch(modality, inputs, torch.arange(2)), StepInfo(number=1, seed=1))
     model.zero_grad()
     (output.loss / output.num_targets).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -68,10 +71,18 @@ def test_a_compiled_block_equals_an_eager_one() -> None:
         assert torch.allclose(compiled_gradient, gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max())), name
 
 
-def test_few_graphs_for_any_number_of_lengths_compute_what_eager_code_does() -> None:
-    """Student and teacher, decoder, noise and targets, each for one length and then for all; blocks share them.
+SHAPES = {
+    Modality.AUDIO: [(4000,), (5000,), (6300,), (7100,), (8200,)],
+    Modality.IMAGE: [(3, 32, 32), (3, 24, 40), (3, 40, 40), (3, 28, 36), (3, 48, 32)],
+    Modality.TEXT: [(40,), (25,), (60,), (33,), (50,)],
+}
 
-    Those of the first length go through everything but the code generator, which takes minutes for whole models.
+
+@pytest.mark.parametrize(("modality", "shapes"), SHAPES.items())
+def test_few_graphs_for_any_number_of_shapes_compute_what_eager_code_does(modality: Modality, shapes: Any) -> None:
+    """Student and teacher, decoder, noise and targets, each for one shape and then for all; blocks share them.
+
+    Those of the first shape go through everything but the code generator, which takes minutes for whole models.
     """
     graphs: list[int] = []
 
@@ -79,13 +90,13 @@ def test_few_graphs_for_any_number_of_lengths_compute_what_eager_code_does() -> 
         graphs.append(1)
         return aot_eager(module, inputs) if not totals else module.forward
 
-    eager, traced = build(4), build(4)
+    eager, traced = build(2, modality), build(2, modality)
     torch.compiler.reset()
     compile_blocks(traced, backend=count, fullgraph=True)
     totals: list[int] = []
-    for num_samples in (4000, 5000, 6300, 7100, 8200):
-        loss, gradients = run(eager, num_samples)
-        traced_loss, traced_gradients = run(traced, num_samples)
+    for shape in shapes:
+        loss, gradients = run(eager, *shape)
+        traced_loss, traced_gradients = run(traced, *shape)
         totals.append(len(graphs))
 
         assert traced_loss == pytest.approx(loss, rel=1e-4)

@@ -22,8 +22,6 @@ from d2v_plugin.training.checkpoints.saving import Saving
 from d2v_plugin.training.stopping import ECHO_SECONDS
 from d2v_plugin.training.unit import CriterionUnit
 
-DIGITS = Path(__file__).parents[2] / "manifests" / "digits"
-
 # Metrics every 4 updates, so that most stops fall within an interval.
 SETTINGS = [
     *("regime.num_steps=400", "regime.checkpoint_every_n_steps=null", "regime.publish_metrics_every_n_steps=4"),
@@ -40,20 +38,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_recipe_text: str) -> P
     path.write_text(tiny_recipe_text)
 
     return path
-
-
-@pytest.fixture(scope="module")
-def few_pictures(recipe: Path) -> Path:
-    """A dataset of 24 pictures, 3 batches."""
-    folder = recipe.parent / "few"
-    folder.mkdir()
-    for split in ("train", "valid", "probe"):
-        root, *rows = (DIGITS / f"{split}.tsv").read_text().splitlines()
-        header = [row for row in rows if row.startswith("#")]
-        rows = [str(DIGITS / root), *header, *rows[len(header) : len(header) + 24]]
-        (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n")
-
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq2.data.data_pipeline import DataPipeline
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs, create_fake_gangs
 from fairseq2.recipe.error import DatasetTypeNotValidError, RecipeError
 
-from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.validation import ensure_valid
-from d2v_plugin.data import reader as reading
+from d2v_plugin.data import pipeline
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamplesError
 from d2v_plugin.data.dataset import AudioManifest, ImageManifest, ManifestConfig
 from d2v_plugin.data.image import ImageReadingConfig
@@ -124,8 +123,8 @@ def test_ranks_share_the_updates_of_one_process(size: int, max_batch_size: int |
 
 def test_threads_and_prefetching_do_not_change_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = take(open_reader(), 5)
-    monkeypatch.setattr(reading, "count_threads", lambda: 7)
-    monkeypatch.setattr(reading, "_PREFETCH", 5)
+    monkeypatch.setattr(pipeline, "count_threads", lambda: 7)
+    monkeypatch.setattr(pipeline, "_PREFETCH", 5)
 
     assert_same(take(open_reader(), 5), expected)
 
@@ -193,7 +192,6 @@ def test_ranks_share_a_labelled_split_and_nothing_is_dropped(monkeypatch: pytest
         # The fake gang does not know how many batches the other ranks have: read the pipeline alone.
         reader = task.create_labelled_reader(make_gangs(rank, 3), "valid")
         pipeline = reader._reader._pipeline  # type: ignore[attr-defined]
-        assert isinstance(pipeline, DataPipeline)
         seen += [row for batch in pipeline for row in batch.ids.tolist()]
 
     assert sorted(seen) == list(range(597))
@@ -310,23 +308,6 @@ def test_a_reader_can_be_dropped_while_it_reads() -> None:
         reader.load_state_dict(reader.state_dict())
         next(reader)
         del reader
-
-
-def test_the_pipelines_threads_start_none_of_their_own() -> None:
-    before, numbers = torch.get_num_threads(), []
-
-    def read(unit: int) -> Batch:
-        numbers.append(torch.get_num_threads())
-        return Batch(Modality.IMAGE, torch.empty(1), torch.tensor([unit]))
-
-    torch.set_num_threads(3)
-    try:
-        pipeline = iter(reading.build_pipeline(DataPipeline.count(0), read))
-        [next(pipeline) for _ in range(8)]
-        assert set(numbers) == {1}
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_kernels_are_timed_only_where_images_have_one_size() -> None:

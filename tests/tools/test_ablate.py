@@ -177,7 +177,9 @@ def select_rows() -> list[str]:
 
 @pytest.mark.parametrize("recipe", select_rows())
 def test_the_rows_of_the_papers_ablations_train(command: Any, tmp_path: Path, recipe: str) -> None:
-    settings = [*SHORT, "probing.probes=[]"]
+    settings = [*SHORT, "probing.probes=[]", "pictures.enabled=false", "common.torch.num_threads=1"]
+    if runner.merge_recipe(ABLATIONS / recipe)["task"]["name"] == "image_pretraining":
+        settings.append("task.config.batch_size=8")
 
     outcome = command("recipe", "train", "--config-file", ABLATIONS / recipe, tmp_path / "out", "--config", *settings)
 

@@ -64,6 +64,18 @@ def test_costs_are_those_that_recipes_state(name: str) -> None:
     assert found is not None and found.hours * gpus == pytest.approx(float(hours), rel=0.03)
 
 
+@pytest.mark.parametrize("name", ["image/imagenette_small", "image/imagenette_small_mae", "image/cifar10_tiny"])
+def test_recipes_with_bases_and_overrides_are_counted(name: str) -> None:
+    text = (ROOT / "recipes" / f"{name}.yaml").read_text()
+    (gflops,) = re.findall(r"([\d.]+) GFLOP per image", text)
+    (total,) = re.findall(r": ([\d.e]+) FLOP in all", text)
+
+    run = read_run(ROOT / "recipes" / f"{name}.yaml")
+
+    assert run.flops == pytest.approx(1e9 * float(gflops), rel=0.01)
+    assert run.samples * run.updates * run.flops == pytest.approx(float(total), rel=0.03)
+
+
 def test_the_hours_of_the_paper_are_a_plausible_utilization() -> None:
     """83.7 % top-1 in 50.7 / 16.4 hours, after 20 epochs on 16 GPUs; their kind, here an A100, is not in the sources at hand."""
     epochs, images, batch = 20, 1_281_167, 256

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from d2v_plugin.cli.main import main
-from tools.experiments import runner, study
+from tools.experiments import runner, study, window
 from tools.experiments.report import compare_costs, cost_of, format_interval, format_ratios, write_report
 
 ROOT = Path(__file__).parents[2]
@@ -164,11 +164,13 @@ class OneByOne:
 
 
 def test_a_small_study_runs_and_repeating_it_runs_nothing(
-    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_recipe: Path, few_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probing = "probing: {probes: [{name: linear}, {name: knn}], train_split: probe, baselines: false}\n"
     tiny_recipe.write_text(tiny_recipe.read_text() + probing + "lr_scheduler: {config: {num_warmup_steps: 1}}\n")
-    for name, content in (("study", STUDY), ("mae", MAE), ("fine_tuning", FINE_TUNING)):
+    data = f"dataset: {{config_overrides: {{path: {few_pictures}}}}}\n"
+    tiny_recipe.write_text(tiny_recipe.read_text().replace(f"path: {ROOT}/manifests/digits", f"path: {few_pictures}"))
+    for name, content in (("study", STUDY), ("mae", MAE), ("fine_tuning", FINE_TUNING + data)):
         (tmp_path / f"{name}.yaml").write_text(content)
     runs: list[str] = []
 
@@ -205,3 +207,48 @@ def test_only_known_parts_can_be_left_out(tmp_path: Path, capsys: pytest.Capture
         study.main([str(tmp_path / "study.yaml"), "--output", str(tmp_path), "--only", "smells"])
 
     assert "the parts of" in capsys.readouterr().err
+
+
+def note_time(folder: Path, seconds: float) -> float:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "timing.json").write_text(json.dumps({"seconds": seconds}))
+
+    return seconds
+
+
+def test_a_window_trains_and_the_study_goes_on_from_what_it_left(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_here(words: list[str], log_path: Path) -> None:
+        log_path.touch()
+        assert not main(words)
+
+    file = tmp_path / "gpu.yaml"
+    method = "{recipe: tiny.yaml, grid: [optimizer.config.lr=1.0e-3]}"
+    fine_tuning = "{recipe: tiny.yaml, score: accuracy, title: top-1}"
+    part = f"{{title: t, seconds: 1, seeds: [1], published: {{}}, methods: {{ours: {method}}}, fine_tuning: {fine_tuning}}}"
+    file.write_text(f"tuning_seed: 0\nparts: {{images: {part}}}\n")
+    monkeypatch.setattr(window, "STUDY", file)
+    monkeypatch.setattr(window, "ROOT", tmp_path)
+    monkeypatch.setattr(runner, "run_command", run_here)
+    monkeypatch.setattr(study, "time_update", lambda method, plan: note_time(method.folder(plan) / "timing", 1.5))
+
+    window.main(["carry", "images", f"{tmp_path}/data", "--megabytes", "0.1"])
+    assert (tmp_path / "data" / "train.bin").stat().st_size == pytest.approx(1e5, rel=0.01)
+    probes = "probing={probes: [{name: linear}, {name: knn}], train_split: probe, valid_split: valid}"
+    words = ["train", "images", f"{tmp_path}/out", "--data", f"{tmp_path}/data", "--minutes", "0.5", "--config", probes]
+    window.main(words)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("python -m tools.experiments.study gpu.yaml --output ")
+
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "out" / "window_0.tar").rename(home / "window_0.tar")
+    window.main(["unpack", str(home)])
+    (run,) = (home / "runs" / "images" / "ours").glob("*_seed_1")
+    assert (run / "encoder" / "model.safetensors").exists() and not (run / "checkpoints").exists()
+
+    monkeypatch.setattr(runner, "run_command", pytest.fail)
+    study.main([str(file), "--output", f"{home}/runs", "--seconds", line.split()[-1], "--no-fine-tuning"])
+    numbers = json.loads((home / "runs" / "images" / "numbers.json").read_text())
+    assert len(numbers["methods"][0]["curves"]["1"]["linear"]) > 1

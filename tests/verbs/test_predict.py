@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import soundfile
 import torch
 
 from d2v_plugin.scoring.scores import accuracy, mean_average_precision, pearson, word_error_rate
+from tests.reliability.processes import Ranks
 
 ROOT = Path(__file__).parents[2]
 WORDS = ROOT / "manifests" / "words"
@@ -287,19 +287,11 @@ def setup_fairseq2_extension(container):
 def test_two_processes_that_were_killed_and_then_one_write_what_one_writes(command: Any, with_head: Any, tmp_path: Path) -> None:
     model, out, settings = with_head("transcripts"), tmp_path / "out", ["prediction.part_size=20"]
     (tmp_path / "killer.py").write_text(KILLER)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "d2v_plugin"]
     words = ["recipe", "predict", "--extension", tmp_path / "killer.py", out, "--config", f"checkpoint.path={model}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAIRSEQ2_DEVICE": "cpu"}
+    words += [f"inputs={WORDS}/valid.tsv", "common.torch.num_threads=1", *settings]
 
-    killed = subprocess.run(
-        [*launcher, *map(str, words), f"inputs={WORDS}/valid.tsv", "common.torch.num_threads=1", *settings],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-    )
-
-    assert killed.returncode != 0 and not (out / "predictions.jsonl").exists()
+    assert Ranks(words, tmp_path / "printed", size=2).wait()[1] == -signal.SIGKILL
+    assert not (out / "predictions.jsonl").exists()
     written = {path.name: path.stat().st_mtime_ns for path in (out / "parts").glob("part-*")}
     assert "part-00001.jsonl" in written and "part-00003.jsonl" not in written
 

@@ -24,6 +24,7 @@ from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.data2vec1 import blocks
 from d2v_plugin.models.data2vec2 import encoder
 from d2v_plugin.models.families import FAMILIES
+from d2v_plugin.verbs.own.memory import read_model
 from d2v_plugin.verbs.train.config import TrainConfig
 from tools.flops import count_flops
 
@@ -76,18 +77,15 @@ class Needs:
     """Counts for the model and criterion of a recipe; what is computed again to save memory or time does not count."""
 
     def __init__(self, context: RecipeContext) -> None:
-        """:param context: of a training recipe whose model has no overrides."""
+        """:param context: of a training recipe."""
         config = context.get_config_as(TrainConfig)
         section = config.model
-        if section.config_overrides is not None:
-            raise SystemExit("Recipes with `model.config_overrides` cannot be counted; register an arch for them.")
         assert section.family is not None and section.arch is not None
-        family = FAMILIES[section.family]
         with torch.device("meta"):
-            model = family.create(family.archs[section.arch]())
+            model = FAMILIES[section.family].create(read_model(vars(section)))
             attach_criterion(model, create(context.resolver, Criterion, config.criterion), None, called="the criterion")
         self._model: EncoderModel = model.requires_grad_(True).train()
-        self._modality = Modality(section.arch.split("_")[0].replace("vision", "image"))
+        self._modality = Modality(section.arch.split("_")[0].replace("vision", "image").replace("spectrogram", "audio"))
         self._known: dict[tuple[torch.Size, torch.dtype], tuple[float, int]] = {}
 
     @property

@@ -28,6 +28,7 @@ from d2v_plugin.criteria.baselines.masked_lm import MaskedLMConfig, MaskedLMCrit
 from d2v_plugin.criteria.baselines.wav2vec2 import Wav2Vec2Config, Wav2Vec2Criterion
 from d2v_plugin.criteria.supervised.classification import ClassificationConfig, ClassificationCriterion
 from d2v_plugin.criteria.supervised.ctc import CtcConfig, CtcCriterion
+from d2v_plugin.data.batches import Padded, pad
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.evaluation.checkpoint import attach_criterion
 from d2v_plugin.masking.random_blocks import RandomMaskConfig, RandomMaskSampler
@@ -50,11 +51,9 @@ SPEECH, MIXED_SPEECH = (10.0,) * 4, (3.0, 5.0, 8.0, 12.0)
 SENTENCES, MIXED_SENTENCES = (64,) * 32, tuple(6 + (53 * row) // 31 for row in range(32))
 
 
-def padded(rows: Sequence[Tensor], value: float = 0) -> tuple[Tensor, Tensor | None]:
-    """Rows below each other, (N, S), and where they are padded; None = nowhere."""
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = torch.arange(int(lengths.max())) >= lengths.unsqueeze(1)
-    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value), mask if mask.any() else None
+def pad_rows(rows: Sequence[Tensor], value: int = 0) -> Padded:
+    arrays = [row.numpy() for row in rows]
+    return pad(arrays, arrays[0].dtype.type, value=value)
 
 
 def make_speech(seconds: Sequence[float], tiny: bool) -> list[Tensor]:
@@ -143,7 +142,7 @@ def extract_texts(lengths: Sequence[int]) -> Callable[[Side, bool, Path], Work]:
 
 def compare_features(side: Side, model: Any, rows: Sequence[Tensor], value: int) -> Work:
     """Features of padded rows; they agree with what theirs says of each row alone."""
-    x, mask = padded(rows, value)
+    x, mask, _ = pad_rows(rows, value)
     if side == "ours":
 
         def select() -> Tensor:
@@ -174,10 +173,10 @@ def tune_ctc(seconds: Sequence[float]) -> Callable[[Side, bool, Path], Work]:
     def begin(side: Side, tiny: bool, folder: Path) -> Work:
         rows = make_speech(seconds, tiny)
         counts = [max(2, round(12 * len(row) / SAMPLE_RATE)) for row in rows]
-        symbols, _ = padded([torch.randint(1, len(LETTERS), (count,)) for count in counts], -100)
-        x, mask = padded(rows)
+        symbols, *_ = pad_rows([torch.randint(1, len(LETTERS), (count,)) for count in counts], -100)
+        x, mask, shortest = pad_rows(rows)
         if side == "ours":
-            batch = Batch(Modality.AUDIO, x, torch.arange(len(x)), mask, min(map(len, rows)) if mask is not None else None)
+            batch = Batch(Modality.AUDIO, x, torch.arange(len(x)), mask, shortest)
             batch.labels, batch.label_lengths = symbols.clamp_min(0), torch.tensor(counts)
             config = replace(ARCHS1["audio_tiny" if tiny else "audio_base"](), layer_drop=0.0)
             return train_ours(config.without_prediction(), CtcCriterion(CtcConfig()), LabelSet(LETTERS), batch)
@@ -202,9 +201,9 @@ def tune_images(side: Side, tiny: bool, folder: Path) -> Work:
 def tune_texts(lengths: Sequence[int]) -> Callable[[Side, bool, Path], Work]:
     def begin(side: Side, tiny: bool, folder: Path) -> Work:
         rows, classes = make_texts(lengths, tiny), torch.randint(2, (len(lengths),))
-        x, mask = padded(rows, 1)
+        x, mask, shortest = pad_rows(rows, 1)
         if side == "ours":
-            batch = Batch(Modality.TEXT, x, torch.arange(len(x)), mask, min(lengths), classes)
+            batch = Batch(Modality.TEXT, x, torch.arange(len(x)), mask, shortest, classes)
             config = ARCHS1["text_tiny" if tiny else "text_base"]().without_prediction()
             assert config.text is not None
             config.text.vocab_size = count_words(tiny)
@@ -234,7 +233,7 @@ def pretrain_images(side: Side, tiny: bool, folder: Path) -> Work:
 
 
 def pretrain_speech(side: Side, tiny: bool, folder: Path) -> Work:
-    x, _ = padded(make_speech((10.0, 10.0), tiny))
+    x = torch.stack(make_speech((10.0, 10.0), tiny))
     if side == "ours":
         config = ARCHS2["audio_tiny" if tiny else "audio_base"]()
         criterion = Wav2Vec2Criterion(Wav2Vec2Config(), SpanMaskSampler(SpanMaskConfig(probability=0.65, length=10)))
@@ -255,7 +254,7 @@ def pretrain_speech(side: Side, tiny: bool, folder: Path) -> Work:
 
 
 def pretrain_texts(side: Side, tiny: bool, folder: Path) -> Work:
-    x, _ = padded(make_texts((64 if tiny else 512,) * 2, tiny), 1)
+    x = torch.stack(make_texts((64 if tiny else 512,) * 2, tiny))
     if side == "ours":
         config = ARCHS2["text_tiny" if tiny else "text_base"]()
         assert config.text is not None

@@ -38,6 +38,7 @@ from d2v_plugin.models.data2vec2.archs import ARCHS
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 from d2v_plugin.tasks.base import Task
 from d2v_plugin.training.malloc import keep_freed_memory
+from d2v_plugin.verbs.inheritance import resolve_bases
 from d2v_plugin.verbs.train.config import TrainConfig
 from d2v_plugin.verbs.train.recipe import TrainRecipe
 from tools.benchmark.cards import find_card
@@ -211,7 +212,7 @@ def resolve_recipe(path: Path, changes: dict[str, Any], output_dir: Path, device
     container.register(Device, lambda resolver: device)
     register_train_recipe(container, recipe)
     args = Namespace(config_file=path, config_overrides=[changes], output_dir=output_dir, checkpoint_dir=None)
-    register_main(container, args, recipe)
+    register_main(container, resolve_bases(args), recipe)
 
     return RecipeContext(container)
 

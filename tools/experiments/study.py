@@ -43,6 +43,7 @@ ROOT = Path(__file__).parents[2]
 TIMED_UPDATES = 40
 STEP_MULTIPLE = 20  # probes and checkpoints come at multiples of the steps at which metrics are published
 NUM_PROBES = 8
+ENCODER = "encoder"  # what a run on another host has left to fine-tune, see tools/experiments/window.py
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Plan:
     tuning_seed: int
     jobs: int
     fine_tune: bool
+    config: Sequence[str] = ()
+    """Settings for every pre-training run."""
 
 
 @dataclass
@@ -166,20 +169,35 @@ def read_parts(content: Mapping[str, Any], folder: Path) -> Iterator[Part]:
 
 
 def time_updates(method: Method, plan: Plan) -> tuple[float, float]:
-    """Seconds and GFLOPs of one update: the fastest of a short run's second half, as all else on a machine only adds."""
-    folder = replace(method, name=method.like or method.name).folder(plan) / "timing"
+    """Seconds and GFLOPs of one update."""
+    seconds = time_update(method, plan)
+    noted = _timing_folder(method, plan) / "timing.json"
+    content = json.loads(noted.read_text())
+    if "gflops" not in content:
+        content["gflops"] = count_update_gflops(method.recipe)
+        noted.write_text(json.dumps(content) + "\n")
+    print(f"{method.part}, {method.name}: {seconds:.3f} s and {content['gflops']:.2f} GFLOP per update", flush=True)
+
+    return seconds, content["gflops"]
+
+
+def time_update(method: Method, plan: Plan) -> float:
+    """Seconds of one update: the fastest of a short run's second half, as all else on a machine only adds."""
+    folder = _timing_folder(method, plan)
     noted = folder / "timing.json"
     if not noted.is_file():
         every = TIMED_UPDATES // 8
-        train(method.recipe, folder, [*run_for(TIMED_UPDATES, every), "probing.probes=[]", "pictures.enabled=false"])
+        config = [*plan.config, *run_for(TIMED_UPDATES, every), "probing.probes=[]", "pictures.enabled=false"]
+        train(method.recipe, folder, config)
         walls = [line["Wall Time"] for line in read_lines(folder / "metrics" / "train.jsonl")]
-        laps = [(late - early) / every for early, late in pairwise(walls[3:])]
-        content = {"seconds": min(laps), "gflops": count_update_gflops(method.recipe)}
-        noted.write_text(json.dumps(content) + "\n")
-    content = json.loads(noted.read_text())
-    print(f"{method.part}, {method.name}: {content['seconds']:.3f} s and {content['gflops']:.2f} GFLOP per update", flush=True)
+        noted.write_text(json.dumps({"seconds": min((late - early) / every for early, late in pairwise(walls[3:]))}) + "\n")
+    seconds: float = json.loads(noted.read_text())["seconds"]
 
-    return content["seconds"], content["gflops"]
+    return seconds
+
+
+def _timing_folder(method: Method, plan: Plan) -> Path:
+    return replace(method, name=method.like or method.name).folder(plan) / "timing"
 
 
 def count_update_gflops(recipe: Path) -> float:
@@ -206,14 +224,14 @@ def compare(part: Part, outcomes: Sequence[Outcome], plan: Plan) -> None:
             (outcome, setting, pool.submit(pretrain, part, method, outcome, setting, plan.tuning_seed, plan))
             for method, outcome in pairs
             for setting in method.grid
+            if len(method.grid) > 1
         ]
         for outcome, setting, search in searches:
             outcome.search[shlex.join(setting)] = final(read_curve(search.result()))
         finals = []
-        searched = {outcome.method: outcome.search for outcome in outcomes}
+        chosen = {method.name: choose(method, outcome.search) for method, outcome in pairs if not method.like}
         for method, outcome in pairs:
-            found = searched[method.like or method.name]
-            outcome.setting = shlex.split(max(found, key=lambda setting: (found[setting], setting)))
+            outcome.setting = chosen[method.like or method.name]
             for seed in part.seeds:
                 finals.append((method, outcome, seed, pool.submit(pretrain, part, method, outcome, outcome.setting, seed, plan)))
         tuned = []
@@ -229,6 +247,11 @@ def compare(part: Part, outcomes: Sequence[Outcome], plan: Plan) -> None:
         outcome.command = format_command(method, outcome)
 
 
+def choose(method: Method, found: Mapping[str, float]) -> Sequence[str]:
+    """The best of the settings of a method; a single one needs no search."""
+    return shlex.split(max(found, key=lambda setting: (found[setting], setting))) if found else method.grid[0]
+
+
 def pretrain(part: Part, method: Method, outcome: Outcome, setting: Sequence[str], seed: int, plan: Plan) -> Path:
     """Pre-train for the time of the part, or as many times as long as the method says.
 
@@ -236,7 +259,7 @@ def pretrain(part: Part, method: Method, outcome: Outcome, setting: Sequence[str
     """
     num_steps = max(1, round(method.times * part.seconds / outcome.seconds_per_update / STEP_MULTIPLE)) * STEP_MULTIPLE
     folder = method.folder(plan) / f"{slug('_'.join(setting)) or 'default'}_{num_steps}_seed_{seed}"
-    train(method.recipe, folder, configure(setting, seed, num_steps))
+    train(method.recipe, folder, [*plan.config, *configure(setting, seed, num_steps)])
 
     return folder
 
@@ -281,6 +304,8 @@ def fine_tune(part: Part, recipe: Path, checkpoint: Path | None, folder: Path, s
 
     :returns: the score of the end.
     """
+    if checkpoint is not None and (checkpoint / ENCODER).exists():
+        checkpoint /= ENCODER
     train(recipe, folder, [f"common.seed={seed}", f"init.path={'null' if checkpoint is None else checkpoint}"])
     scores = json.loads((folder / "summary.json").read_text())["scores"]
     last: Mapping[str, float] = next(iter(scores.values()))

@@ -256,6 +256,27 @@ def test_lhotse_reads_the_same_sound_text_and_speakers(tmp_path: Path, sounds: P
             np.testing.assert_array_equal(read_recording(recording_of(manifest, row), AS_IT_IS), cut.load_audio()[0])
 
 
+def test_datasets_that_hugging_faces_library_saves_are_read(tmp_path: Path, sounds: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    sound = {"audio": [{"bytes": encode("audio", row, sounds), "path": None} for row in range(4)], "text": list("abcd")}
+    picture = {"image": [{"bytes": encode("image", row, sounds), "path": None} for row in range(4)], "label": [0, 1, 1, 0]}
+    label = datasets.ClassLabel(names=["cat", "dog"])
+    for name, columns, features in (
+        ("sound", sound, {"audio": datasets.Audio(), "text": datasets.Value("string")}),
+        ("picture", picture, {"image": datasets.Image(), "label": label}),
+    ):
+        saved = datasets.Dataset.from_dict(columns, features=datasets.Features(features)).train_test_split(0.5, shuffle=False)
+        saved.save_to_disk(tmp_path / f"{name}_saved")
+        run(tmp_path / f"{name}_saved", tmp_path / name)
+    assert {split: [row[3] for row in read(tmp_path / "sound", split)] for split in ("train", "test")} == {
+        "train": ["a", "b"],
+        "test": ["c", "d"],
+    }
+    split = ImageManifest.open(ManifestConfig(path=tmp_path / "picture")).split("test")
+    assert [split.text("label", row) for row in range(2)] == ["dog", "cat"]
+    assert [int(decode(split.location(row))[0, 0, 0]) for row in range(2)] == [100, 150]
+
+
 @pytest.mark.parametrize("name", ["train.parquet", "saved"])
 def test_tables_of_pictures_and_recordings_become_shards(name: str, tmp_path: Path, sounds: Path) -> None:
     data = [{"bytes": encode("image", number, sounds), "path": None} for number in range(4)]
