@@ -5,6 +5,7 @@ What is special about it can be skipped at first reading.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import torch
@@ -14,11 +15,11 @@ from torch.autograd.function import once_differentiable
 
 from d2v_plugin.layers.cpu import recomputes
 from d2v_plugin.layers.dropout import Dropout
-from d2v_plugin.layers.linear import Linear, linear_gelu, multiply
+from d2v_plugin.layers.linear import PIECE_SIZE, Linear, linear_gelu, multiply
 from d2v_plugin.layers.precision import compute_dtype
 
 PIECE_BYTES: Final = 12 * 2**20
-"""Hidden features that are worked on at a time, 1024 tokens of a base model in fp32: temporaries stay small."""
+"""Hidden features in fp32 that are worked on at a time, 1024 tokens of a base model: temporaries stay small."""
 
 
 class FeedForward(nn.Module):
@@ -129,6 +130,8 @@ class _NormFeedForward(torch.autograd.Function):
 
 
 def _rows_per_piece(hidden: Tensor) -> int:
+    if hidden.dtype is torch.bfloat16:  # what oneDNN takes at once, in equal parts
+        return math.ceil(len(hidden) / math.ceil(hidden.numel() / PIECE_SIZE))
     return max(1, PIECE_BYTES // (hidden.size(1) * hidden.element_size()))
 
 

@@ -21,8 +21,8 @@ LARGE: Final = 1 << 26
 """So many multiplications are worth it, about a millisecond of one core: oneDNN makes code for each shape that it meets."""
 
 PIECE_SIZE: Final = 1 << 22
-"""Outputs of a product in bf16: its sums in fp32, 16 MiB then, are memory that the C library has at hand (training/malloc.py). Fresh
-pages, from 20 MiB on, would take a quarter of the time."""
+"""Outputs of one product in bf16, with sums in fp32 of 16 MiB; from 20 MiB on (training/malloc.py) these would be fresh pages,
+which take a quarter of the time."""
 
 
 class Linear(nn.Linear):
@@ -45,7 +45,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def linear_gelu(x: Tensor, layer: nn.Linear) -> Tensor:
-    """``gelu(layer(x))``; where no gradient is asked for, in one pass: PyTorch's GELU takes up to a third as long as the product."""
+    """``gelu(layer(x))``; where no gradient is asked for, in one pass: PyTorch's GELU takes as long as a third of the product."""
     if torch.is_grad_enabled() or not _wants_onednn(x, layer.weight):
         return F.gelu(layer(x))
     return _run(x, layer.weight, layer.bias, compute_dtype(x), "gelu")

@@ -23,8 +23,8 @@ _COLUMNS: Final = {"audio": ("path", "size", "label"), "image": ("path", "label"
 _UNFINISHED: Final = "???"
 
 
-def find_mistakes(words: Sequence[str], *, extended: bool = False) -> list[str]:
-    """Find what is wrong with a training command, as far as it can be known so early.
+def find_mistakes(words: Sequence[str], verb: str = "train", *, extended: bool = False) -> list[str]:
+    """Find what is wrong with a command, as far as it can be known so early; files are those of a training command.
 
     :param words: its arguments.
     :param extended: as for :class:`KnownSettings`.
@@ -44,9 +44,11 @@ def find_mistakes(words: Sequence[str], *, extended: bool = False) -> list[str]:
     source = "" if path is None else f"{path}: "
 
     mistakes = []
-    for place, sentence in KnownSettings(extended=extended).find_mistakes(config):
+    for place, sentence in KnownSettings(extended=extended).find_mistakes(config, verb):
         is_given = place and look_up(given, ".".join(place)) is not None
         mistakes.append(("--config: " if is_given else source if place else "") + sentence)
+    if verb != "train":
+        return mistakes
     if "--dump-config" not in words:
         mistakes += [*_check_paths(config), *_check_dataset(config)]
     regime = look_up(config, "regime")

@@ -1,7 +1,7 @@
 """Which settings there are, and of which type, as recipes/reference.md says: known before anything heavy is imported.
 
-Unknown keys, unknown names and values of the wrong type are told in the words of the classes of the configuration, which check all
-of it once more. What the page does not say in so many words, and what others register, is left to them.
+Unknown keys, unknown names and values of the wrong type are told in the words of the classes of the configuration, which check
+all of it once more. What the page does not say in so many words, and what others register, is left to them.
 """
 
 from __future__ import annotations
@@ -58,18 +58,24 @@ class KnownSettings:
                     setting = setting.keys.setdefault(key, _Setting())
                 setting.type, setting.default = row[2].replace("\\|", "|"), row[3]
 
-    def find_mistakes(self, config: Mapping[str, Any]) -> Iterator[Mistake]:
-        """Find what is wrong with the recipe of a training."""
-        known = self._topics.get("section of train", {})
-        for name, section in config.items() if known else ():
+    def find_mistakes(self, config: Mapping[str, Any], verb: str) -> Iterator[Mistake]:
+        """Find what is wrong with the recipe of a verb; what others than training leave out is the run's, and not known."""
+        known = self._topics.get("verb", {}).get(verb, _Setting()).keys
+        kinds = (kind for kind in self._topics if kind.startswith("section of "))
+        sections = {name: section for kind in kinds for name, section in self._topics[kind].items()}
+        for name, value in config.items() if known else ():
             if name not in known:
                 yield [name], unknown_name("key", name, known)
-            elif isinstance(section, Mapping):
-                yield from self._check_keys(known[name], section, [name])
+            elif name not in sections:
+                yield from self._check_keys(_Setting(keys=known), {name: value}, [])
+            elif isinstance(value, Mapping):
+                keys = sections[name].keys
+                yield from self._check_keys(sections[name], value, [name])
                 if name in _REGISTRIES:
-                    yield from self._check_named(_REGISTRIES[name], known[name].keys["name"].default, section, [name])
+                    default = keys["name"].default if verb == "train" else "required"
+                    yield from self._check_named(_REGISTRIES[name], default, value, [name])
                 elif name in ("model", "dataset"):
-                    yield from self._check_family(f"{name} family", known[name].keys["family"].default, section, [name])
+                    yield from self._check_family(f"{name} family", keys["family"].default, value, [name])
 
     def _check_keys(self, setting: _Setting, values: Mapping[str, Any], path: list[str]) -> Iterator[Mistake]:
         for name, value in values.items():

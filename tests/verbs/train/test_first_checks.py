@@ -24,7 +24,12 @@ def sounds(tmp_path: Path) -> Path:
 
 
 def check(folder: Path, *settings: str) -> list[str]:
-    base = ["task.name=audio_pretraining", "dataset.family=audio_manifest", f"dataset.config_overrides.path={folder}", "regime.num_steps=1"]
+    base = [
+        "task.name=audio_pretraining",
+        "dataset.family=audio_manifest",
+        f"dataset.config_overrides.path={folder}",
+        "regime.num_steps=1",
+    ]
 
     return find_mistakes(["out", "--config", *base, *settings])
 
@@ -88,7 +93,10 @@ def test_what_only_prints_the_configuration_needs_no_files(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("setting", "mistakes"),
     [
-        ("probing.probes=[{name: knn, config: {k: x}}]", ["--config: `probing.probes.0.config.k`: `x` is not valid: Value must be"]),
+        (
+            "probing.probes=[{name: knn, config: {k: x}}]",
+            ["--config: `probing.probes.0.config.k`: `x` is not valid: Value must be"],
+        ),
         ("criterion.config={masking: {name: blok}}", ["`blok` is not a known mask sampler. Did you mean `block`?"]),
         ("criterion.config={modalities: {image: {masking: {config: {a: 1}}}}}", []),  # the name is that of the others
         ("model={family: wav2vec2, config_overrides: {x: 1}}", []),  # fairseq2's own
@@ -106,6 +114,23 @@ def test_keys_names_and_types(setting: str, mistakes: list[str]) -> None:
     assert [line.startswith(start) for line, start in zip(told, mistakes, strict=True)] == [True] * len(mistakes), told
     if "name" in setting:
         assert find_mistakes(["--dump-config", "--config", setting], extended=True) == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "setting", "mistakes"),
+    [
+        ("evaluate", "checkpoint.bst=true", ["--config: `bst` is not a known key of `checkpoint`. Did you mean `best`?"]),
+        ("evaluate", "task.config.audio.nothing=1", []),  # the task is the run's
+        ("extract", "features.nothing=1", ["--config: `nothing` is not a known key of `features`."]),
+        ("inspect", "num_samples=x", ["--config: `num_samples`: `x` is not valid: Value must be of type int."]),
+        ("predict", "inputs=[a, b]", []),
+        ("export", "regime.num_steps=3", ["--config: `regime` is not a known key."]),
+    ],
+)
+def test_other_verbs_have_other_sections(verb: str, setting: str, mistakes: list[str]) -> None:
+    told = find_mistakes(["out", "--config", setting], verb)
+
+    assert [line.startswith(start) for line, start in zip(told, mistakes, strict=True)] == [True] * len(mistakes), told
 
 
 @pytest.mark.parametrize("words", [["--confg", "x"], ["--config", "a=1"], ["out", "--config", "a"], []])
