@@ -7,13 +7,12 @@
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
 COPY . .
-RUN pip install --no-cache-dir build && python -m build --wheel --outdir /wheels
+RUN pip install --no-cache-dir 'build>=1.2' && python -m build --wheel --outdir /wheels
 
 FROM python:3.11-slim-bookworm
 # A compiler for torch.compile, whose kernels are started by small programs in C. CUDA 12.8 itself comes with the wheels of PyTorch.
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
-COPY --from=build /wheels /wheels
-RUN pip install --no-cache-dir /wheels/*.whl && rm -r /wheels
+RUN --mount=type=bind,from=build,source=/wheels,target=/wheels pip install --no-cache-dir /wheels/*.whl
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility PYTHONUNBUFFERED=1
 WORKDIR /work
 ENTRYPOINT ["fairseq2"]

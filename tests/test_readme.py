@@ -40,6 +40,7 @@ def read_commands(path: str) -> list[str]:
 DOCS = (
     *("README.md", "recipes/README.md", "recipes/fine_tuning.md", "recipes/long_runs.md", "recipes/comparing.md"),
     *("recipes/pictures.md", "recipes/differences.md", "recipes/speed/README.md", "recipes/using.md"),
+    "recipes/exporting.md",
 )
 COMMANDS = [line for path in DOCS for line in read_commands(path)]
 RECIPES = sorted({line[line.index("recipe ") :] for line in COMMANDS if " recipe " in line and "venv" not in line})

@@ -72,12 +72,13 @@ class PatchConfig(Validatable):
         return report(
             (
                 any(patch > 0 and size % patch for size, patch in pairs),
-                f"`patch_size` must divide `image_size` ({_show(self.image_size)}), but is {_show(self.patch_size)}.",
+                f"`patch_size` must divide `image_size` ({show_size(self.image_size)}), but is {show_size(self.patch_size)}.",
             )
         )
 
 
-def _show(size: int | tuple[int, int]) -> str:
+def show_size(size: int | tuple[int, int]) -> str:
+    """A size of images or patches as recipes have it."""
     return f"{list(size)}" if isinstance(size, Sequence) else f"{size:,}"
 
 
@@ -86,8 +87,8 @@ def check_patches(config: PatchConfig) -> Iterator[tuple[bool, str]]:
     count = math.prod(config.grid)
     yield (
         count > _MAX_PATCHES,
-        f"`image.image_size` ({_show(config.image_size)}) and `image.patch_size` ({_show(config.patch_size)}) make {count:,} "
-        f"patches of an image; at most {_MAX_PATCHES:,} are possible.",
+        f"`image.image_size` ({show_size(config.image_size)}) and `image.patch_size` ({show_size(config.patch_size)}) make "
+        f"{count:,} patches of an image; at most {_MAX_PATCHES:,} are possible.",
     )
 
 

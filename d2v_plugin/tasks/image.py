@@ -29,7 +29,7 @@ from d2v_plugin.data.order import RowBatch, Share, share_batch
 from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.models.patches import PatchConfig
+from d2v_plugin.models.patches import PatchConfig, show_size
 from d2v_plugin.tasks.base import Task, check_counts
 
 Transform = Callable[[Tensor, int, int, Grid], Tensor]
@@ -94,15 +94,15 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
         expected, (down, across) = patches.image_shape, patches.patch_shape
         if as_grid(image.size) != expected:
             raise RecipeError(
-                f"`task.config.image.size` is {_show(image.size)}, but the model takes images of {expected[0]} x {expected[1]} "
-                f"pixels; make it {_show(patches.image_size)}, or set the model's `image_size`."
+                f"`task.config.image.size` is {show_size(image.size)}, but the model takes images of {expected[0]} x "
+                f"{expected[1]} pixels; make it {show_size(patches.image_size)}, or set the model's `image_size`."
             )
         for size in image.sizes:
             height, width = as_grid(size)
             if height % down or width % across:
                 raise RecipeError(
-                    f"`task.config.image.sizes` has {_show(size)}, which the model's patches of {down} x {across} pixels do not "
-                    "divide."
+                    f"`task.config.image.sizes` has {show_size(size)}, which the model's patches of {down} x {across} pixels do "
+                    "not divide."
                 )
         if image.num_channels != patches.num_channels:
             raise RecipeError(
@@ -192,7 +192,3 @@ class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):
             return found
 
         return read, bad_samples
-
-
-def _show(size: int | tuple[int, int]) -> str:
-    return str(size) if isinstance(size, int) else str(list(size))

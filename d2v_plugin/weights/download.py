@@ -51,7 +51,7 @@ def download_uri(uri: Uri, name: str) -> Path:
         reason = str(root_cause(ex)).strip("<>") or type(root_cause(ex)).__name__
         raise CheckpointError(
             f"`{name}` could not be downloaded from {shown}: {hide_in(reason).rstrip('.')}. Without a network put the file here "
-            f"yourself and name it in a card `{name}@user` (recipes/using.md, Named models)."
+            f"yourself and name it in a card `{name}@user` (recipes/other_models.md, Named models)."
         ) from ex
 
 

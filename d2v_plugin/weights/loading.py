@@ -60,7 +60,7 @@ def load_weights(model: EncoderModel, path_or_name: str | Path, *, weights: Weig
     interpolated to the resolution of the model. The log says both.
 
     Of others' models, and of data2vec 1.0's in one of 2.0, what fits comes over; the log has a table of what does, what is new
-    and what is left out (recipes/using.md, Start from others' models).
+    and what is left out (recipes/other_models.md).
 
     :param model: newly initialised, on any device. On the meta device nothing happens: there fairseq2 itself fills the
         model, from rank 0 or from the run's own checkpoint.

@@ -1,7 +1,7 @@
 """Published models by name: their files are downloaded and converted at the first use, and kept in fairseq2's cache.
 
-A card says where the files are; recipes/using.md has a table of its fields. A card of the same name with ``@user`` in a folder of
-the user's (``FAIRSEQ2_USER_ASSET_DIR``) replaces fields, such as the address.
+A card says where the files are; recipes/other_models.md has a table of its fields. A card of the same name with ``@user`` in a
+folder of the user's (``FAIRSEQ2_USER_ASSET_DIR``) replaces fields, such as the address.
 """
 
 from __future__ import annotations

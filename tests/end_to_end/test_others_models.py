@@ -1,4 +1,4 @@
-"""Commands of recipes/using.md about others' models and named ones, with tiny files of the same layout."""
+"""Commands of recipes/other_models.md about others' models and named ones, with tiny files of the same layout."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ SMALL_MODEL = [
 
 def read_commands() -> list[str]:
     """The shell commands of both sections, one line each."""
-    text = (ROOT / "recipes" / "using.md").read_text(encoding="utf-8")
+    text = (ROOT / "recipes" / "other_models.md").read_text(encoding="utf-8")
     sections = [
         text.partition(f"\n## {title}\n")[2].partition("\n## ")[0] for title in ("Start from others' models", "Named models")
     ]

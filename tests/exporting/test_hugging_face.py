@@ -105,10 +105,10 @@ def run_elsewhere(shown: str, folders: Iterable[Path], cache: Path) -> dict[str,
 
 def read_pages(root: Path) -> str:
     """What the pages show of exported folders, with inputs and checks."""
-    using, readme = (ROOT.joinpath(page).read_text(encoding="utf-8") for page in ("recipes/using.md", "README.md"))
+    page, readme = (ROOT.joinpath(page).read_text(encoding="utf-8") for page in ("recipes/exporting.md", "README.md"))
     blocks = [
-        re.findall(rf"<!-- code: {name} -->\n```python\n(.*?)```", page, re.DOTALL)
-        for page, name in ((readme, "elsewhere"), (using, "hugging face"), (using, "hugging face encoder"))
+        re.findall(rf"<!-- code: {name} -->\n```python\n(.*?)```", text, re.DOTALL)
+        for text, name in ((readme, "elsewhere"), (page, "hugging face"), (page, "hugging face encoder"))
     ]
     assert all(len(found) == 1 for found in blocks)
     code = GIVEN + "".join(found[0] for found in blocks) + SHOWN

@@ -31,7 +31,7 @@ ARCHIVES: list[Any] = [
     pytest.param(("data2vec1", "vision_tiny"), {}, ["features"], id="pictures"),
     pytest.param(("data2vec", "spectrogram_tiny", "audio_tagging"), PADDED, TAGS, id="padded spectrograms"),
 ]
-USING = Path(__file__).parents[2].joinpath("recipes", "using.md").read_text(encoding="utf-8")
+PAGE = Path(__file__).parents[2].joinpath("recipes", "exporting.md").read_text(encoding="utf-8")
 GRAPHS: list[Any] = [
     pytest.param(("data2vec1", "audio_tiny", "ctc"), {"labels": SYMBOLS}, SPEECH, id="speech"),
     pytest.param(("data2vec", "text_tiny"), {}, ["features"], id="text"),
@@ -42,7 +42,7 @@ GRAPHS: list[Any] = [
 
 def run_example(name: str, folder: str, place: Path, names: dict[str, Any]) -> dict[str, Any]:
     """Run what the page shows, on an export that lies elsewhere."""
-    found = re.findall(rf"<!-- code: {re.escape(name)} -->\n```python\n(.*?)```", USING, re.DOTALL)
+    found = re.findall(rf"<!-- code: {re.escape(name)} -->\n```python\n(.*?)```", PAGE, re.DOTALL)
     assert len(found) == 1 and f'"{folder}' in found[0]
     exec(found[0].replace(f'"{folder}', f'"{place}'), names)
 

@@ -65,7 +65,7 @@ def test_the_module_needs_neither_this_package_nor_fairseq2(tmp_path: Path) -> N
     export_timm(exportable, tmp_path / "out")
     images = torch.randn(5, 3, 16, 16)
     torch.save(images, tmp_path / "images.pt")
-    page = Path(__file__).parents[2].joinpath("recipes", "using.md").read_text(encoding="utf-8")
+    page = Path(__file__).parents[2].joinpath("recipes", "exporting.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"<!-- code: timm -->\n```python\n(.*?)```", page, re.DOTALL)
     shown = shown.replace("out/digits_timm", str(tmp_path / "out"))
     (tmp_path / "use.py").write_text(

@@ -60,9 +60,3 @@ def test_single_files_become_features(run_code: Any) -> None:
     assert names["features"].x.shape == (1, 49, 96) and len(names["features"].layers) == 4
     assert names["patches"].x.shape == (1, 64, 96)
     assert names["tokens"].x.shape[0] == 1 and names["tokens"].x.shape[1] > 5
-
-
-def test_the_headings_that_others_link_to_are_there() -> None:
-    headings = re.findall(r"^## (.+)$", TEXT, re.MULTILINE)
-
-    assert headings == ["Predict", "Python", "Loading elsewhere", "Start from others' models", "Named models"]

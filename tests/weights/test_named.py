@@ -218,7 +218,7 @@ def test_without_a_network_one_line_says_so_at_once(user: Path, tmp_path: Path) 
     message = str(info.value)
     assert "\n" not in message and "secret" not in message
     assert message.startswith(f"`{NAME}` could not be downloaded from http://")
-    assert f"`{NAME}@user`" in message and "using.md" in message
+    assert f"`{NAME}@user`" in message and "other_models.md" in message
     assert not converted(tmp_path)
 
 

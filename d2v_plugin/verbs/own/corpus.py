@@ -187,9 +187,12 @@ def _first_folder(root: Path, source: Path) -> str:
 
 
 def _learn(read: Callable[[], Iterator[Document]], counts: _Counts, root: Path) -> bytes:
-    """Train a vocabulary that grows with the root of the corpus, a smaller one where the text does not have so many pieces."""
+    """Train a vocabulary that grows with the root of the corpus, a smaller one where the text does not have so many pieces.
+
+    Of few pieces each occurs often: short runs learn sooner, and of random weights the probe is lower.
+    """
     least, most = _VOCABULARIES
-    size = min(most, max(least, round(2.4 * math.sqrt(counts.num_characters) / 100) * 100))
+    size = min(most, max(least, round(1.3 * math.sqrt(counts.num_characters) / 100) * 100))
     tried = {size}
     while True:
         try:

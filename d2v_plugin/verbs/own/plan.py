@@ -25,7 +25,7 @@ _SMALL: Final = {"dim": 192, "depth": 6, "num_heads": 6}
 _RATES: Final = {
     Modality.AUDIO: {"tiny": 1e-3, "small": 7e-4, "base": 7.5e-4},
     Modality.IMAGE: {"tiny": 3e-3, "small": 1.5e-3, "base": 1e-3},
-    Modality.TEXT: {"tiny": 1e-3, "small": 7e-4, "base": 2e-4},
+    Modality.TEXT: {"tiny": 5e-3, "small": 7e-4, "base": 2e-4},
 }
 _WARMUPS: Final = {Modality.AUDIO: "30%", Modality.IMAGE: "12%", Modality.TEXT: "12%"}
 

@@ -57,7 +57,7 @@ class InitSection:
 
     path: str | None = None
     """A directory written by `fairseq2 recipe convert`, a run's output directory, or a registered name; a file of fairseq, a
-    folder of Hugging Face, or a run of fairseq2, of which comes over what fits (recipes/using.md); None = random."""
+    folder of Hugging Face, or a run of fairseq2, of which comes over what fits (recipes/other_models.md); None = random."""
 
     weights: Literal["student", "teacher"] = "student"
     """Which of the two weights there."""
