@@ -2,7 +2,7 @@
 
 While ``fairseq2.recipe`` is imported, stand-ins answer for these libraries, which are imported when one of their names is used;
 the rest of the process never sees a stand-in. Of torcheval fairseq2 needs a few base classes, which are imported without the
-packages around them.
+packages around them. Its file systems of stores are opened when an address asks for one.
 """
 
 from __future__ import annotations
@@ -84,6 +84,9 @@ class _Loader(Loader):
         with _stand_ins():
             self._loader.exec_module(module)
             importlib.import_module("fairseq2.recipe.composition")
+        files: Any = sys.modules["fairseq2.file_system"]
+        open_now = files.filesystem
+        files.filesystem = lambda protocol, **options: (_FileSystem if protocol == "s3" else open_now)(protocol, **options)
 
 
 @contextmanager
@@ -157,6 +160,16 @@ class _Name:
 
     def _real(self) -> Any:
         return getattr(importlib.import_module(self._module), self._name)
+
+
+class _FileSystem:
+    """Stands for ``fsspec.filesystem(protocol)``; fairseq2 opens that of S3 at every start, which takes a third of a second."""
+
+    def __init__(self, protocol: str, **options: Any) -> None:
+        self._protocol, self._options = protocol, options
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module("fsspec").filesystem(self._protocol, **self._options), name)
 
 
 class _Package(ModuleType):

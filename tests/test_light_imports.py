@@ -12,7 +12,7 @@ from d2v_plugin.cli.registered import describe_registered
 ROOT = Path(__file__).parents[1]
 HEAVY = (
     *("transformers", "tensorboard", "torchvision", "matplotlib", "sklearn", "scipy", "sacrebleu", "tiktoken", "sympy"),
-    *("torch._dynamo", "torcheval.metrics.audio", "torcheval.metrics.classification", "huggingface_hub", "pandas", "av"),
+    *("torch._dynamo", "torcheval.metrics.audio", "torcheval.metrics.classification", "huggingface_hub", "pandas", "av", "s3fs"),
 )
 
 CHECK = f"""
@@ -41,6 +41,7 @@ assert issubclass(fairseq2.metrics.Mean, torcheval.metrics.Mean)
 downloads.snapshot_download.use()
 import huggingface_hub
 assert downloads.HfHubHTTPError is huggingface_hub.errors.HfHubHTTPError
+assert "s3" in fairseq2.file_system.filesystem("s3").protocol and "s3fs" in sys.modules
 assert torcheval.metrics.functional.mean and torcheval.metrics.AUC and "torchvision" in sys.modules
 """
 

@@ -19,7 +19,7 @@ REGISTERED: Final = Path(__file__).with_name("registered.txt")
 
 def describe_all(extensions: Sequence[Extension]) -> str:
     """Describe the verbs, all that is registered, and the recipes at hand, as text."""
-    if extensions or any(point.name != "d2v_plugin" for point in entry_points(group="fairseq2.extension")):
+    if is_extended(extensions):
         from d2v_plugin.cli.registered import describe_registered
 
         registered = describe_registered(extensions)
@@ -28,6 +28,11 @@ def describe_all(extensions: Sequence[Extension]) -> str:
     verbs = write_section("verbs", [f"{name:<9} {summary}" for name, summary in SUMMARIES.items()])
 
     return "\n\n".join([verbs, registered, write_section("recipes", [_describe_recipe(path) for path in find_recipes()])])
+
+
+def is_extended(extensions: Sequence[Extension]) -> bool:
+    """Tell whether others register more, by files or by entry points of packages."""
+    return bool(extensions) or any(point.name != "d2v_plugin" for point in entry_points(group="fairseq2.extension"))
 
 
 def find_recipes() -> list[Path]:

@@ -34,6 +34,7 @@ from d2v_plugin.cli.words import join_mistakes
 from d2v_plugin.core.errors import FULL, CheckpointError, causes
 from d2v_plugin.core.registry import registered_names, unknown_component, unknown_name
 from d2v_plugin.verbs.inheritance import read_whole
+from d2v_plugin.verbs.recipe_files import look_up
 
 # Their own message is one clear line already.
 SELF_EXPLAINING = (
@@ -191,7 +192,7 @@ def _explain_structure(messages: Sequence[str], args: Namespace) -> str:
             _source(args, [*path, name]) + unknown_name(f"key{section}", name, known) for name in extra[2].split(", ")
         )
 
-    value = _look_up(_merge([*_file_of(args), *(args.config_overrides or [])]), path)
+    value = look_up(_merge([*_file_of(args), *(args.config_overrides or [])]), key)
     given = "" if value is None else f"`{value!s:.200}` is not valid: "
 
     return f"{_source(args, path)}`{key or 'the configuration'}`: {given}{_expectation(messages)}"
@@ -199,7 +200,7 @@ def _explain_structure(messages: Sequence[str], args: Namespace) -> str:
 
 def _source(args: Namespace, path: Sequence[str]) -> str:
     """Name where a key was written: on the command line, which has the last word, or in the recipe file."""
-    if _look_up(_merge(args.config_overrides or []), path) is not None:
+    if look_up(_merge(args.config_overrides or []), ".".join(path)) is not None:
         return "--config: "
 
     return "" if args.config_file is None else f"{args.config_file}: "
@@ -264,15 +265,3 @@ def _merge(configs: Iterable[Mapping[str, object]]) -> object:
         merged = StandardConfigMerger().merge(merged, config)
 
     return merged
-
-
-def _look_up(config: object, path: Sequence[str]) -> object:
-    for key in path:
-        if isinstance(config, Mapping):
-            config = config.get(key)
-        elif isinstance(config, list) and key.isdecimal() and int(key) < len(config):
-            config = config[int(key)]
-        else:
-            return None
-
-    return config

@@ -22,16 +22,23 @@ def train(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     switches = {"--extend-schedule": "extend_schedule", "--accept-changed-data": "accept_changed_data"}
     switched = {switches[word]: True for word in words if word in switches}
     words = [word for word in words if word not in switches]
-    if "-h" not in words and "--help" not in words:
-        from d2v_plugin.verbs.train.first_checks import find_mistakes
-
-        check_words(words)
-        fail_if_mistaken(find_mistakes(words))
+    _check_first("train", words, extensions)
 
     from d2v_plugin.training.checkpoints.resume import Resume
     from d2v_plugin.verbs.train.recipe import TrainRecipe
 
     run(TrainRecipe(extensions, Resume(sources[0] if sources else "auto", **switched)), "train", words)
+
+
+def _check_first(verb: str, words: Sequence[str], extensions: Sequence[Extension]) -> None:
+    """Tell the mistakes that are known before anything heavy is imported."""
+    if "-h" in words or "--help" in words:
+        return
+    from d2v_plugin.cli.listing import is_extended
+    from d2v_plugin.verbs.train.first_checks import find_mistakes
+
+    check_words(words)
+    fail_if_mistaken(find_mistakes(words, verb, extended=is_extended(extensions)))
 
 
 def pretrain(words: Sequence[str], extensions: Sequence[Extension]) -> None:
@@ -70,6 +77,7 @@ def _follow_plan(verb: str, words: Sequence[str], extensions: Sequence[Extension
 
 def evaluate(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     """``fairseq2 recipe evaluate``: all flags of fairseq2's runner, and ``--extension``."""
+    _check_first("evaluate", words, extensions)
     from d2v_plugin.verbs.evaluate.recipe import EvaluateRecipe
 
     run(EvaluateRecipe(extensions), "evaluate", words)
@@ -77,6 +85,7 @@ def evaluate(words: Sequence[str], extensions: Sequence[Extension]) -> None:
 
 def extract(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     """``fairseq2 recipe extract``: all flags of fairseq2's runner, and ``--extension``."""
+    _check_first("extract", words, extensions)
     from d2v_plugin.verbs.extract.recipe import ExtractRecipe
 
     run(ExtractRecipe(extensions), "extract", words)
@@ -84,6 +93,7 @@ def extract(words: Sequence[str], extensions: Sequence[Extension]) -> None:
 
 def predict(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     """``fairseq2 recipe predict``: all flags of fairseq2's runner, and ``--extension``."""
+    _check_first("predict", words, extensions)
     from d2v_plugin.verbs.predict.recipe import PredictRecipe
 
     run(PredictRecipe(extensions), "predict", words)
@@ -91,6 +101,7 @@ def predict(words: Sequence[str], extensions: Sequence[Extension]) -> None:
 
 def inspect(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     """``fairseq2 recipe inspect``: all flags of fairseq2's runner, and ``--extension``."""
+    _check_first("inspect", words, extensions)
     from d2v_plugin.verbs.inspect.recipe import InspectRecipe
 
     run(InspectRecipe(extensions), "inspect", words)
@@ -100,6 +111,7 @@ def export(words: Sequence[str], extensions: Sequence[Extension]) -> None:
     """``fairseq2 recipe export``: all flags of fairseq2's runner, ``--extension``, and ``--force``."""
     force = "--force" in words
     words = [word for word in words if word != "--force"]
+    _check_first("export", words, extensions)
 
     from d2v_plugin.verbs.export.recipe import ExportRecipe
 

@@ -147,13 +147,11 @@ def _normalize_samples(x: Tensor, padding_mask: Tensor | None, original_axes: bo
 
 def _normalize_tokens(x: Tensor, padding_mask: Tensor | None, eps: float = 1e-5) -> Tensor:
     """Zero mean and unit (biased) variance of each channel over the valid tokens: (N, S, D) -> (N, S, D)."""
-    if padding_mask is None:
-        variance, mean = torch.var_mean(x, dim=1, keepdim=True, correction=0)
-    else:
-        mean = mean_valid(x, padding_mask).unsqueeze(1)
-        variance = mean_valid((x - mean).square(), padding_mask).unsqueeze(1)
+    # Not by `var_mean`, which takes five times as long on a CPU where the last dimension stays.
+    centered = x - mean_valid(x, padding_mask).unsqueeze(1)
+    variance = mean_valid(centered.square(), padding_mask).unsqueeze(1)
 
-    return (x - mean) * torch.rsqrt(variance + eps)
+    return centered * torch.rsqrt(variance + eps)
 
 
 def normalize_patches(images: Tensor, patch: Grid) -> Tensor:

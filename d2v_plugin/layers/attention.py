@@ -131,13 +131,15 @@ class _PiecewiseAttention(torch.autograd.Function):
         weigh = _Weights(q, k, bias, ctx.dropout, seed)
         for i, piece in enumerate(weigh.pieces):
             weights, factors = weigh(i)
-            grad_weights = torch.matmul(grad[piece], v[piece].transpose(-1, -2)).float()
+            # Used twice: a product of several rows copies what is not contiguous.
+            grads = grad[piece].contiguous() if len(grad[piece]) > 1 else grad[piece]
+            grad_weights = torch.matmul(grads, v[piece].transpose(-1, -2)).float()
             if factors is None:
                 dropped = weights
             else:
                 dropped = weights * factors
                 grad_weights.mul_(factors)
-            grad_qkv[2][piece] = torch.matmul(dropped.to(grad.dtype).transpose(-1, -2), grad[piece])
+            grad_qkv[2][piece] = torch.matmul(dropped.to(grad.dtype).transpose(-1, -2), grads)
             grad_logits = torch._softmax_backward_data(grad_weights, weights, -1, torch.float32)
             if grad_bias is not None:
                 part = _part(grad_bias, piece)
@@ -168,7 +170,7 @@ class _Weights:
         q, k = self._q[piece], self._k[piece]
         if self._factors is None:
             # Logits in fp32, as in the fused kernel. Under dropout they are rounded, which saves a sixth of the time in bf16.
-            q, k = q.float(), k.float()
+            q, k = (x.to(torch.float32, memory_format=torch.contiguous_format) for x in (q, k))
         logits = torch.matmul(q, k.transpose(-1, -2)).float().mul_(self.scale)
         if self._bias is not None:
             bias = _part(self._bias, piece)
@@ -177,8 +179,9 @@ class _Weights:
         if self._bias is not None:
             # A query that may attend to nothing, as in a sample of padding only, gets zeros, as in the fused kernel.
             first = _part(self._bias, piece)[..., :1]
-            is_closed = first.isneginf() if first.is_floating_point() else ~first
-            weights.masked_fill_(is_closed & weights[..., :1].isnan(), 0.0)
+            is_closed = (first.isneginf() if first.is_floating_point() else ~first) & weights[..., :1].isnan()
+            if is_closed.any():
+                weights.masked_fill_(is_closed, 0.0)
         # Far tokens get weights that have no normal representation, with which a matrix product takes five times as long.
         weights = F.threshold(weights, 1e-30, 0.0, inplace=True)
         factors = None if self._factors is None else self._factors.draw(i, weights.numel()).view_as(weights)

@@ -144,7 +144,9 @@ def mean_valid(x: Tensor, padding_mask: Tensor | None) -> Tensor:
 
 def channel_deviations(x: Tensor) -> Tensor:
     """Standard deviation of each channel over all tokens: (..., D) -> (D) fp32, near 0 when representations collapse."""
-    return (x.float().flatten(0, -2).var(dim=0) + 1e-6).sqrt()
+    x = x.float().flatten(0, -2)
+    # `var` over rows takes five times as long on a CPU.
+    return ((x - x.mean(dim=0)).square_().sum(dim=0) / (len(x) - 1) + 1e-6).sqrt()
 
 
 def token_similarities(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Memory that the C library hands out in training on a CPU."""
+"""Memory that the C library hands out to what computes on a CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def keep_freed_memory() -> None:
     """Let glibc reuse freed memory instead of returning it to the system; other C libraries go on as they were.
 
     Otherwise the kernel maps every large activation anew and fills it with zeros first, which took a tenth to a quarter of the
-    time of an update. The largest are mapped all the same: they are few, and what they leave behind does not fit what comes next.
+    time of an update, and a twentieth of that of features. The largest are mapped all the same: they are few, and what they leave
+    behind does not fit what comes next.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

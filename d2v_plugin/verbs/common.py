@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 import torch
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.config import CommonSection, DatasetSection
+from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task as Runnable
 from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import nn
@@ -20,6 +21,7 @@ from d2v_plugin.core.registry import create
 from d2v_plugin.core.validation import report
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.tasks.base import Task, TaskSection
+from d2v_plugin.training.malloc import keep_freed_memory
 from d2v_plugin.verbs.defaults import use_settings_of_run
 from d2v_plugin.verbs.extensions import ExtensibleRecipe
 from d2v_plugin.weights.run_folder import RunFolder, find_step, name_average, split_average
@@ -98,6 +100,11 @@ class CheckpointConfig(Validatable):
 
 class CheckpointRecipe(ExtensibleRecipe):
     """A recipe that works on a checkpoint, whose run says what the recipe and the command line do not."""
+
+    @override
+    def register(self, container: DependencyContainer) -> None:
+        super().register(container)
+        keep_freed_memory()
 
     @override
     def resolve_arguments(self, args: Namespace) -> Namespace:

@@ -98,9 +98,12 @@ def _merge_two(target: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str
 
 
 def look_up(config: object, key: str) -> Any:
-    """The value of a dotted key; None if there is none."""
+    """The value of a dotted key, in which numbers select from lists; None if there is none."""
     for name in key.split("."):
-        config = config.get(name) if isinstance(config, Mapping) else None
+        if isinstance(config, list) and name.isdecimal() and int(name) < len(config):
+            config = config[int(name)]
+        else:
+            config = config.get(name) if isinstance(config, Mapping) else None
 
     return config
 

@@ -141,26 +141,22 @@ def test_a_mistake_is_one_line_that_names_the_alternatives(mistake: str, command
     assert_one_line(outcome, *(part.format(tmp=tmp_path) if "{tmp}" in part else part for part in parts))
 
 
-def test_all_mistakes_of_keys_types_and_values_are_told_at_once(command: Any, tiny_recipe: Path, tmp_path: Path) -> None:
-    settings = [
-        "regime.num_stepz=3",
-        "optimizer.config.lr=[1]",
-        "criterion.config.num_view=3",
-        "task.config.batch_size=-4",
-        "common.seed=-1",
-    ]
+def test_all_mistakes_that_the_classes_of_the_configuration_find_are_told_at_once(
+    command: Any, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    settings = ["model.dtype=float31", "optimizer.config.betas=[0.9]", "task.config.batch_size=-4", "common.seed=-1"]
 
     outcome = command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out", "--config", *settings)
 
     assert outcome.status == 2 and "Traceback" not in outcome.err
     head, *told = outcome.err[outcome.err.index("fairseq2: error: ") :].splitlines()
-    assert head == "fairseq2: error: 5 mistakes in the configuration:"
-    for part in ("`num_stepz`", "`optimizer.config.lr`", "`num_view`", "`batch_size`", "`common.seed`"):
+    assert head == "fairseq2: error: 4 mistakes in the configuration:"
+    for part in ("`model.dtype`", "`optimizer.config.betas`", "`batch_size`", "`common.seed`"):
         assert sum(part in line for line in told) == 1, part
 
 
-def test_all_mistakes_of_files_and_splits_are_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
-    words = "optimiser.lr=1 init.path=out/nowhere task.config.split=trian probing.train_split=prob"
+def test_all_mistakes_of_keys_types_and_files_are_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    words = "optimiser.lr=1 criterion.config.num_view=3 optimizer.config.lr=[1] init.path=out/nowhere task.config.split=trian"
     recipe = ROOT / "recipes" / "demo" / "words.yaml"
     code = (
         "import sys\nfrom d2v_plugin.cli.main import main\n"
@@ -170,10 +166,13 @@ def test_all_mistakes_of_files_and_splits_are_told_before_anything_heavy_is_impo
 
     assert outcome.returncode == 2 and outcome.stdout == "False\n", outcome.stderr
     head, *told = outcome.stderr.splitlines()
-    assert head == "fairseq2: error: 4 mistakes in the configuration:"
-    assert "`optimiser` is not a known key. Did you mean `optimizer`?" in told[0]
-    assert told[1].strip().startswith("`init.path` is out/nowhere") and "does not exist" in told[1]
-    assert "`trian` is not a known split" in told[2] and "`prob` is not a known split" in told[3]
+    assert head == "fairseq2: error: 5 mistakes in the configuration:"
+    known = "\n".join(sorted(told)[:3])
+    assert "  --config: `num_view` is not a known key of `criterion.config`. Did you mean `num_views`?" in known
+    assert "  --config: `optimizer.config.lr`: `[1]` is not valid: Value must be of type float." in known
+    assert "  --config: `optimiser` is not a known key. Did you mean `optimizer`?" in known
+    assert told[3].strip().startswith("`init.path` is out/nowhere") and "does not exist" in told[3]
+    assert "`trian` is not a known split" in told[4]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Products by oneDNN are those of PyTorch, in outputs and gradients; small ones, and whatever is not fp32, stay PyTorch's."""
+"""Products by oneDNN are those of PyTorch, in outputs and gradients; small ones, and other dtypes, stay PyTorch's."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(args[3])
         return original(*args)
 
-    original = linears._run
-    monkeypatch.setattr(linears, "_run", run)
+    original = linears._compute
+    monkeypatch.setattr(linears, "_compute", run)
     monkeypatch.setattr(linears, "LARGE", 1)
     return found
 
@@ -53,6 +53,37 @@ def test_a_layer_and_its_gradients(bias: bool, calls: list[str]) -> None:
     assert calls == ["none", "none"]
 
 
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="PyTorch computes on such a processor")
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("size", [200, 1 << 22])
+def test_bf16_is_as_near_to_exact_numbers_as_pytorchs(
+    autocast: bool, size: int, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In pieces, too; what weights are, gradients are."""
+    monkeypatch.setattr(linears, "PIECE_SIZE", size)
+    torch.manual_seed(1)
+    layers = [Linear(24, 40), nn.Linear(24, 40)]
+    x, exact = torch.randn(2, 5, 24).bfloat16(), nn.Linear(24, 40).double()
+    for layer in (layers[1], exact):
+        layer.load_state_dict(layers[0].bfloat16().state_dict())  # the same numbers everywhere
+    if autocast:
+        x, layers = x.float(), [layer.float() for layer in layers]
+    expected = differentiate(lambda x: [exact(x)], x.double(), exact)
+    own, theirs = [], []
+    for found, layer in zip((own, theirs), layers if autocast else [layers[0], layers[1].bfloat16()], strict=True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found += differentiate(lambda x, layer=layer: [layer(x)], x, layer)
+
+    def error(actual: Tensor, expected: Tensor) -> float:
+        return float((actual.double() - expected).detach().norm() / expected.detach().norm())
+
+    for actual, reference, right in zip(own, theirs, expected, strict=True):
+        assert actual.dtype == reference.dtype and error(actual, right) <= 1.1 * error(reference, right) + 1e-6
+    assert calls == ["none"] * (2 if size > 400 else 4)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.no_grad():
+        assert error(linear_gelu(x, layers[0]), F.gelu(exact(x.double()))) < 4e-3
+
+
 def test_norm_and_feed_forward_layers(calls: list[str]) -> None:
     torch.manual_seed(1)
     norm, mlp, x = nn.LayerNorm(16), FeedForward(16, 48, 0.0), torch.randn(3, 7, 16)
@@ -73,9 +104,12 @@ def test_norm_and_feed_forward_layers(calls: list[str]) -> None:
 
 def test_what_is_small_or_of_another_dtype_is_pytorchs(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = Linear(8, 8), torch.randn(4, 8)
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        assert layer(x).dtype == linear_gelu(x, layer).dtype == torch.bfloat16
-    copy.deepcopy(layer).bfloat16()(x.bfloat16())
+    with torch.no_grad():
+        assert copy.deepcopy(layer).double()(x.double()).dtype == torch.float64
+        with torch.autocast("cpu", torch.float16):
+            assert layer(x).dtype == linear_gelu(x, layer).dtype == torch.float16
+    with pytest.raises(RuntimeError, match="dtype"):
+        layer(x.bfloat16())
     program = torch.export.export(layer.eval(), (x,))
     assert not any("mkldnn" in str(node.target) for node in program.graph.nodes)
     monkeypatch.setattr(linears, "LARGE", 4 * 8 * 8 + 1)

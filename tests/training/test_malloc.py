@@ -1,4 +1,4 @@
-"""Memory of small tensors is kept for the next ones, that of the largest is given back."""
+"""Memory of small tensors is kept for the next ones, that of the largest is given back; in training and with checkpoints."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from fairseq2.runtime.dependency import DependencyContainer
+
+from d2v_plugin.verbs.extract.recipe import ExtractRecipe
 
 # Not in the tests' own process, whose memory has been used by others.
 SCRIPT = """
@@ -49,3 +52,11 @@ def test_small_pieces_are_reused_and_large_ones_returned() -> None:
     returned, page_faults = map(float, done.stdout.split())
     assert returned > 3.9
     assert page_faults < 100
+
+
+def test_recipes_of_checkpoints_keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr("d2v_plugin.verbs.common.keep_freed_memory", lambda: calls.append(None))
+    ExtractRecipe().register(DependencyContainer())
+
+    assert calls == [None]

@@ -114,6 +114,7 @@ def share_weights(side: Side, make: Callable[[], Any], folder: Path) -> Any:
         return theirs.eval()
     from d2v_plugin.weights.convert.hugging_face import convert_hugging_face
 
+    keep_freed_memory()
     content = convert_hugging_face(folder)
     model = create_model(content.config).eval()
     model.load_state_dict(content.student)

@@ -1,7 +1,7 @@
-"""Checks of a command before anything heavy is imported: files, splits, labels and sample rates that a recipe names.
+"""Checks of a command before anything heavy is imported: keys, names and types, files, splits, labels and sample rates.
 
-Importing PyTorch and fairseq2 takes seconds; what is wrong with paths and splits is known before, all of it at once. Keys, types
-and ranges are checked later, by the classes of the configuration. What cannot be read here is left to them, too.
+Importing PyTorch and fairseq2 takes seconds; all this is known before, and told at once. What a value may be besides its type is
+checked later, by the classes of the configuration. What cannot be read here is left to them, too.
 """
 
 from __future__ import annotations
@@ -15,21 +15,19 @@ from d2v_plugin.core.plain_yaml import PlainYamlError, parse_yaml
 from d2v_plugin.core.store import is_url
 from d2v_plugin.core.text import unknown_name
 from d2v_plugin.verbs.recipe_files import RecipeFileError, look_up, merge, read_whole
+from d2v_plugin.verbs.train.known_settings import KnownSettings
 
-_SECTIONS: Final = (
-    *("task", "dataset", "model", "init", "criterion", "optimizer", "lr_scheduler", "trainer", "regime"),
-    *("guard", "probing", "pictures", "validation", "gang", "common"),
-)
 _FLAGS: Final = ("--config-file", "--config", "--dump-config", "--no-rich", "--no-exit-on-error", "--checkpoint-dir")
 _SUPERVISED: Final = ("classification", "ctc", "audio_tagging")
 _COLUMNS: Final = {"audio": ("path", "size", "label"), "image": ("path", "label"), "text": ("path", "tokens", "label")}
 _UNFINISHED: Final = "???"
 
 
-def find_mistakes(words: Sequence[str]) -> list[str]:
-    """Find what is wrong with a training command, as far as it can be known so early.
+def find_mistakes(words: Sequence[str], verb: str = "train", *, extended: bool = False) -> list[str]:
+    """Find what is wrong with a command, as far as it can be known so early; files are those of a training command.
 
     :param words: its arguments.
+    :param extended: as for :class:`KnownSettings`.
     :returns: a sentence for each mistake; none if it cannot be told.
     """
     if any(word.startswith("--") and word.partition("=")[0] not in _FLAGS for word in words):
@@ -38,13 +36,19 @@ def find_mistakes(words: Sequence[str]) -> list[str]:
     if not has_output and "--dump-config" not in words:
         return []
     try:
-        overrides = [*([] if path is None else read_whole(path)), merge(map(_nest, settings))]
+        in_file = [] if path is None else read_whole(path)
     except RecipeFileError as ex:
         return [str(ex)]
-    config = merge(overrides)
+    overrides = [*map(_nest, settings)]
+    config, given = merge([*in_file, *overrides]), merge(overrides)
     source = "" if path is None else f"{path}: "
 
-    mistakes = [*_check_sections(config, overrides[-1], source)]
+    mistakes = []
+    for place, sentence in KnownSettings(extended=extended).find_mistakes(config, verb):
+        is_given = place and look_up(given, ".".join(place)) is not None
+        mistakes.append(("--config: " if is_given else source if place else "") + sentence)
+    if verb != "train":
+        return mistakes
     if "--dump-config" not in words:
         mistakes += [*_check_paths(config), *_check_dataset(config)]
     regime = look_up(config, "regime")
@@ -90,12 +94,6 @@ def _nest(setting: str) -> dict[str, Any]:
         nested = {section: nested}
 
     return nested
-
-
-def _check_sections(config: Mapping[str, Any], given: Mapping[str, Any], source: str) -> Iterator[str]:
-    for name in config:
-        if name not in _SECTIONS:
-            yield ("--config: " if name in given else source) + unknown_name("key", name, _SECTIONS)
 
 
 def _check_paths(config: Mapping[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What is wrong with files, splits, labels and rates is found without importing anything heavy."""
+"""What is wrong with keys, names, types, files, splits, labels and rates is found without importing anything heavy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ def sounds(tmp_path: Path) -> Path:
 
 
 def check(folder: Path, *settings: str) -> list[str]:
-    base = ["dataset.family=audio_manifest", f"dataset.config_overrides.path={folder}", "regime.num_steps=1"]
+    base = [
+        "task.name=audio_pretraining",
+        "dataset.family=audio_manifest",
+        f"dataset.config_overrides.path={folder}",
+        "regime.num_steps=1",
+    ]
 
     return find_mistakes(["out", "--config", *base, *settings])
 
@@ -83,6 +88,49 @@ def test_what_only_prints_the_configuration_needs_no_files(tmp_path: Path) -> No
         "lr_scheduler, model, optimizer, pictures, probing, regime, task, trainer, validation.",
         "`regime.num_steps` must be set: the number of updates to train for.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "mistakes"),
+    [
+        (
+            "probing.probes=[{name: knn, config: {k: x}}]",
+            ["--config: `probing.probes.0.config.k`: `x` is not valid: Value must be"],
+        ),
+        ("criterion.config={masking: {name: blok}}", ["`blok` is not a known mask sampler. Did you mean `block`?"]),
+        ("criterion.config={modalities: {image: {masking: {config: {a: 1}}}}}", []),  # the name is that of the others
+        ("model={family: wav2vec2, config_overrides: {x: 1}}", []),  # fairseq2's own
+        ("model.arch=image_bas", ["`image_bas` is not a known arch of the model family `data2vec`."]),
+        ("dataset.family=imges", ["`imges` is not a known dataset family."]),
+        ("trainer.mixed_precision.mode=on", ["--config: `trainer.mixed_precision.mode`: `on` is not valid: Value must be a"]),
+        ("common.no_sweep_dir=1", ["--config: `common.no_sweep_dir`: `1` is not valid: Value must be of type bool, but"]),
+        ("regime.num_steps=many", ["--config: `regime.num_steps`: `many` is not valid: Value must be of type int."]),
+        ("regime={num_steps: 10%, validate_every_n_steps: null}", []),
+    ],
+)
+def test_keys_names_and_types(setting: str, mistakes: list[str]) -> None:
+    told = find_mistakes(["--dump-config", "--config", "regime.num_steps=1", setting])
+
+    assert [line.startswith(start) for line, start in zip(told, mistakes, strict=True)] == [True] * len(mistakes), told
+    if "name" in setting:
+        assert find_mistakes(["--dump-config", "--config", setting], extended=True) == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "setting", "mistakes"),
+    [
+        ("evaluate", "checkpoint.bst=true", ["--config: `bst` is not a known key of `checkpoint`. Did you mean `best`?"]),
+        ("evaluate", "task.config.audio.nothing=1", []),  # the task is the run's
+        ("extract", "features.nothing=1", ["--config: `nothing` is not a known key of `features`."]),
+        ("inspect", "num_samples=x", ["--config: `num_samples`: `x` is not valid: Value must be of type int."]),
+        ("predict", "inputs=[a, b]", []),
+        ("export", "regime.num_steps=3", ["--config: `regime` is not a known key."]),
+    ],
+)
+def test_other_verbs_have_other_sections(verb: str, setting: str, mistakes: list[str]) -> None:
+    told = find_mistakes(["out", "--config", setting], verb)
+
+    assert [line.startswith(start) for line, start in zip(told, mistakes, strict=True)] == [True] * len(mistakes), told
 
 
 @pytest.mark.parametrize("words", [["--confg", "x"], ["--config", "a=1"], ["out", "--config", "a"], []])
