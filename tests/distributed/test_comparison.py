@@ -13,6 +13,7 @@ ABLATIONS = Path(__file__).parents[2] / "recipes" / "ablations" / "objectives"
 SETTINGS = [
     *("regime.num_steps=3", "regime.publish_metrics_every_n_steps=1", "regime.checkpoint_every_n_steps=3"),
     *("probing.probes=[]", "optimizer.config.eps=1.0", "optimizer.config.lr=0.1", "lr_scheduler.config.num_warmup_steps=0"),
+    "pictures.enabled=false",
 ]
 
 

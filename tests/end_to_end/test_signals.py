@@ -18,6 +18,7 @@ from d2v_plugin.data.files import Location
 ROOT = Path(__file__).parents[2]
 STEPS = ["regime.num_steps=2", "regime.validate_every_n_steps=null", "regime.checkpoint_every_n_steps=1"]
 QUICK = [*STEPS, "common.torch.num_threads=1", "common.metric_recorders.tensorboard.enabled=false", "probing.probes=[]"]
+QUICK += ["pictures.enabled=false"]
 SIZES = "min_sample_size: 100, max_sample_size: 250"
 AUDIO = "{sample_rate: 250, channels: 3}"
 SHAPE = "num_channels: 3, conv_layers: [[32, 10, 5], [32, 3, 2]]"

@@ -69,6 +69,7 @@ def train_resume_and_evaluate(
     return json.loads((folder / "scores" / "scores.json").read_text())["scores"]  # type: ignore[no-any-return]
 
 
+@pytest.mark.filterwarnings("error:Duplicate name")  # rows of one number in two splits
 def test_pictures_in_archives_on_a_store_in_tables_and_in_other_formats(
     command: Command, tiny_recipe: Path, tmp_path: Path
 ) -> None:

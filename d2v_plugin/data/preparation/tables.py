@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -176,12 +177,14 @@ def unpack(
     :returns: all samples, and the names of the archives.
     """
     found, named = [], []
+    files = Counter(table.path.name for table, _ in tables)
     out.mkdir(parents=True, exist_ok=True)
     with _Archives(out, shard_size, [f"{table.path}:{column}:{read_stamp(table.path)}" for table, column in tables]) as archives:
         for table, column in tables:
             wanted = dict.fromkeys(name for name in (column, label, speaker) if name is not None)
             for number, row in table.read(list(wanted)):
-                title = f"{table.path.name}:{number}"
+                folder = f"{table.path.parent.name}/" if files[table.path.name] > 1 else ""  # such as a split's
+                title = f"{folder}{table.path.name}:{number}"
                 sample = FoundFile(
                     out.absolute(),
                     "",
