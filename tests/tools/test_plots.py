@@ -50,7 +50,7 @@ def test_ablations_have_a_column_for_each_modality_and_no_bar_beyond_100(drawn: 
 def test_a_study_has_a_plot_for_each_part(drawn: list[tuple[str, Figure]], tmp_path: Path) -> None:
     draw("study/report.json", tmp_path)
 
-    assert [name for name, _ in drawn] == ["images.png", "speech.png"]
+    assert [name for name, _ in drawn] == ["images.png", "speech.png", "text.png"]
     for _, figure in drawn:
         assert [axes.get_xlabel() for axes in figure.axes] == ["Time of one core (s)", "Computation (GFLOP)"]
         assert "AMD EPYC" in figure.get_suptitle()
