@@ -30,4 +30,4 @@ def test_a_slow_store_is_compared_with_the_local_disk(
     main(["data", "--store", "--inputs", "image", "--seconds", "0.1", "--repeats", "1"])
     _, _, row = capsys.readouterr().out.splitlines()
 
-    assert row.startswith("| image | ") and all(float(number) > 0 for number in row.strip("| ").split(" | ")[1:])
+    assert row.startswith("| image | ") and all(float(number.replace(",", "")) > 0 for number in row.strip("| ").split(" | ")[1:])
