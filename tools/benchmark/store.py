@@ -124,8 +124,6 @@ def compare_store(arguments: argparse.Namespace) -> None:
                 [measure(read_ours(kind, folder / form), arguments.seconds) for form in ("local", "remote")]
                 for _ in range(arguments.repeats)
             ]
-        (local_core, local), (remote_core, remote) = (
-            (max(pair[side][unit] for pair in found) for unit in (0, 1)) for side in (0, 1)
-        )
-        ratios = f"{remote / local:.2f} | {remote / min(local, RATE / size):.2f} | {remote_core / local_core:.2f}"
-        print(f"| {kind} | {local:,.0f} | {local * size / 1e6:,.1f} | {remote:,.0f} | {ratios} |", flush=True)
+        local, remote = ([max(rates) for rates in zip(*side, strict=True)] for side in zip(*found, strict=True))
+        ratios = f"{remote[1] / local[1]:.2f} | {remote[1] / min(local[1], RATE / size):.2f} | {remote[0] / local[0]:.2f}"
+        print(f"| {kind} | {local[1]:,.0f} | {local[1] * size / 1e6:,.1f} | {remote[1]:,.0f} | {ratios} |", flush=True)
