@@ -85,7 +85,7 @@ class Needs:
             model = FAMILIES[section.family].create(read_model(vars(section)))
             attach_criterion(model, create(context.resolver, Criterion, config.criterion), None, called="the criterion")
         self._model: EncoderModel = model.requires_grad_(True).train()
-        self._modality = Modality(section.arch.split("_")[0].replace("vision", "image").replace("spectrogram", "audio"))
+        (self._modality,) = self._model.config.frontends
         self._known: dict[tuple[torch.Size, torch.dtype], tuple[float, int]] = {}
 
     @property

@@ -11,6 +11,7 @@ command of the study that goes on from there. Without a GPU it trains on the CPU
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import tarfile
@@ -63,10 +64,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     data = [] if args.data is None else [f"dataset.config_overrides.path={args.data.resolve()}"]
     seconds = train(part, args.output, 60 * args.minutes, (*data, *args.config))
-    print(
-        f"python -m tools.experiments.study {STUDY.relative_to(ROOT)} --output {args.output / RUNS} --only {part.name} ", end=""
-    )
-    print(f"--seconds {seconds:.1f}")
+    words = ["--output", f"{args.output / RUNS}", "--only", part.name, "--seconds", f"{seconds:.1f}"]
+    print(shlex.join(["python", "-m", "tools.experiments.study", f"{STUDY.relative_to(ROOT)}", *words]))
 
     return 0
 
