@@ -35,7 +35,7 @@ def _check_first(verb: str, words: Sequence[str], extensions: Sequence[Extension
     if "-h" in words or "--help" in words:
         return
     from d2v_plugin.cli.listing import is_extended
-    from d2v_plugin.verbs.train.first_checks import find_mistakes
+    from d2v_plugin.verbs.first_checks import find_mistakes
 
     check_words(words)
     fail_if_mistaken(find_mistakes(words, verb, extended=is_extended(extensions)))

@@ -22,7 +22,7 @@ _CONTEXT.set_forkserver_preload(
         *("d2v_plugin", "fairseq2.recipe", "d2v_plugin.verbs.train.recipe", "d2v_plugin.cli.main", "processes"),
         # What a run imports when it comes to it, 1.3 s of 2.1 that a short one takes.
         *("d2v_plugin.cli.reading", "d2v_plugin.cli.redaction", "d2v_plugin.cli.unexpected", "d2v_plugin.cli.user_errors"),
-        *("d2v_plugin.verbs.train.first_checks", "torch._dynamo", "torch.utils.tensorboard", "torcheval.metrics", "torchvision"),
+        *("d2v_plugin.verbs.first_checks", "torch._dynamo", "torch.utils.tensorboard", "torcheval.metrics", "torchvision"),
     ]
 )
 

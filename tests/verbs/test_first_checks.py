@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from d2v_plugin.verbs.train.first_checks import find_mistakes
+from d2v_plugin.verbs.first_checks import find_mistakes
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 PROBES = "probing.probes=[{name: linear}]"
 
 
