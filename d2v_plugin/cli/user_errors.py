@@ -170,7 +170,8 @@ def list_mistakes(result: ValidationResult) -> list[str]:
 def _mistakes_in(result: ValidationResult, key: str) -> Iterator[tuple[str, str]]:
     yield from ((key, message) for message in result.errors)
     for name, inner in result.sub_results.items():
-        yield from _mistakes_in(inner, f"{key}{name}" if name.startswith("[") else f"{key}.{name}".lstrip("."))
+        # `[0]` of a list and `['image']` of a mapping as they are set: `probes.0`, `modalities.image`.
+        yield from _mistakes_in(inner, ".".join(filter(None, (key, name.strip("[']")))))
 
 
 def _explain_config(ex: BaseException, args: Namespace) -> str:

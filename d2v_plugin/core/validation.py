@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from fairseq2.utils.validation import StandardObjectValidator, ValidationError, ValidationResult
+from fairseq2.utils.validation import StandardObjectValidator, Validatable, ValidationError, ValidationResult
+from typing_extensions import override
+
+from d2v_plugin.core.ranges import find_ranges
+
+
+class Checked(Validatable):
+    """Settings whose fields declare ranges (:mod:`d2v_plugin.core.ranges`); stands before a section of fairseq2 as a base."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = super().validate() or ValidationResult()  # type: ignore[safe-super]  # None if no section of fairseq2 follows
+        for name, limits in find_ranges(type(self)).items():
+            if sentence := limits.find_mistake(name, getattr(self, name)):
+                result.add_error(sentence)
+
+        return result
 
 
 def report(*problems: tuple[bool, str], base: ValidationResult | None = None) -> ValidationResult:

@@ -6,35 +6,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim.sgd import sgd
-from typing_extensions import override
 
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import PositiveInt, Probability
+from d2v_plugin.core.validation import Checked
 
 
 @dataclass(kw_only=True)
-class EmaConfig(Validatable):
+class EmaConfig(Checked):
     """Decay of the average: linear from ``start`` to ``end``, constant afterwards."""
 
-    start: float = 0.999
+    start: Probability = 0.999
     """Decay at the beginning."""
 
-    end: float = 0.9999
+    end: Probability = 0.9999
     """Decay from update ``anneal_steps`` on; 1 freezes the teacher."""
 
-    anneal_steps: int = 100_000
+    anneal_steps: PositiveInt = 100_000
     """Updates until ``end`` is reached."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        return report(
-            (not 0.0 <= self.start <= 1.0, f"`start` must be in [0, 1], but is {self.start}."),
-            (not 0.0 <= self.end <= 1.0, f"`end` must be in [0, 1], but is {self.end}."),
-            (self.anneal_steps < 1, f"`anneal_steps` must be at least 1, but is {self.anneal_steps}."),
-        )
 
 
 def decay_at(config: EmaConfig, step_nr: int) -> float:

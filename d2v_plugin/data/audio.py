@@ -14,6 +14,8 @@ import soxr
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from d2v_plugin.core.ranges import PositiveInt
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.data.arrays import ARRAY_MAGIC, ArrayFile, MemoryFile
 from d2v_plugin.data.bad_samples import SampleError
 from d2v_plugin.data.ffmpeg import FFmpegFile
@@ -29,10 +31,10 @@ _UNKNOWN_FORMAT = 1
 
 
 @dataclass(kw_only=True)
-class AudioReadingConfig:
+class AudioReadingConfig(Checked):
     """Settings of how recordings become waveforms."""
 
-    sample_rate: int = 16_000
+    sample_rate: PositiveInt = 16_000
     """Samples per second of what the model hears."""
 
     resample: bool = False
@@ -41,7 +43,7 @@ class AudioReadingConfig:
     normalize: bool = True
     """Give every utterance zero mean and unit variance, each channel for itself if there are several."""
 
-    channels: int = 1
+    channels: PositiveInt = 1
     """Channels that the model takes: 1 = those of a recording are averaged, more = they are kept apart, and each recording must
     have as many."""
 

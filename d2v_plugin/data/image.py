@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import torch
-from fairseq2.utils.validation import Validatable, ValidationResult
+from fairseq2.utils.validation import ValidationResult
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -16,7 +17,8 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Grid, as_grid
 from d2v_plugin.core.lazy import LazyModule
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import PositiveFloat, PositiveInt, Probability, Range
+from d2v_plugin.core.validation import Checked, report
 from d2v_plugin.data.color_jitter import ColorJitterConfig, jitter_colors
 from d2v_plugin.data.random import Purpose, draw_uniform
 
@@ -27,13 +29,13 @@ _MAX_ASPECT = 16
 
 
 @dataclass(kw_only=True)
-class ImageReadingConfig(Validatable):
+class ImageReadingConfig(Checked):
     """Settings of how images become tensors."""
 
-    size: int | tuple[int, int] = 224
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224
     """Height and width, in pixels, of what the model sees; one number = both."""
 
-    sizes: Sequence[int | tuple[int, int]] = ()
+    sizes: Sequence[PositiveInt | tuple[PositiveInt, PositiveInt]] = ()
     """Training draws the size of an update from these, all as likely; empty = it is always ``size``."""
 
     crop_scale: Sequence[float] = (0.2, 1.0)
@@ -42,20 +44,20 @@ class ImageReadingConfig(Validatable):
     crop_ratio: Sequence[float] = (3 / 4, 4 / 3)
     """Smallest and largest width / height of the random crop, as a multiple of that of ``size``."""
 
-    flip: float = 0.5
+    flip: Probability = 0.5
     """Probability of a horizontal flip; 0 where left and right matter, as in writing."""
 
     color_jitter: ColorJitterConfig = field(default_factory=ColorJitterConfig)
     """Off in data2vec 2.0."""
 
-    eval_resize: float = 256 / 224
+    eval_resize: PositiveFloat = 256 / 224
     """Without augmentation the shorter side is resized to this times ``size``, then the centre is cropped; 1 = no margin."""
 
-    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    mean: Sequence[Annotated[float, Range(">= -1e6, <= 1e6")]] = (0.485, 0.456, 0.406)
     """Subtracted from the values of each channel in [0, 1]; the default is ImageNet's, for red, green and blue. There are as many
     channels as numbers: one = pictures are read as grey. ``report`` = those that ``fairseq2 recipe manifest`` measured."""
 
-    std: Sequence[float] = (0.229, 0.224, 0.225)
+    std: Sequence[Annotated[float, Range("> 0, <= 1e6")]] = (0.229, 0.224, 0.225)
     """Divides what is left; ``report`` likewise."""
 
     @property
@@ -64,10 +66,8 @@ class ImageReadingConfig(Validatable):
 
     @override
     def validate(self) -> ValidationResult:
-        flip, resize, scale, ratio = self.flip, self.eval_resize, list(self.crop_scale), list(self.crop_ratio)
+        scale, ratio = list(self.crop_scale), list(self.crop_ratio)
         return report(
-            (not 0.0 <= flip <= 1.0, f"`flip` must be from 0 to 1, but is {flip}."),
-            (not resize > 0.0, f"`eval_resize` must be greater than 0, but is {resize}."),
             (not _is_range(scale, most=1.0), f"`crop_scale` must be two numbers, 0 < smallest <= largest <= 1, but is {scale}."),
             (not _is_range(ratio), f"`crop_ratio` must be two numbers, 0 < smallest <= largest, but is {ratio}."),
             (
@@ -78,8 +78,7 @@ class ImageReadingConfig(Validatable):
                 self.num_channels != 3 and not self.color_jitter.is_off,
                 f"`color_jitter` is for 3 channels, but `mean` has {self.num_channels}; leave it out.",
             ),
-            (not all(map(math.isfinite, self.mean)), f"`mean` must be finite, but is {list(self.mean)}."),
-            (not all(map(math.isfinite, self.std)), f"`std` must be finite, but is {list(self.std)}."),
+            base=super().validate(),
         )
 
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
-from typing_extensions import override
 
 from d2v_plugin.core.lazy import LazyModule
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import NonNegativeFloat, Probability
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.data.random import Purpose, draw_uniform
 
 special = LazyModule("scipy.special")
@@ -28,26 +27,17 @@ _ERASED_RATIO = (0.3, 1 / 0.3)
 
 
 @dataclass(kw_only=True)
-class MixingConfig(Validatable):
+class MixingConfig(Checked):
     """Settings of MixUp and CutMix."""
 
-    mixup: float = 0.0
+    mixup: NonNegativeFloat = 0.0
     """MixUp adds images up, with a share from Beta(mixup, mixup); 0 = off, published 0.7 or 0.8."""
 
-    cutmix: float = 0.0
+    cutmix: NonNegativeFloat = 0.0
     """CutMix puts a part of one image into the other, whose area is drawn from Beta(cutmix, cutmix); 0 = off, published 1."""
 
-    probability: float = 1.0
+    probability: Probability = 1.0
     """How likely a pair of images is mixed; if both ways are on, each is as likely as the other."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        probability = self.probability
-        return report(
-            (self.mixup < 0.0, f"`mixup` must be at least 0, but is {self.mixup}."),
-            (self.cutmix < 0.0, f"`cutmix` must be at least 0, but is {self.cutmix}."),
-            (not 0.0 <= probability <= 1.0, f"`probability` must be between 0 and 1, but is {probability}."),
-        )
 
     @property
     def is_off(self) -> bool:

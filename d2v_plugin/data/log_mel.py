@@ -7,11 +7,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from d2v_plugin.core.ranges import Range
+from d2v_plugin.core.validation import Checked
 
 LengthT = TypeVar("LengthT", int, Tensor)
 
@@ -20,25 +23,25 @@ _LEAST: Final = torch.finfo(torch.float32).eps
 
 
 @dataclass(kw_only=True)
-class LogMelConfig:
+class LogMelConfig(Checked):
     """Settings of log-mel spectrograms; the defaults are those of Audio-MAE and EAT."""
 
-    sample_rate: int = 16_000
+    sample_rate: Annotated[int, Range(">= 1, <= 1,048,576")] = 16_000
     """Samples per second of the waveforms."""
 
-    num_mels: int = 128
+    num_mels: Annotated[int, Range(">= 1, <= 4,096")] = 128
     """Bands."""
 
-    frame_length: float = 25.0
+    frame_length: Annotated[float, Range(">= 0.1, <= 1e4")] = 25.0
     """Length of a frame, in milliseconds."""
 
-    frame_shift: float = 10.0
+    frame_shift: Annotated[float, Range(">= 0.1, <= 1e4")] = 10.0
     """From the start of one frame to that of the next, in milliseconds."""
 
-    low_freq: float = 20.0
+    low_freq: Annotated[float, Range(">= -1e6, <= 1e6")] = 20.0
     """Lower edge of the lowest band, in hertz."""
 
-    high_freq: float = 0.0
+    high_freq: Annotated[float, Range(">= -1e6, <= 1e6")] = 0.0
     """Upper edge of the highest band, in hertz; 0 or less counts from half the sample rate."""
 
     @property

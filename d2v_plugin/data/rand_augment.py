@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
-from fairseq2.utils.validation import Validatable, ValidationResult
 from PIL import Image
 from torch import Tensor
-from typing_extensions import override
 
 from d2v_plugin.core.lazy import LazyModule
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import NonNegativeInt, Probability, Range
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.data.random import Purpose, draw_uniform
 
 special = LazyModule("scipy.special")
@@ -29,29 +29,20 @@ _DRAWS_PER_OPERATION = 4
 
 
 @dataclass(kw_only=True)
-class RandAugmentConfig(Validatable):
+class RandAugmentConfig(Checked):
     """Settings of RandAugment; the defaults are the published ones."""
 
-    num_operations: int = 2
+    num_operations: NonNegativeInt = 2
     """How many operations are drawn for each image; 0 = off."""
 
-    magnitude: float = 9.0
+    magnitude: Annotated[float, Range(">= 0, <= 10")] = 9.0
     """How much they change, on average: from 0 to 10."""
 
     deviation: float = 0.5
     """Standard deviation of the magnitude."""
 
-    probability: float = 0.5
+    probability: Probability = 0.5
     """How likely an operation that was drawn is applied."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        count, magnitude, probability = self.num_operations, self.magnitude, self.probability
-        return report(
-            (count < 0, f"`num_operations` must be at least 0, but is {count}."),
-            (not 0.0 <= magnitude <= _MAX_MAGNITUDE, f"`magnitude` must be between 0 and 10, but is {magnitude}."),
-            (not 0.0 <= probability <= 1.0, f"`probability` must be between 0 and 1, but is {probability}."),
-        )
 
 
 def rand_augment(

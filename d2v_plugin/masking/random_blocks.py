@@ -4,55 +4,43 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
-from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.contracts import mark_positions
 from d2v_plugin.core.random import Stream, draw_words
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import NonNegativeFloat, PositiveInt, Range
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.masking.base import MaskSampler, MaskSettingsError, Shape, count_cells, valid_lengths
 
 
 @dataclass(kw_only=True)
-class RandomMaskConfig(Validatable):
+class RandomMaskConfig(Checked):
     """Settings of ``random``."""
 
-    ratio: float = 0.48
+    ratio: Annotated[float, Range("> 0, < 1")] = 0.48
     """The share of masked positions, between 0 and 1."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        return report((not 0.0 < self.ratio < 1.0, f"`ratio` must be greater than 0 and less than 1, but is {self.ratio}."))
 
 
 @dataclass(kw_only=True)
 class BlockMaskConfig(RandomMaskConfig):
     """Settings of ``block`` and ``inverse_block``."""
 
-    ratio: float = 0.8
+    ratio: Annotated[float, Range("> 0, < 1")] = 0.8
     """The share of masked positions, between 0 and 1."""
 
-    block_size: int = 3
+    block_size: PositiveInt = 3
     """Length of a window in positions; for images the side of a square."""
 
-    adjust: float = 0.07
+    adjust: Annotated[float, Range("> -1, < 1")] = 0.07
     """Added to the share that windows are drawn for, to make up for their overlaps. Whatever it is, missing and surplus positions
     are added and dropped one by one at random; the higher it is, the fewer isolated positions are added."""
 
-    dropout: float = 0.0
+    dropout: NonNegativeFloat = 0.0
     """Draw this share more windows, and so drop more random positions from them."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        return report(
-            (self.block_size < 1, f"`block_size` must be at least 1, but is {self.block_size}."),
-            (not -1.0 < self.adjust < 1.0, f"`adjust` must be greater than -1 and less than 1, but is {self.adjust}."),
-            (self.dropout < 0.0, f"`dropout` must not be negative, but is {self.dropout}."),
-            base=super().validate(),
-        )
 
 
 @dataclass(frozen=True)

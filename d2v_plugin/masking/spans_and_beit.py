@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated
 
 import torch
-from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.contracts import mark_positions
 from d2v_plugin.core.random import Stream, uniform
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import PositiveInt, Range
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.masking.base import MaskSampler, MaskSection, MaskSettingsError, Shape, count_cells, valid_lengths
 
 MAX_BLOCK_TRIES = 10
@@ -25,35 +26,22 @@ MAX_BLOCK_TRIES = 10
 
 
 @dataclass(kw_only=True)
-class SpanMaskConfig(Validatable):
+class SpanMaskConfig(Checked):
     """Settings of ``span``."""
 
-    probability: float = 0.65
+    probability: Annotated[float, Range("> 0, < 1")] = 0.65
     """The share of positions in spans if spans did not overlap: ``length`` times the probability to start one."""
 
-    length: int = 10
+    length: PositiveInt = 10
     """Length of a span."""
 
-    ratio: float | None = None
+    ratio: Annotated[float | None, Range("> 0, < 1")] = None
     """The share of masked positions. None = the share that such spans cover on average; spans are added one by one until that
     many positions are masked, and the last span is cut. A number below that share drops random single positions from the
     spans until it is reached, which is what fairseq does to the rows of a batch to make them equal (about 0.45 for speech)."""
 
     reach_over: bool = False
     """Spans may start anywhere and are cut at the end of the row (text); otherwise all of them fit into the row (speech)."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        ratio = self.ratio
-
-        return report(
-            (
-                not 0.0 < self.probability < 1.0,
-                f"`probability` must be greater than 0 and less than 1, but is {self.probability}.",
-            ),
-            (self.length < 1, f"`length` must be at least 1, but is {self.length}."),
-            (ratio is not None and not 0.0 < ratio < 1.0, f"`ratio` must be greater than 0 and less than 1, but is {ratio}."),
-        )
 
 
 @dataclass(kw_only=True)
@@ -143,35 +131,23 @@ def _covered(length: int, probability: float, span_length: int, reach_over: bool
 
 
 @dataclass(kw_only=True)
-class BeitBlockMaskConfig(Validatable):
+class BeitBlockMaskConfig(Checked):
     """Settings of ``beit_block``."""
 
-    num_patches: int = 120
+    num_patches: PositiveInt = 120
     """Number of masked patches: 120 of 196 in the paper (60 %), 75 in BEiT and in fairseq's configuration."""
 
-    min_block: int = 16
+    min_block: PositiveInt = 16
     """Smallest area of a block, in patches, as long as that many are left to mask."""
 
     max_block: int | None = None
     """Largest area of a block; None = as many as are left to mask."""
 
-    min_aspect: float = 0.3
+    min_aspect: Annotated[float, Range("> 0, <= 1")] = 0.3
     """Aspect ratios are between this and its inverse."""
 
-    max_tries: int = 30
+    max_tries: PositiveInt = 30
     """Blocks that are tried in all; what is missing then is masked patch by patch."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        counts = {name: getattr(self, name) for name in ("num_patches", "min_block", "max_tries")}
-
-        return report(
-            *((count < 1, f"`{name}` must be at least 1, but is {count}.") for name, count in counts.items()),
-            (
-                not 0.0 < self.min_aspect <= 1.0,
-                f"`min_aspect` must be greater than 0 and at most 1, but is {self.min_aspect}.",
-            ),
-        )
 
 
 @dataclass(frozen=True)

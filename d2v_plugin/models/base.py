@@ -13,15 +13,15 @@ from typing import Any, Final, TypeVar, final
 
 import torch
 from fairseq2.nn.utils.grad import scale_grad
-from fairseq2.utils.validation import Validatable, ValidationResult
+from fairseq2.utils.validation import ValidationResult
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
 from d2v_plugin.core.batch import Batch, Grid, Modality
 from d2v_plugin.core.contracts import LossOutput, Objective, StepInfo
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.validation import Checked, ensure_valid, report
 from d2v_plugin.layers.layer_drop import draw_layers
-from d2v_plugin.models.ranges import check_ranges
+from d2v_plugin.models.ranges import Depth, Size
 
 T = TypeVar("T")
 
@@ -36,19 +36,24 @@ NO_TORCHSCRIPT: Final = (
 """Why models refuse ``torch.jit.trace``, ``torch.jit.script`` and the exporter to ONNX that is built on them."""
 
 
-class EncoderConfig(Validatable):
+class EncoderConfig(Checked):
     """Configuration of a model, whatever its family."""
 
-    dim: int
-    depth: int
-    num_heads: int
+    dim: Size
+    depth: Depth
+    num_heads: Size
     original_padding: bool
 
     @override
     @final
     def validate(self) -> ValidationResult:
-        # How settings go together is computed with what they are.
-        return report(*([*check_ranges(self)] or self.check_together()))
+        result = super().validate()
+        try:
+            ensure_valid(vars(self))
+        except ValueError:
+            return result  # with what is wrong in those sections; how settings go together is computed with what they are
+
+        return result if result.has_error() else report(*self.check_together())
 
     @abstractmethod
     def check_together(self) -> Iterable[tuple[bool, str]]:

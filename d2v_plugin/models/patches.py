@@ -7,27 +7,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from fairseq2.utils.validation import Validatable, ValidationResult
+from fairseq2.utils.validation import ValidationResult
 from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Grid, as_grid
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.validation import Checked, report
+from d2v_plugin.models.ranges import Size
 
 _MAX_PATCHES: Final = 1 << 14
 
 
 @dataclass(kw_only=True)
-class PatchConfig(Validatable):
+class PatchConfig(Checked):
     """Images cut into patches."""
 
-    image_size: int | tuple[int, int] = 224
+    image_size: Size | tuple[Size, Size] = 224
     """Height and width, in pixels; one number = both. Other sizes are taken too, with positions interpolated."""
 
-    patch_size: int | tuple[int, int] = 16
+    patch_size: Size | tuple[Size, Size] = 16
     """Height and width of a patch, in pixels; one number = both."""
 
-    num_channels: int = 3
+    num_channels: Size = 3
     """Channels of the images."""
 
     @property
@@ -73,7 +74,8 @@ class PatchConfig(Validatable):
             (
                 any(patch > 0 and size % patch for size, patch in pairs),
                 f"`patch_size` must divide `image_size` ({show_size(self.image_size)}), but is {show_size(self.patch_size)}.",
-            )
+            ),
+            base=super().validate(),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -11,27 +12,29 @@ from fairseq2.recipe.error import RecipeError
 from torch import Tensor
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.ranges import Range
 from d2v_plugin.data.log_mel import LengthT, LogMelConfig, check_log_mel, log_mel
 from d2v_plugin.models.base import EncoderConfig
+from d2v_plugin.models.ranges import Length, Size
 
 
 @dataclass(kw_only=True)
 class SpectrogramConfig(LogMelConfig):
     """Log-mel spectrograms (Kaldi's filter banks) cut into square patches, with fixed 2-D sine-cosine positions."""
 
-    log_mel_mean: float = -4.268
+    log_mel_mean: Annotated[float, Range(">= -1e6, <= 1e6")] = -4.268
     """Mean of the log-mel values, AudioSet's; ``report`` = that which ``fairseq2 recipe manifest`` measured."""
 
-    log_mel_std: float = 4.569
+    log_mel_std: Annotated[float, Range("> 0, <= 1e6")] = 4.569
     """Their standard deviation; ``report`` likewise. What the model sees is (x - log_mel_mean) / (2 · log_mel_std)."""
 
-    patch_size: int = 16
+    patch_size: Size = 16
     """Frames and bands of a patch. Frames behind the last whole patch are left out."""
 
-    max_frames: int = 12_288
+    max_frames: Length = 12_288
     """Longest recording, in frames: positions are kept for so many."""
 
-    pad_frames: int | None = None
+    pad_frames: Length | None = None
     """Pad or cut every recording to so many frames, and attend to the padding as if it were sound, which EAT does (1,024 for
     10 s). None = variable length, padding is left out."""
 
@@ -97,7 +100,6 @@ def check_spectrograms(config: SpectrogramConfig) -> Iterator[tuple[bool, str]]:
             number is not None and number % config.patch_size != 0,
             f"`{place}patch_size` must divide `{place}{name}` ({number}), but is {config.patch_size}.",
         )
-    yield config.log_mel_std <= 0.0, f"`{place}log_mel_std` must be greater than 0, but is {config.log_mel_std}."
     yield (
         config.pad_frames is not None and config.pad_frames > config.max_frames,
         f"`{place}pad_frames` ({config.pad_frames}) must be at most `{place}max_frames` ({config.max_frames}).",

@@ -12,21 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.layers.convolution import ConvBlock, convolve, norm_gelu, norm_gelu_convolve
 from d2v_plugin.layers.packing import map_samples, wants_samples
-from d2v_plugin.models.ranges import check_parameters
+from d2v_plugin.models.ranges import Count, Size, check_parameters
 
 LengthT = TypeVar("LengthT", int, Tensor)
 
 
 @dataclass(kw_only=True)
-class WaveformConfig:
+class WaveformConfig(Checked):
     """Waveforms: strided convolutions, then relative positions by convolution."""
 
-    num_channels: int = 1
+    num_channels: Size = 1
     """Channels of a signal, which the first convolution sees together: 1 = sound, more = EEG and the like."""
 
-    conv_layers: list[tuple[int, int, int]] = field(
+    conv_layers: list[tuple[Size, Size, Size]] = field(
         default_factory=lambda: [(512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2]
     )
     """(channels, kernel size, stride) of each convolution, in samples and frames."""
@@ -37,13 +38,13 @@ class WaveformConfig:
     conv_bias: bool = False
     """Biases of these convolutions; wav2vec 2.0's large models have them. Only conversions of foreign checkpoints set it."""
 
-    position_width: int = 95
+    position_width: Size = 95
     """Receptive field of the position convolutions together, in frames."""
 
-    position_groups: int = 16
+    position_groups: Size = 16
     """Groups of the position convolutions."""
 
-    position_depth: int = 5
+    position_depth: Count = 5
     """Number of position convolutions; each has kernel size max(3, position_width // position_depth)."""
 
     position_norm: bool = True

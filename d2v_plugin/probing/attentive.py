@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.probing.base import Probe, ProbeData, mix_layers
 
 # First weights and the order of samples are those of this seed in every measurement.
@@ -22,31 +22,21 @@ SEED = 1
 
 
 @dataclass(kw_only=True)
-class AttentiveProbeConfig(Validatable):
-    num_queries: int = 8
+class AttentiveProbeConfig(Checked):
+    num_queries: PositiveInt = 8
     """How many learned queries look at the tokens; the class is read off all that they find, side by side."""
 
-    num_epochs: int = 40
+    num_epochs: PositiveInt = 40
     """Passes over the training split."""
 
-    batch_size: int = 32
+    batch_size: PositiveInt = 32
     """Samples per update."""
 
-    lr: float = 5e-3
+    lr: PositiveFloat = 5e-3
     """Peak learning rate; it falls to zero along a cosine."""
 
-    weight_decay: float = 0.1
+    weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay of queries and classifier."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        counts = {"num_queries": self.num_queries, "num_epochs": self.num_epochs, "batch_size": self.batch_size}
-
-        return report(
-            *((count < 1, f"`{name}` must be at least 1, but is {count}.") for name, count in counts.items()),
-            (self.lr <= 0.0, f"`lr` must be greater than 0, but is {self.lr}."),
-            (self.weight_decay < 0.0, f"`weight_decay` must not be negative, but is {self.weight_decay}."),
-        )
 
 
 class AttentiveProbe(Probe):

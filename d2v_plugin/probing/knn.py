@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 from typing_extensions import override
 
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import PositiveInt
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.probing.base import VectorProbe
 
 # Test samples that are compared with all training samples at a time.
@@ -19,16 +19,12 @@ CHUNK_SIZE = 1024
 
 
 @dataclass(kw_only=True)
-class KnnProbeConfig(Validatable):
-    k: int = 5
+class KnnProbeConfig(Checked):
+    k: PositiveInt = 5
     """How many of the nearest training samples vote; a tie goes to the class that comes first."""
 
     metric: Literal["euclidean", "cosine"] = "euclidean"
     """What is near: a small distance or a small angle."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        return report((self.k < 1, f"`k` must be at least 1, but is {self.k}."))
 
 
 class KnnProbe(VectorProbe):

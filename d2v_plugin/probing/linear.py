@@ -5,25 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from typing_extensions import override
 
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import NonNegativeFloat
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.probing.base import VectorProbe, mix_layers
 
 MAX_ITERATIONS = 500
 
 
 @dataclass(kw_only=True)
-class LinearProbeConfig(Validatable):
-    l2: float = 1.0
+class LinearProbeConfig(Checked):
+    l2: NonNegativeFloat = 1.0
     """Weight of half the squared norm of the weights (not of the biases) beside the sum of the losses: scikit-learn's 1 / C."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        return report((self.l2 < 0.0, f"`l2` must not be negative, but is {self.l2}."))
 
 
 class LinearProbe(VectorProbe):

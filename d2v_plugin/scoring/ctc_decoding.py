@@ -15,12 +15,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 from fairseq2.recipe.error import RecipeError
-from fairseq2.utils.validation import Validatable, ValidationResult
 from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import PositiveInt
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.lines import read_lines
 from d2v_plugin.data.problems import Problems
@@ -33,7 +33,7 @@ _NUM_LISTED: Final = 20
 
 
 @dataclass(kw_only=True)
-class BeamSearchConfig(Validatable):
+class BeamSearchConfig(Checked):
     """Settings of the search for words."""
 
     language_model: Path | None = None
@@ -44,7 +44,7 @@ class BeamSearchConfig(Validatable):
     """The words that may be said: on each line a word, a tab and its symbols with spaces in between; without a tab the word is
     spelled in characters. None = any sequence of symbols may be said."""
 
-    beam_size: int = 500
+    beam_size: PositiveInt = 500
     """Hypotheses that are kept after each frame; the published numbers have 1500."""
 
     beam_threshold: float = 25.0
@@ -55,10 +55,6 @@ class BeamSearchConfig(Validatable):
 
     word_score: float = -1.0
     """Added for each word, with a lexicon."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        return report((self.beam_size < 1, f"`beam_size` must be at least 1, but is {self.beam_size}."))
 
 
 class Decoder(ABC):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,12 +129,6 @@ class Task(ABC, Generic[ConfigT, DatasetT]):
     def locate(self, split: str, row: int) -> str:
         """Tell where a sample of a labelled split lies: its file, perhaps with the bytes or the line; empty = it is not known."""
         return ""
-
-
-def check_counts(**counts: int | None) -> Iterator[tuple[bool, str]]:
-    """Check, for :func:`d2v_plugin.core.validation.report`, that settings are at least 1; None = there is no limit."""
-    for name, count in counts.items():
-        yield count is not None and count < 1, f"`{name}` must be at least 1, but is {count}."
 
 
 @dataclass(kw_only=True)

@@ -10,13 +10,13 @@ import numpy as np
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
 from fairseq2.recipe.error import RecipeError
-from fairseq2.utils.validation import Validatable, ValidationResult
 from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Grid, Modality, as_grid
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import PositiveInt
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
 from d2v_plugin.data.batches import ReadBatch, batch_rows, fill_batch
 from d2v_plugin.data.buffers import Buffers
@@ -30,23 +30,23 @@ from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.patches import PatchConfig, show_size
-from d2v_plugin.tasks.base import Task, check_counts
+from d2v_plugin.tasks.base import Task
 
 Transform = Callable[[Tensor, int, int, Grid], Tensor]
 """Changes a decoded image: (image, row, epoch, size) -> (C, height, width)."""
 
 
 @dataclass(kw_only=True)
-class ImagePretrainingConfig(Validatable):
+class ImagePretrainingConfig(Checked):
     """Settings of ``image_pretraining``."""
 
     split: str = "train"
     """The manifest to train on."""
 
-    batch_size: int = 2048
+    batch_size: PositiveInt = 2048
     """Images per update, over all ranks."""
 
-    max_batch_size: int | None = None
+    max_batch_size: PositiveInt | None = None
     """Most images in one forward pass on one rank; more are accumulated. None = no limit."""
 
     image: ImageReadingConfig = field(default_factory=ImageReadingConfig)
@@ -54,19 +54,6 @@ class ImagePretrainingConfig(Validatable):
 
     bad_samples: BadSampleConfig = field(default_factory=BadSampleConfig)
     """How many unreadable images a run puts up with."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        image = self.image
-        return report(
-            *check_counts(batch_size=self.batch_size, max_batch_size=self.max_batch_size),
-            *(
-                (min(as_grid(size)) < 1, f"`image.{name}` must be at least 1, but is {size}.")
-                for name, sizes in (("size", [image.size]), ("sizes", image.sizes))
-                for size in sizes
-            ),
-            (min(image.std, default=1.0) <= 0.0, f"`image.std` must hold positive numbers, but is {list(image.std)}."),
-        )
 
 
 class ImagePretrainingTask(Task[ImagePretrainingConfig, ImageManifest]):

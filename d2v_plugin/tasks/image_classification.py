@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Grid
+from d2v_plugin.core.ranges import PositiveInt, Probability
 from d2v_plugin.core.validation import report
 from d2v_plugin.data.batches import ReadBatch
 from d2v_plugin.data.image import ImageReadingConfig, augment
@@ -27,7 +28,7 @@ from d2v_plugin.tasks.image import ImagePretrainingConfig, ImagePretrainingTask
 class ImageClassificationConfig(ImagePretrainingConfig):
     """Settings of ``image_classification``."""
 
-    batch_size: int = 512
+    batch_size: PositiveInt = 512
     """Images per update, over all ranks."""
 
     image: ImageReadingConfig = field(default_factory=lambda: ImageReadingConfig(crop_scale=(0.08, 1.0)))
@@ -36,7 +37,7 @@ class ImageClassificationConfig(ImagePretrainingConfig):
     rand_augment: RandAugmentConfig = field(default_factory=RandAugmentConfig)
     """Random changes of shape and colour; ``{num_operations: 0}`` = off."""
 
-    erasing: float = 0.0
+    erasing: Probability = 0.0
     """Probability of putting noise into a rectangle of the image; published 0.25."""
 
     mixing: MixingConfig = field(default_factory=MixingConfig)

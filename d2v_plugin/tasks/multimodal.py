@@ -12,12 +12,13 @@ from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
 from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import DependencyResolver
-from fairseq2.utils.validation import Validatable, ValidationResult
+from fairseq2.utils.validation import ValidationResult
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
+from d2v_plugin.core.ranges import PositiveFloat
 from d2v_plugin.core.registry import create
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.validation import Checked, report
 from d2v_plugin.data.composed_readers import JoinedReader, find_mixtures, name_sample
 from d2v_plugin.data.dataset import MultimodalManifests
 from d2v_plugin.data.labels import LabelKind
@@ -28,20 +29,24 @@ from d2v_plugin.tasks.base import Task, TaskSection
 
 
 @dataclass(kw_only=True)
-class MultimodalPretrainingConfig(Validatable):
+class MultimodalPretrainingConfig(Checked):
     """Settings of ``multimodal_pretraining``."""
 
     tasks: list[TaskSection] = field(default_factory=list)
     """One task for each modality; each reads its part of a ``multimodal_manifest``."""
 
-    weights: list[float] = field(default_factory=list)
+    weights: list[PositiveFloat] = field(default_factory=list)
     """How often each task's turn comes, relative to the others; empty = equally often."""
 
     @override
     def validate(self) -> ValidationResult:
         count, weights = len(self.tasks), self.weights
-        is_wrong = bool(weights) and (len(weights) != count or min(weights) <= 0.0)
-        return report((is_wrong, f"`weights` must hold a positive number for each of the {count} tasks, but is {weights}."))
+        is_wrong = len(weights) not in (0, count)
+
+        return report(
+            (is_wrong, f"`weights` must hold a positive number for each of the {count} tasks, but is {weights}."),
+            base=super().validate(),
+        )
 
 
 class MultimodalPretrainingTask(Task[MultimodalPretrainingConfig, MultimodalManifests]):

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
 from fairseq2.recipe.error import RecipeError
-from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import Spell
 from d2v_plugin.core.log import log
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import PositiveInt, Range
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
 from d2v_plugin.data.batches import ReadBatch, batch_rows, make_batch, read_samples
 from d2v_plugin.data.blocks import BreakMode, cut_blocks
@@ -28,23 +29,23 @@ from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.row_reader import RowReader
 from d2v_plugin.data.text import SENTENCEPIECE_FILE, TokenIds, Tokenizer, TokenStream, pad_tokens
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.tasks.base import Task, check_counts
+from d2v_plugin.tasks.base import Task
 
 
 @dataclass(kw_only=True)
-class TextPretrainingConfig(Validatable):
+class TextPretrainingConfig(Checked):
     """Settings of ``text_pretraining``."""
 
     split: str = "train"
     """The manifest to train on."""
 
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Samples per update, over all ranks."""
 
-    max_batch_size: int | None = None
+    max_batch_size: PositiveInt | None = None
     """Most samples in one forward pass on one rank; more are accumulated. None = no limit."""
 
-    tokens_per_sample: int = 512
+    tokens_per_sample: Annotated[int, Range(">= 2")] = 512
     """Length of a sample, the ``<s>`` at its beginning included."""
 
     break_mode: BreakMode = "none"
@@ -53,14 +54,6 @@ class TextPretrainingConfig(Validatable):
 
     bad_samples: BadSampleConfig = field(default_factory=BadSampleConfig)
     """How many damaged samples a run puts up with."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        size = self.tokens_per_sample
-        return report(
-            *check_counts(batch_size=self.batch_size, max_batch_size=self.max_batch_size),
-            (size < 2, f"`tokens_per_sample` must be at least 2, but is {size}."),
-        )
 
 
 class TextPretrainingTask(Task[TextPretrainingConfig, TextManifest]):

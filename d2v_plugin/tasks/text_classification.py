@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
 from fairseq2.recipe.error import RecipeError
-from fairseq2.utils.validation import Validatable, ValidationResult
+from fairseq2.utils.validation import ValidationResult
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.log import log
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import PositiveInt, Range
+from d2v_plugin.core.validation import Checked, report
 from d2v_plugin.data.bad_samples import BadSampleConfig, BadSamples
 from d2v_plugin.data.batches import ReadBatch, batch_rows, make_batch
 from d2v_plugin.data.labels import LabelKind, LabelSet, RowLabels
@@ -24,43 +26,41 @@ from d2v_plugin.data.reader import LabelledReader, TrainReader
 from d2v_plugin.data.sentences import Sentences
 from d2v_plugin.data.text import TokenIds, pad_tokens
 from d2v_plugin.models.base import EncoderModel
-from d2v_plugin.tasks.base import Task, check_counts
+from d2v_plugin.tasks.base import Task
 
 
 @dataclass(kw_only=True)
-class TextClassificationConfig(Validatable):
+class TextClassificationConfig(Checked):
     """Settings of ``text_classification``."""
 
     split: str = "train"
     """The split to train on."""
 
-    batch_size: int = 16
+    batch_size: PositiveInt = 16
     """Samples per update, over all ranks."""
 
-    max_batch_size: int | None = None
+    max_batch_size: PositiveInt | None = None
     """Most samples in one forward pass on one rank; more are accumulated. None = no limit."""
 
     max_num_tokens: int | None = None
     """Most tokens of a forward pass on one rank, padding included: long samples come in smaller batches, as in fairseq. Samples
     of a batch are of similar length then, whatever ``length_window`` is. None = no limit."""
 
-    max_length: int = 512
+    max_length: Annotated[int, Range(">= 8")] = 512
     """Longest sample in tokens, ``<s>`` and separators included. Of a longer one the end is dropped, of a pair the end of the
     longer sentence."""
 
-    length_window: int = 50
+    length_window: PositiveInt = 50
     """The samples of an update are of similar length, found among those of this many updates; 1 = random, as in fairseq."""
 
     @override
     def validate(self) -> ValidationResult:
         return report(
-            *check_counts(batch_size=self.batch_size, max_batch_size=self.max_batch_size),
-            (self.max_length < 8, f"`max_length` must be at least 8, but is {self.max_length}."),
             (
                 self.max_num_tokens is not None and self.max_num_tokens < self.max_length,
                 f"`max_num_tokens` must be at least `max_length` ({self.max_length}) or null, but is {self.max_num_tokens}.",
             ),
-            (self.length_window < 1, f"`length_window` must be at least 1, but is {self.length_window}."),
+            base=super().validate(),
         )
 
 

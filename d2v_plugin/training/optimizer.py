@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from fairseq2.runtime.dependency import DependencyResolver
-from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import nn
 from torch.optim import AdamW, Optimizer
-from typing_extensions import override
 
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import NonNegativeFloat, PositiveFloat, Range, Share
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.training.layer_groups import Layer, count_frozen_updates, find_layers
 
 DATA2VEC_ADAMW = "data2vec_adamw"
 
 
 @dataclass(kw_only=True)
-class Data2VecAdamWConfig(Validatable):
+class Data2VecAdamWConfig(Checked):
     """Settings of the ``data2vec_adamw`` optimizer; the defaults are those of the base audio and text models."""
 
-    lr: float = 5e-4
+    lr: NonNegativeFloat = 5e-4
     """The peak learning rate; the scheduler scales it."""
 
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Share, Share] = (0.9, 0.98)
     """Decay rates of the running averages of the gradient and of its square."""
 
-    eps: float = 1e-6
+    eps: PositiveFloat = 1e-6
     """Added to the denominator of the update."""
 
-    weight_decay: float = 0.01
+    weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay, applied to matrices and kernels only."""
 
     decay_all: bool = False
@@ -42,17 +41,17 @@ class Data2VecAdamWConfig(Validatable):
     """Learned tokens that are decayed although they are vectors, by the last part of their names: ``extra_tokens`` and
     ``mask_token`` in MAE, ``mask_emb`` in data2vec 1.0 for images."""
 
-    layer_decay: float = 1.0
+    layer_decay: Annotated[float, Range("> 0, <= 1")] = 1.0
     """How much smaller the learning rate of each layer is than that of the layer above it, for fine-tuning: the last block has
     this times ``lr``, the one below the square of it, and so on down to the frontend (BEiT, MAE). 1 = all have the same."""
 
     layer_decay_frontend: bool = True
     """Whether the frontend counts as the lowest layer; data2vec 2.0 trained it with the full rate."""
 
-    head_lr: float | None = None
+    head_lr: NonNegativeFloat | None = None
     """The learning rate of what fine-tuning puts on top; None = ``lr``."""
 
-    head_weight_decay: float | None = None
+    head_weight_decay: NonNegativeFloat | None = None
     """The weight decay of what fine-tuning puts on top; None = ``weight_decay``."""
 
     fairseq_eps: bool = False
@@ -60,26 +59,6 @@ class Data2VecAdamWConfig(Validatable):
 
     impl: Literal["auto", "foreach", "fused", "naive"] = "auto"
     """The implementation, see :class:`torch.optim.AdamW`; ``auto`` is ``fused`` on CPUs and CUDA devices."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        not_negative = {name: getattr(self, name) for name in ("lr", "weight_decay", "head_lr", "head_weight_decay")}
-
-        return report(
-            *(
-                (value is not None and value < 0.0, f"`{name}` must be at least 0, but is {value}.")
-                for name, value in not_negative.items()
-            ),
-            (
-                not all(0.0 <= beta < 1.0 for beta in self.betas),
-                f"`betas` must be at least 0 and less than 1, but are {self.betas}.",
-            ),
-            (self.eps <= 0.0, f"`eps` must be greater than 0, but is {self.eps}."),
-            (
-                not 0.0 < self.layer_decay <= 1.0,
-                f"`layer_decay` must be greater than 0 and at most 1, but is {self.layer_decay}.",
-            ),
-        )
 
 
 def create_data2vec_adamw(resolver: DependencyResolver, config: Data2VecAdamWConfig) -> Optimizer:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 import numpy as np
-from fairseq2.utils.validation import Validatable, ValidationResult
 from PIL import Image
 from typing_extensions import override
 
@@ -18,7 +17,8 @@ from d2v_plugin.core.appended_file import AppendedFile
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, Spell, StepInfo
 from d2v_plugin.core.log import log
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.criteria.base import criterion_of
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.pictures.figures import Figures, can_draw, draw_figures, first_samples
@@ -35,32 +35,23 @@ PICTURES = "pictures"
 
 
 @dataclass(kw_only=True)
-class PicturesSection(Validatable):
+class PicturesSection(Checked):
     """Pictures during training."""
 
     enabled: bool = True
     """The one switch: whether pictures are drawn at all."""
 
-    every_n_steps: int = 200
+    every_n_steps: PositiveInt = 200
     """How often at most; the interval grows with the run."""
 
-    num_samples: int = 3
+    num_samples: PositiveInt = 3
     """How many samples of the first batch are watched."""
 
-    num_embedded: int = 0
+    num_embedded: NonNegativeInt = 0
     """How many samples of ``probing.valid_split`` TensorBoard's projector shows of the finished model; 0 = none."""
 
-    max_share: float = 0.01
+    max_share: NonNegativeFloat = 0.01
     """The largest share of the time of a run that may go into pictures; they wait until they fit."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        return report(
-            (self.every_n_steps < 1, f"`every_n_steps` must be at least 1, but is {self.every_n_steps}."),
-            (self.num_samples < 1, f"`num_samples` must be at least 1, but is {self.num_samples}."),
-            (self.num_embedded < 0, f"`num_embedded` must be at least 0, but is {self.num_embedded}."),
-            (not self.max_share >= 0.0, f"`max_share` must be at least 0, but is {self.max_share}."),
-        )
 
 
 @final

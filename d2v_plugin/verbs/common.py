@@ -6,19 +6,20 @@ import hashlib
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import torch
 from fairseq2.recipe.base import RecipeContext
-from fairseq2.recipe.config import CommonSection, DatasetSection
+from fairseq2.recipe.config import CommonSection, DatasetSection, TorchConfig
 from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task as Runnable
-from fairseq2.utils.validation import Validatable, ValidationResult
+from fairseq2.utils.validation import ValidationResult
 from torch import nn
 from typing_extensions import override
 
+from d2v_plugin.core.ranges import PositiveInt, Range
 from d2v_plugin.core.registry import create
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.validation import Checked, report
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.tasks.base import Task, TaskSection
 from d2v_plugin.training.malloc import keep_freed_memory
@@ -31,7 +32,26 @@ BASELINE_SEED: Final = 1
 
 
 @dataclass(kw_only=True)
-class CheckpointSection:
+class BoundedTorchConfig(Checked, TorchConfig):
+    """fairseq2's section, checked before PyTorch is told."""
+
+    num_threads: Annotated[int | None, Range(">= 1 or null")] = None
+
+
+@dataclass(kw_only=True)
+class BoundedCommonSection(Checked, CommonSection):
+    """fairseq2's section; the output directory is used as it is given, so that a repeated command resumes."""
+
+    torch: BoundedTorchConfig = field(default_factory=BoundedTorchConfig)
+    """Settings of PyTorch."""
+
+    seed: Annotated[int, Range(f">= 0, <= {2**32 - 9:,}")] = 2
+
+    no_sweep_dir: bool = True
+
+
+@dataclass(kw_only=True)
+class CheckpointSection(Checked):
     """Selects a checkpoint, and the weights in it."""
 
     path: str | None = None
@@ -41,7 +61,7 @@ class CheckpointSection:
     best: bool = False
     """Of several checkpoints take the one with the best score (``regime.score_metric`` of the run) instead of the last one."""
 
-    average: int = 1
+    average: PositiveInt = 1
     """The mean of the weights of so many checkpoints: of the run's last ones, or of ``step_N`` and those before it."""
 
     weights: Literal["student", "teacher"] = "student"
@@ -64,7 +84,7 @@ class CheckpointSection:
 
 
 @dataclass(kw_only=True)
-class CheckpointConfig(Validatable):
+class CheckpointConfig(Checked):
     """The first sections of every recipe that works on a checkpoint. Those that a checkpoint's run had, too, are known: a YAML or
     the command line names what shall differ."""
 
@@ -80,14 +100,10 @@ class CheckpointConfig(Validatable):
     @override
     def validate(self) -> ValidationResult:
         path, has_data = self.checkpoint.path, self.task is not None and self.dataset is not None
-        average = self.checkpoint.average
-        common: CommonSection = getattr(self, "common")  # noqa: B009  # every recipe has it, as its last section
 
         return report(
-            *check_common(common),
-            (average < 1, f"`checkpoint.average` must be at least 1, but is {average}."),
             (
-                average > 1 and self.checkpoint.best,
+                self.checkpoint.average > 1 and self.checkpoint.best,
                 "`checkpoint.average` takes the last checkpoints and `checkpoint.best` the best one; set one of them.",
             ),
             (path is None, "`checkpoint.path` must be set: the output directory of a run, for example."),
@@ -95,6 +111,7 @@ class CheckpointConfig(Validatable):
                 path is not None and not has_data,
                 f"`task` and `dataset` must be set, because nothing in {path} says what to read.",
             ),
+            base=super().validate(),
         )
 
 
@@ -113,16 +130,6 @@ class CheckpointRecipe(ExtensibleRecipe):
         :raises RecipeError: as for the base class.
         """
         return use_settings_of_run(args, sections=[section.name for section in fields(self.config_kls)])  # type: ignore[arg-type]
-
-
-def check_common(section: CommonSection) -> list[tuple[bool, str]]:
-    """The checks of what all recipes have in common, for ``report``."""
-    seed, threads = section.seed, section.torch.num_threads
-
-    return [
-        (not 0 <= seed < 2**32 - 8, f"`common.seed` must be from 0 to {2**32 - 9:,}, but is {seed}."),
-        (threads is not None and threads < 1, f"`common.torch.num_threads` must be at least 1 or null, but is {threads}."),
-    ]
 
 
 def open_task(context: RecipeContext, section: TaskSection | None, labels: LabelSet | None = None) -> Task[Any, Any]:

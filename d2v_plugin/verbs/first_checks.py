@@ -14,8 +14,8 @@ from typing import Any, Final
 from d2v_plugin.core.plain_yaml import PlainYamlError, parse_yaml
 from d2v_plugin.core.store import is_url
 from d2v_plugin.core.text import unknown_name
-from d2v_plugin.verbs.recipe_files import RecipeFileError, look_up, merge, read_whole
 from d2v_plugin.verbs.known_settings import KnownSettings
+from d2v_plugin.verbs.recipe_files import RecipeFileError, look_up, merge, read_whole
 
 _FLAGS: Final = ("--config-file", "--config", "--dump-config", "--no-rich", "--no-exit-on-error", "--checkpoint-dir")
 _SUPERVISED: Final = ("classification", "ctc", "audio_tagging")

@@ -1,7 +1,7 @@
-"""Which settings there are, and of which type, as recipes/reference.md says: known before anything heavy is imported.
+"""Which settings there are, of which type and range, as recipes/reference.md says: known before anything heavy is imported.
 
-Unknown keys, unknown names and values of the wrong type are told in the words of the classes of the configuration, which check
-all of it once more. What the page does not say in so many words, and what others register, is left to them.
+Unknown keys, unknown names, wrong types and numbers out of range are told in the words of the classes of the configuration, which
+check all of it once more. What the page does not say in so many words, and what others register, is left to them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from d2v_plugin.core.ranges import Range
 from d2v_plugin.core.shipped import SHIPPED
 from d2v_plugin.core.text import unknown_name
 
@@ -19,7 +20,7 @@ PAGE: Final = SHIPPED / "recipes" / "reference.md"
 Mistake = tuple[list[str], str]
 """Where something is wrong, nowhere if it is said, and the sentence."""
 
-_ROW: Final = re.compile(r"\| `([\w.]+)` \| `(.+?)` \| `(.*?)` \|")
+_ROW: Final = re.compile(r"\| `([\w.]+)` \| `(.+?)` \| `(.*?)` \| (?:`(.+?)`)?")
 _REGISTRIES: Final = {
     **{"task": "task", "criterion": "criterion", "optimizer": "optimizer", "lr_scheduler": "learning-rate schedule"},
     **{"Task": "task", "Mask": "mask sampler", "Probe": "probe"},
@@ -31,10 +32,11 @@ _NAMED: Final = re.compile(r"(list\[)?\w*(Task|Mask|Probe)Section\b.*")
 
 @dataclass
 class _Setting:
-    """A key: type and default if it has a value of its own, and the keys below it."""
+    """A key: type, default and range if it has a value of its own, and the keys below it."""
 
     type: str = ""
     default: str = ""
+    range: str = ""
     keys: dict[str, _Setting] = field(default_factory=dict)
 
 
@@ -56,7 +58,7 @@ class KnownSettings:
                 setting = topic
                 for key in row[1].split("."):
                     setting = setting.keys.setdefault(key, _Setting())
-                setting.type, setting.default = row[2].replace("\\|", "|"), row[3]
+                setting.type, setting.default, setting.range = row[2].replace("\\|", "|"), row[3], row[4] or ""
 
     def find_mistakes(self, config: Mapping[str, Any], verb: str) -> Iterator[Mistake]:
         """Find what is wrong with the recipe of a verb; what others than training leave out is the run's, and not known."""
@@ -95,6 +97,8 @@ class KnownSettings:
             elif expectation := _check_type(found.type, value):
                 given = "" if value is None else f"`{value!s:.200}` is not valid: "
                 yield place, f"`{'.'.join(place)}`: {given}{expectation}"
+            elif found.range and (mistake := Range(found.range).find_mistake(name, _read_numbers(found.type, value))):
+                yield place, f"`{'.'.join(path)}`: {mistake}" if path else mistake
 
     def _check_named(self, kind: str, default: str, section: Mapping[str, Any], path: list[str]) -> Iterator[Mistake]:
         """Check ``{name, config}``."""
@@ -146,3 +150,13 @@ def _check_type(kind: str, value: object) -> str:
         return f"Value must be of type {choices[0]}."
 
     return ""
+
+
+def _read_numbers(kind: str, value: Any) -> Any:
+    """What fairseq2 makes of a number, or of each in a list; what it cannot read stays."""
+    if isinstance(value, list):
+        return [_read_numbers(kind, item) for item in value]
+    try:
+        return float(value) if "float" in kind else int(value)
+    except (TypeError, ValueError, OverflowError):
+        return value

@@ -81,13 +81,13 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "share": ("regime.checkpoint_every_n_steps=110%", ("`regime.checkpoint_every_n_steps` is `110%`", "from 0% to 100%")),
     "batch size": ("task.config.batch_size=-4", ("`batch_size`", "-4")),
     "image size": ("task.config.image.size=33", ("`task.config.image.size` is 33", "32")),
-    "colors": ("task.config.image.std=[0,0,0]", ("`task.config`", "std", "positive")),
-    "flip": ("task.config.image.flip=2", ("`task.config.image`: `flip` must be from 0 to 1, but is 2",)),
-    "seed": ("common.seed=-1", ("`common.seed` must be from 0 to", "but is -1")),
-    "clipping": ("trainer.max_grad_norm=-1", ("`trainer.max_grad_norm` must be positive or null, but is -1",)),
-    "noise": ("criterion.config.noise_std=-1", ("`criterion.config`: `noise_std` must not be negative",)),
+    "colors": ("task.config.image.std=[0,0,0]", ("`task.config.image`: `std` must be greater than 0",)),
+    "flip": ("task.config.image.flip=2", ("`task.config.image`: `flip` must be between 0 and 1, but is 2",)),
+    "seed": ("common.seed=-1", ("`common`: `seed` must be between 0 and 4,294,967,287, but is -1",)),
+    "clipping": ("trainer.max_grad_norm=-1", ("`trainer`: `max_grad_norm` must be greater than 0 or null, but is -1",)),
+    "noise": ("criterion.config.noise_std=-1", ("`criterion.config`: `noise_std` must be at least 0, but is -1",)),
     "pictures": ("pictures.every_n_steps=0", ("`pictures`: `every_n_steps` must be at least 1, but is 0",)),
-    "threads": ("common.torch.num_threads=-1", ("`common.torch.num_threads` must be at least 1 or null",)),
+    "threads": ("common.torch.num_threads=-1", ("`common.torch`: `num_threads` must be at least 1 or null",)),
     "no number": ("optimizer.config.lr=.nan", ("optimizer.config.lr=.nan", "is not a number")),
     "date": ("common.seed=2024-01-01", ("2024-01-01 is read as a date; quote it",)),
     # what does not belong together
@@ -144,19 +144,21 @@ def test_a_mistake_is_one_line_that_names_the_alternatives(mistake: str, command
 def test_all_mistakes_that_the_classes_of_the_configuration_find_are_told_at_once(
     command: Any, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    settings = ["model.dtype=float31", "optimizer.config.betas=[0.9]", "task.config.batch_size=-4", "common.seed=-1"]
+    settings = ["model.dtype=float31", "optimizer.config.betas=[0.9]", "task.config.image.crop_scale=[1,0]"]
+    settings.append("regime.num_data_epochs=3")
 
     outcome = command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out", "--config", *settings)
 
     assert outcome.status == 2 and "Traceback" not in outcome.err
     head, *told = outcome.err[outcome.err.index("fairseq2: error: ") :].splitlines()
     assert head == "fairseq2: error: 4 mistakes in the configuration:"
-    for part in ("`model.dtype`", "`optimizer.config.betas`", "`batch_size`", "`common.seed`"):
+    for part in ("`model.dtype`", "`optimizer.config.betas`", "`crop_scale`", "`regime.num_data_epochs`"):
         assert sum(part in line for line in told) == 1, part
 
 
-def test_all_mistakes_of_keys_types_and_files_are_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+def test_all_mistakes_of_keys_types_ranges_and_files_are_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     words = "optimiser.lr=1 criterion.config.num_view=3 optimizer.config.lr=[1] init.path=out/nowhere task.config.split=trian"
+    words += " optimizer.config.eps=-1"
     recipe = ROOT / "recipes" / "demo" / "words.yaml"
     code = (
         "import sys\nfrom d2v_plugin.cli.main import main\n"
@@ -166,13 +168,14 @@ def test_all_mistakes_of_keys_types_and_files_are_told_before_anything_heavy_is_
 
     assert outcome.returncode == 2 and outcome.stdout == "False\n", outcome.stderr
     head, *told = outcome.stderr.splitlines()
-    assert head == "fairseq2: error: 5 mistakes in the configuration:"
-    known = "\n".join(sorted(told)[:3])
+    assert head == "fairseq2: error: 6 mistakes in the configuration:"
+    known = "\n".join(sorted(told)[:4])
     assert "  --config: `num_view` is not a known key of `criterion.config`. Did you mean `num_views`?" in known
     assert "  --config: `optimizer.config.lr`: `[1]` is not valid: Value must be of type float." in known
     assert "  --config: `optimiser` is not a known key. Did you mean `optimizer`?" in known
-    assert told[3].strip().startswith("`init.path` is out/nowhere") and "does not exist" in told[3]
-    assert "`trian` is not a known split" in told[4]
+    assert "  --config: `optimizer.config`: `eps` must be greater than 0, but is -1.0." in known
+    assert told[4].strip().startswith("`init.path` is out/nowhere") and "does not exist" in told[4]
+    assert "`trian` is not a known split" in told[5]
 
 
 @pytest.mark.parametrize(
@@ -219,10 +222,13 @@ def test_all_mistakes_are_told_at_once_each_with_its_key(command: Any, tiny_reci
     outcome = command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out", "--config", *words)
 
     assert outcome.status == 2
-    lines = outcome.err.splitlines()
-    assert lines[-4:-3] == ["fairseq2: error: 3 mistakes in the configuration:"]
-    assert lines[-3].startswith("  `common.seed` must be") and "`criterion.config`: `num_views`" in lines[-2]
-    assert lines[-1] == "  `optimizer.config`: `lr` must be at least 0, but is -1.0."
+    head, *lines = outcome.err.splitlines()
+    assert head == "fairseq2: error: 3 mistakes in the configuration:"
+    assert sorted(lines) == [
+        "  --config: `common`: `seed` must be between 0 and 4,294,967,287, but is -1.",
+        "  --config: `criterion.config`: `num_views` must be at least 1, but is 0.",
+        "  --config: `optimizer.config`: `lr` must be at least 0, but is -1.0.",
+    ]
 
 
 def test_bad_lines_of_a_manifest_are_lines(command: Any, tiny_recipe: Path, tmp_path: Path) -> None:

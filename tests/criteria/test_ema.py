@@ -61,7 +61,7 @@ def test_an_average_that_the_device_may_skip_is_the_same_or_stays() -> None:
 
 
 def test_impossible_decays_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"`end` must be in \[0, 1\], but is 1.5"):
+    with pytest.raises(ValueError, match=r"`end` must be between 0 and 1, but is 1\.5"):
         ensure_valid(EmaConfig(end=1.5))
     with pytest.raises(ValueError, match="`anneal_steps` must be at least 1"):
         ensure_valid(EmaConfig(anneal_steps=0))

@@ -118,7 +118,7 @@ def test_the_mean_of_the_last_checkpoints_is_evaluated(command: Any, tuned: Path
     for settings, message in (
         (["checkpoint.average=3"], "holds 2 complete checkpoints up to step_280, but the mean of 3 is wanted"),
         (["checkpoint.average=2", "checkpoint.best=true"], "set one of them"),
-        (["checkpoint.average=0"], "`checkpoint.average` must be at least 1, but is 0"),
+        (["checkpoint.average=0"], "`checkpoint`: `average` must be at least 1, but is 0"),
     ):
         refused = command("recipe", "evaluate", tmp_path / "no", "--config", f"checkpoint.path={tuned}", *settings)
         assert refused.status == 2 and message in refused.err.splitlines()[-1], refused.err

@@ -42,5 +42,5 @@ def test_a_scale_of_0_makes_the_first_predictions_zero_and_changes_nothing_else(
 @pytest.mark.parametrize("scale", [-0.5, float("nan"), float("inf")])
 def test_other_scales_are_refused(scale: float) -> None:
     for config in TINY[0], TINY[-1]:
-        with pytest.raises(ValueError, match="`prediction_init_scale` must be between 0 and 1e\\+06"):
+        with pytest.raises(ValueError, match="`prediction_init_scale` must be between 0 and 1e6"):
             create_model(replace(config, prediction_init_scale=scale))

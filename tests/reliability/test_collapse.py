@@ -70,7 +70,7 @@ def test_an_interval_that_is_none_is_one_line(command: Any, tiny_recipe: Path, t
     outcome = command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out", "--config", setting)
 
     assert outcome.status == 2 and "Traceback" not in outcome.err
-    assert "`guard`" in outcome.err and "`collapse_every_n_steps` must be positive or null, but is 0." in outcome.err
+    assert "`guard`" in outcome.err and "`collapse_every_n_steps` must be at least 1 or null, but is 0." in outcome.err
 
 
 def test_it_speaks_once_in_100_looks(caplog: pytest.LogCaptureFixture) -> None:

@@ -283,8 +283,8 @@ def test_images_of_another_size_than_the_models_are_refused_by_key() -> None:
         ({"batch_size": -4}, "`batch_size` must be at least 1, but is -4"),
         ({"max_batch_size": 0}, "`max_batch_size` must be at least 1, but is 0"),
         ({"image": ImageReadingConfig(mean=[0.5])}, r"`mean` and `std` must hold a number for each channel, but are \[0.5\]"),
-        ({"image": ImageReadingConfig(std=[0, 0, 0])}, r"`image.std` must hold positive numbers, but is \[0, 0, 0\]"),
-        ({"image": ImageReadingConfig(size=0)}, "`image.size` must be at least 1"),
+        ({"image": ImageReadingConfig(std=[0, 0, 0])}, "`image` is not valid: `std` must be greater than 0 and at most 1e6"),
+        ({"image": ImageReadingConfig(size=0)}, "`image` is not valid: `size` must be at least 1"),
     ],
 )
 def test_impossible_settings_are_named(settings: dict[str, Any], message: str) -> None:

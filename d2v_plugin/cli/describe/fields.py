@@ -11,12 +11,15 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 
 from d2v_plugin.cli.describe.framework_docs import FRAMEWORK_DOCS
+from d2v_plugin.cli.describe.framework_ranges import FRAMEWORK_RANGES
 from d2v_plugin.cli.describe.units import find_unit
+from d2v_plugin.core.ranges import find_ranges
 
 REQUIRED = "required"
 
@@ -32,6 +35,9 @@ class Described:
 
     default: str
 
+    range: str
+    """What a number may be; empty for any."""
+
     unit: str
     """What a number counts or measures; empty for what is no number."""
 
@@ -46,21 +52,32 @@ def describe_fields(config: type[Any] | object, prefix: str = "") -> Iterator[De
     kls = config if isinstance(config, type) else type(config)
     if not is_dataclass(kls):
         return  # such as the scheduler `passthrough`, which has no settings
-    docs, hints = find_docs(kls), get_type_hints(kls)
+    hints = get_type_hints(kls)
     for item in fields(kls):
         value = _default_of(item) if isinstance(config, type) else getattr(config, item.name)
         section = _section_of(hints[item.name], value)
-        key, doc = f"{prefix}{item.name}", docs.get(item.name, "")
         is_component = section is not None and {"name", "config"} <= {part.name for part in fields(section)}  # type: ignore[arg-type]
         if section is None or is_component:
             default = _name_component(value) if is_component else write_value(value)
-            yield Described(key, write_type(str(item.type)), default, find_unit(item.name, str(item.type)), doc)
+            yield describe_field(kls, item.name, default, prefix)
             if (inner := _section_inside(hints[item.name])) is not None:
-                yield from describe_fields(inner, f"{key}.NAME.")
+                yield from describe_fields(inner, f"{prefix}{item.name}.NAME.")
             continue
         if value is None:
-            yield Described(key, write_type(str(item.type)), "null", "", doc)
-        yield from describe_fields(section, f"{key}.")
+            yield describe_field(kls, item.name, "null", prefix)
+        yield from describe_fields(section, f"{prefix}{item.name}.")
+
+
+def describe_field(kls: Any, name: str, default: str, prefix: str = "") -> Described:
+    """Describe one field of a dataclass.
+
+    :param default: as :func:`write_value` has it.
+    """
+    kind, limits = write_type(get_type_hints(kls)[name]), find_ranges(kls).get(name)
+    framework = (FRAMEWORK_RANGES.get(f"{base.__name__}.{name}", "") for base in kls.__mro__)
+    text = next(filter(None, framework), "") if limits is None else limits.text
+
+    return Described(f"{prefix}{name}", kind, default, text, find_unit(name, kind), find_docs(kls).get(name, ""))
 
 
 @cache
@@ -155,8 +172,13 @@ def write_value(value: object) -> str:
     return str(value)
 
 
-def write_type(text: str) -> str:
-    """An annotation without modules, and the values of a ``Literal`` as alternatives."""
-    text = re.sub(r"Literal\[([^]]*)\]", lambda found: " | ".join(part.strip() for part in found[1].split(",")), text)
+def write_type(hint: object) -> str:
+    """A type as annotations have it, without modules, and the values of a ``Literal`` as alternatives."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return " | ".join(map(repr, args))
+    if origin in (Union, UnionType):
+        return " | ".join(map(write_type, args))
+    name = "None" if hint is NoneType else getattr(origin or hint, "__name__", str(hint))
 
-    return re.sub(r"<class '(?:\w+\.)*(\w+)'>|\b(?:\w+\.)+(\w+)", lambda found: found[1] or found[2], text)
+    return f"{name}[{', '.join(map(write_type, args))}]" if args else name

@@ -15,7 +15,7 @@ _WIDTH: Final = 100
 HEADER: Final = """\
 # Reference
 
-Every setting of every recipe, with its type, default and unit. This page is written by `fairseq2 recipe describe --page`;
+Every setting of every recipe, with its type, default, range and unit. This page is written by `fairseq2 recipe describe --page`;
 `fairseq2 recipe describe NAME` prints one part of it, also of what your extensions register.
 """
 
@@ -34,8 +34,8 @@ def print_topic(topic: Topic) -> str:
     """All settings of a topic."""
     lines = [f"{topic.kind} {topic.name}", *wrap(topic.summary, _WIDTH), f"  {topic.usage}", ""]
     for item in topic.settings:
-        unit = f"  [{item.unit}]" if item.unit else ""
-        lines.append(f"{item.key}: {item.type} = {item.default}{unit}")
+        notes = ", ".join(filter(None, (item.unit, item.range)))
+        lines.append(f"{item.key}: {item.type} = {item.default}{f'  [{notes}]' if notes else ''}")
         lines += [indent(line, "    ") for line in wrap(item.doc, _WIDTH - 4)]
 
     return "\n".join(lines)
@@ -65,10 +65,13 @@ def _anchor(topic: Topic) -> str:
 
 
 def _write_table(settings: Iterable[Described]) -> str:
-    rows = [(f"`{item.key}`", f"`{item.type}`", f"`{item.default}`", item.unit, item.doc) for item in settings]
-    cells = [" | ".join(_escape(cell) for cell in row) for row in rows]
+    lines = ["| key | type | default | range | unit | |", "|---|---|---|---|---|---|"]
+    for item in settings:
+        limits = f"`{item.range}`" if item.range else ""
+        cells = (f"`{item.key}`", f"`{item.type}`", f"`{item.default}`", limits, item.unit, item.doc)
+        lines.append(f"| {' | '.join(map(_escape, cells))} |")
 
-    return "\n".join(["| key | type | default | unit | |", "|---|---|---|---|---|", *(f"| {row} |" for row in cells)]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _escape(text: str) -> str:

@@ -12,8 +12,7 @@ from fairseq2.optim.lr_schedulers import LRScheduler
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from torch.optim import Optimizer
 
-from d2v_plugin.cli.describe.fields import Described, describe_fields, find_docs, find_summary, write_type, write_value
-from d2v_plugin.cli.describe.units import find_unit
+from d2v_plugin.cli.describe.fields import Described, describe_field, describe_fields, find_summary, write_value
 from d2v_plugin.cli.user_errors import family_archs
 from d2v_plugin.core.fairseq2_private import ComponentEntry, register_library, register_train_recipe
 from d2v_plugin.core.registry import kind_of
@@ -84,12 +83,11 @@ def find_topics(extensions: Sequence[Extension]) -> list[Topic]:
 def _describe_verbs() -> Iterator[Topic]:
     """The sections of a recipe, without what is in them."""
     for name, config in _VERBS.items():
-        default, docs = config(), find_docs(config)  # type: ignore[arg-type]  # a class can be hashed
-        settings = []
+        default, settings = config(), []
         for item in fields(config):
-            kind, value = str(item.type), getattr(default, item.name)
+            value = getattr(default, item.name)
             written = "{…}" if is_dataclass(value) else write_value(value)
-            settings.append(Described(item.name, write_type(kind), written, find_unit(item.name, kind), docs[item.name]))
+            settings.append(describe_field(config, item.name, written))
         yield Topic("verb", name, find_summary(config), f"fairseq2 recipe {name}", settings)
 
 

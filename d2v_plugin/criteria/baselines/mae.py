@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from fairseq2.utils.validation import Validatable, ValidationResult
+from fairseq2.utils.validation import ValidationResult
 from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import PositiveInt
+from d2v_plugin.core.validation import Checked, report
 from d2v_plugin.criteria.baselines.base import ComparisonCriterion
 from d2v_plugin.criteria.targets import normalize_patches
 from d2v_plugin.masking.base import MaskSection
@@ -33,33 +34,32 @@ class MaeMaskSection(MaskSection):
 
 
 @dataclass(kw_only=True)
-class MaeConfig(Validatable):
+class MaeConfig(Checked):
     """Settings of ``mae``; the defaults are those of the paper's ViT-B and ViT-L."""
 
     masking: MaeMaskSection = field(default_factory=MaeMaskSection)
     """Selects the mask sampler."""
 
-    decoder_dim: int = 512
+    decoder_dim: PositiveInt = 512
     """Width of the decoder."""
 
-    decoder_depth: int = 8
+    decoder_depth: PositiveInt = 8
     """Transformer blocks of the decoder."""
 
-    decoder_num_heads: int = 16
+    decoder_num_heads: PositiveInt = 16
     """Attention heads of the decoder; must divide ``decoder_dim``."""
 
     @override
     def validate(self) -> ValidationResult:
         dim, num_heads = self.decoder_dim, self.decoder_num_heads
-        counts = {name: getattr(self, name) for name in ("decoder_dim", "decoder_depth", "decoder_num_heads")}
 
         return report(
-            *((count < 1, f"`{name}` must be at least 1, but is {count}.") for name, count in counts.items()),
             (
                 num_heads > 0 and dim % num_heads != 0,
                 f"`decoder_num_heads` must divide `decoder_dim` ({dim}), but is {num_heads}.",
             ),
             (dim % 4 != 0, f"`decoder_dim` must be a multiple of 4, for its 2-D positions, but is {dim}."),
+            base=super().validate(),
         )
 
 

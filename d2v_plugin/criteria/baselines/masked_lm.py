@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from fairseq2.utils.validation import Validatable, ValidationResult
+from fairseq2.utils.validation import ValidationResult
 from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, StepInfo, Views
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import Probability
+from d2v_plugin.core.validation import Checked, report
 from d2v_plugin.criteria.baselines.base import ComparisonCriterion
 from d2v_plugin.masking.base import MaskSection
 from d2v_plugin.masking.drawing import draw_views
@@ -32,16 +33,16 @@ class MaskedLMMaskSection(MaskSection):
 
 
 @dataclass(kw_only=True)
-class MaskedLMConfig(Validatable):
+class MaskedLMConfig(Checked):
     """Settings of ``masked_lm``; the defaults are those of BERT and RoBERTa."""
 
     masking: MaskedLMMaskSection = field(default_factory=MaskedLMMaskSection)
     """Selects the mask sampler, which draws the predicted positions."""
 
-    random_tokens: float = 0.1
+    random_tokens: Probability = 0.1
     """Share of the predicted positions that get a random token instead of ``<mask>``."""
 
-    kept_tokens: float = 0.1
+    kept_tokens: Probability = 0.1
     """Share of the predicted positions that keep their token."""
 
     mask_idx: int | None = None
@@ -52,7 +53,7 @@ class MaskedLMConfig(Validatable):
 
     @override
     def validate(self) -> ValidationResult:
-        return report(check_shares(self.random_tokens, self.kept_tokens))
+        return report(check_shares(self.random_tokens, self.kept_tokens), base=super().validate())
 
 
 class MaskedLMCriterion(ComparisonCriterion[MaskedLMConfig]):

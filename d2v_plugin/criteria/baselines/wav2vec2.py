@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from fairseq2.models.wav2vec2.vector_quantizer import GumbelWav2Vec2VectorQuantizer
 from fairseq2.recipe.error import RecipeError
-from fairseq2.utils.validation import Validatable, ValidationResult
+from fairseq2.utils.validation import ValidationResult
 from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views
 from d2v_plugin.core.random import Stream, uniform
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import PositiveFloat, PositiveInt
+from d2v_plugin.core.validation import Checked, report
 from d2v_plugin.criteria.baselines.base import ComparisonCriterion
 from d2v_plugin.masking.spans_and_beit import SpanMaskSection
 from d2v_plugin.models.base import LocalFeatures
@@ -25,16 +26,16 @@ from d2v_plugin.models.statistics import mean_valid
 
 
 @dataclass(kw_only=True)
-class Wav2Vec2Config(Validatable):
+class Wav2Vec2Config(Checked):
     """Settings of ``wav2vec2``; the defaults are those of the base model on Librispeech."""
 
     masking: SpanMaskSection = field(default_factory=SpanMaskSection)
     """Selects the mask sampler; published are spans of 10 frames that would cover 65 % if they did not overlap."""
 
-    num_codebooks: int = 2
+    num_codebooks: PositiveInt = 2
     """G: groups of the quantiser."""
 
-    num_entries: int = 320
+    num_entries: PositiveInt = 320
     """V: entries of each codebook."""
 
     quantized_dim: int = 256
@@ -43,19 +44,19 @@ class Wav2Vec2Config(Validatable):
     final_dim: int = 256
     """Width in which predictions and targets are compared."""
 
-    max_temperature: float = 2.0
+    max_temperature: PositiveFloat = 2.0
     """Temperature of the Gumbel softmax at the first update."""
 
-    min_temperature: float = 0.5
+    min_temperature: PositiveFloat = 0.5
     """The lowest temperature."""
 
     temperature_decay: float = 0.999995
     """Factor of the temperature per update."""
 
-    num_distractors: int = 100
+    num_distractors: PositiveInt = 100
     """Other masked frames of the same utterance that each target is told from, drawn with replacement."""
 
-    logit_temperature: float = 0.1
+    logit_temperature: PositiveFloat = 0.1
     """Divisor of the cosine similarities."""
 
     diversity_weight: float = 0.1
@@ -70,16 +71,13 @@ class Wav2Vec2Config(Validatable):
     @override
     def validate(self) -> ValidationResult:
         dim, groups = self.quantized_dim, self.num_codebooks
-        counts = {name: getattr(self, name) for name in ("num_codebooks", "num_entries", "num_distractors")}
-        temperatures = {name: getattr(self, name) for name in ("max_temperature", "min_temperature", "logit_temperature")}
 
         return report(
-            *((count < 1, f"`{name}` must be at least 1, but is {count}.") for name, count in counts.items()),
             (
                 groups > 0 and dim % groups != 0,
                 f"`quantized_dim` must be a multiple of `num_codebooks` ({groups}), but is {dim}.",
             ),
-            *((value <= 0.0, f"`{name}` must be greater than 0, but is {value}.") for name, value in temperatures.items()),
+            base=super().validate(),
         )
 
 

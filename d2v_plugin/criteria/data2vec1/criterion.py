@@ -16,16 +16,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 from fairseq2.recipe.error import RecipeError
-from fairseq2.utils.validation import Validatable, ValidationResult
+from fairseq2.utils.validation import ValidationResult
 from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views
-from d2v_plugin.core.validation import ensure_valid, report
+from d2v_plugin.core.ranges import NonNegativeInt, Probability, Range
+from d2v_plugin.core.validation import Checked, ensure_valid, report
 from d2v_plugin.criteria.data2vec1.context import compute_reach, context_window
 from d2v_plugin.criteria.data2vec1.teacher import Data2Vec1Teacher
 from d2v_plugin.criteria.distillation import DistillationCriterion
@@ -43,16 +45,16 @@ from d2v_plugin.models.statistics import channel_deviations
 
 
 @dataclass(kw_only=True)
-class Data2Vec1Config(Validatable):
+class Data2Vec1Config(Checked):
     """Settings of ``data2vec1``."""
 
     masking: SpanMaskSection = field(default_factory=SpanMaskSection)
     """Selects the mask sampler: ``span`` for speech and text, ``beit_block`` for images."""
 
-    random_tokens: float = 0.0
+    random_tokens: Probability = 0.0
     """Text: share of the masked positions that get a random token instead of ``<mask>`` (BERT: 0.1)."""
 
-    kept_tokens: float = 0.0
+    kept_tokens: Probability = 0.0
     """Text: share of the masked positions that keep their token; they are predicted all the same (BERT: 0.1)."""
 
     ema: EmaConfig = field(default_factory=EmaConfig)
@@ -68,11 +70,11 @@ class Data2Vec1Config(Validatable):
     """Part of the teacher's blocks that is averaged: ``ffn`` (the feed-forward output), ``ffn_residual`` (before the last norm),
     ``block`` (the output) or ``attention`` (the self-attention output, which fails to learn)."""
 
-    target_context: float | None = None
+    target_context: Annotated[float | None, Range("> 0, <= 1")] = None
     """Restrict the teacher's attention to a window around each position that spans this share of the sample (images: of
     the area); 1 reaches half the sample to each side, None = no restriction."""
 
-    target_window: int | None = None
+    target_window: NonNegativeInt | None = None
     """The same in positions to each side (images: in patches, to each side and up and down)."""
 
     full_precision_teacher: bool = False
@@ -96,20 +98,14 @@ class Data2Vec1Config(Validatable):
 
     @override
     def validate(self) -> ValidationResult:
-        context, window = self.target_context, self.target_window
-
         return report(
             (self.targets.end_of_block, "`targets.end_of_block` must be false; set `target_feature: block` instead."),
             (
-                context is not None and window is not None,
+                self.target_context is not None and self.target_window is not None,
                 "`target_context` and `target_window` must not be given together.",
             ),
-            (
-                context is not None and not 0.0 < context <= 1.0,
-                f"`target_context` must be greater than 0 and at most 1, but is {context}.",
-            ),
-            (window is not None and window < 0, f"`target_window` must be at least 0, but is {window}."),
             check_shares(self.random_tokens, self.kept_tokens),
+            base=super().validate(),
         )
 
 

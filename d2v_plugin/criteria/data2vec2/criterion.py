@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from fairseq2.recipe.error import RecipeError
-from fairseq2.utils.validation import Validatable, ValidationResult
+from fairseq2.utils.validation import ValidationResult
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -17,7 +17,8 @@ from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views
 from d2v_plugin.core.log import log
 from d2v_plugin.core.random import Stream, gaussian
-from d2v_plugin.core.validation import ensure_valid, report
+from d2v_plugin.core.ranges import NonNegativeFloat, PositiveInt
+from d2v_plugin.core.validation import Checked, ensure_valid, report
 from d2v_plugin.criteria.data2vec2.teacher import Data2Vec2Teacher, TeacherScope
 from d2v_plugin.criteria.distillation import DistillationCriterion
 from d2v_plugin.criteria.ema import EmaConfig
@@ -48,16 +49,16 @@ class ModalityOverrides:
 
 
 @dataclass(kw_only=True)
-class Data2Vec2Config(Validatable):
+class Data2Vec2Config(Checked):
     """Settings of ``data2vec2``."""
 
-    num_views: int = 8
+    num_views: PositiveInt = 8
     """M: masked views of each sample that share one pass of frontend and teacher."""
 
     masking: MaskSection = field(default_factory=MaskSection)
     """Selects the mask sampler."""
 
-    noise_std: float = 0.01
+    noise_std: NonNegativeFloat = 0.01
     """Standard deviation of the Gaussian noise that the decoder gets at masked tokens."""
 
     ema: EmaConfig = field(default_factory=EmaConfig)
@@ -100,11 +101,7 @@ class Data2Vec2Config(Validatable):
         known = [modality.value for modality in Modality]
         message = "`modalities` must have the keys audio, image or text, but has `{}`."
 
-        return report(
-            (self.num_views < 1, f"`num_views` must be at least 1, but is {self.num_views}."),
-            (self.noise_std < 0.0, f"`noise_std` must not be negative, but is {self.noise_std}."),
-            *((name not in known, message.format(name)) for name in self.modalities),
-        )
+        return report(*((name not in known, message.format(name)) for name in self.modalities), base=super().validate())
 
     def of(self, modality: Modality) -> Data2Vec2Config:
         """The settings of one modality."""

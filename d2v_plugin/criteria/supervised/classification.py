@@ -8,13 +8,14 @@ from typing import Any, Final, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from fairseq2.utils.validation import Validatable, ValidationResult
+from fairseq2.utils.validation import ValidationResult
 from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, StepInfo
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import PositiveFloat, Share
+from d2v_plugin.core.validation import Checked, report
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
 from d2v_plugin.criteria.supervised.spec_augment import SpecAugmentConfig
 from d2v_plugin.data.labels import LabelSet
@@ -43,7 +44,7 @@ _NUM_BEST: Final = 5
 
 
 @dataclass(kw_only=True)
-class ClassificationConfig(SupervisedConfig, Validatable):
+class ClassificationConfig(SupervisedConfig, Checked):
     """Settings of ``classification``; the defaults are those of data2vec 2.0 on images."""
 
     pooling: Literal["mean", "cls"] = "mean"
@@ -52,19 +53,19 @@ class ClassificationConfig(SupervisedConfig, Validatable):
     norm: bool = True
     """Layer norm of the pooled features."""
 
-    norm_eps: float = 1e-6
+    norm_eps: PositiveFloat = 1e-6
     """Epsilon of that norm; BEiT's and MAE's by default. Models that Hugging Face's transformers fine-tuned have others."""
 
     hidden: bool = False
     """A layer with tanh before the last one, as RoBERTa has; both start as PyTorch's linear layers do, as there."""
 
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Dropout before every linear layer of the head."""
 
     init_scale: float = 1.0
     """Factor of the last layer's weights at the start; BEiT begins with small outputs, 0.001."""
 
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     """This share of each target is spread evenly over all classes."""
 
     spec_augment: SpecAugmentConfig | None = None
@@ -76,12 +77,7 @@ class ClassificationConfig(SupervisedConfig, Validatable):
 
     @override
     def validate(self) -> ValidationResult:
-        shares = {"dropout": self.dropout, "label_smoothing": self.label_smoothing}
-        return report(
-            *((not 0.0 <= x < 1.0, f"`{name}` must be at least 0 and less than 1, but is {x}.") for name, x in shares.items()),
-            (self.norm_eps <= 0.0, f"`norm_eps` must be greater than 0, but is {self.norm_eps}."),
-            (not self.scores, "`scores` must name at least one score."),
-        )
+        return report((not self.scores, "`scores` must name at least one score."), base=super().validate())
 
 
 class ClassificationCriterion(SupervisedCriterion[EncoderModel]):

@@ -9,47 +9,35 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
-from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import StepInfo
 from d2v_plugin.core.random import Stream, gaussian, uniform
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import NonNegativeFloat, PositiveInt, Share
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.models.base import EncoderModel, Features
 
 
 @dataclass(kw_only=True)
-class FeatureMaskConfig(Validatable):
+class FeatureMaskConfig(Checked):
     """Features to hide while a model is fine-tuned; the defaults are those of 100 hours of speech."""
 
-    probability: float = 0.65
+    probability: Share = 0.65
     """The share of frames in spans if these did not overlap (they do: half of the frames or so); 0 = none."""
 
-    length: int = 10
+    length: PositiveInt = 10
     """Length of a span, in frames."""
 
-    channel_probability: float = 0.5
+    channel_probability: Share = 0.5
     """The same for channels, which are 0 over the whole recording; 0 = none."""
 
-    channel_length: int = 64
+    channel_length: PositiveInt = 64
     """Length of a span of channels."""
 
-    noise_std: float = 0.01
+    noise_std: NonNegativeFloat = 0.01
     """Deviation of the Gaussian noise at masked frames of data2vec 2.0; 0 = zeros (the original's ``zero_mask``). In 1.0 the
     embedding learned in pre-training stands there."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        shares = {"probability": self.probability, "channel_probability": self.channel_probability}
-        lengths = {"length": self.length, "channel_length": self.channel_length}
-
-        return report(
-            *((not 0.0 <= x < 1.0, f"`{name}` must be at least 0 and less than 1, but is {x}.") for name, x in shares.items()),
-            *((x < 1, f"`{name}` must be at least 1, but is {x}.") for name, x in lengths.items()),
-            (self.noise_std < 0.0, f"`noise_std` must not be negative, but is {self.noise_std}."),
-        )
 
 
 def extract_masked(model: EncoderModel, batch: Batch, step: StepInfo, config: FeatureMaskConfig) -> Features:

@@ -9,35 +9,27 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
-from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import StepInfo
 from d2v_plugin.core.random import Stream, uniform
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import Share
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.models.base import EncoderModel
 from d2v_plugin.models.data2vec2.frontends.spectrogram import SpectrogramFrontend
 from d2v_plugin.models.data2vec2.model import Data2VecModel
 
 
 @dataclass(kw_only=True)
-class SpecAugmentConfig(Validatable):
+class SpecAugmentConfig(Checked):
     """Parts of a spectrogram to hide; EAT hides up to 20 % of both on AudioSet, and 40 % on ESC-50."""
 
-    bands: float = 0.2
+    bands: Share = 0.2
     """Most of the bands that are hidden, as a share; how many is uniform between none and these."""
 
-    frames: float = 0.2
+    frames: Share = 0.2
     """The same of the frames of the recording."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        shares = {"bands": self.bands, "frames": self.frames}
-        return report(
-            *((not 0.0 <= x < 1.0, f"`{name}` must be at least 0 and less than 1, but is {x}.") for name, x in shares.items())
-        )
 
 
 def find_spectrograms(model: EncoderModel) -> SpectrogramFrontend:

@@ -9,14 +9,14 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor, nn
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, StepInfo
 from d2v_plugin.core.random import Stream, uniform
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import Share
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.criteria.supervised.base import SupervisedConfig
 from d2v_plugin.criteria.supervised.feature_masks import FeatureMaskConfig
 from d2v_plugin.criteria.supervised.frames import FrameCriterion
@@ -32,7 +32,7 @@ _MAX_LOG_PROB = -1e-7
 
 
 @dataclass(kw_only=True)
-class AudioTaggingConfig(SupervisedConfig, Validatable):
+class AudioTaggingConfig(SupervisedConfig, Checked):
     """Settings of ``audio_tagging``; the defaults are the original's on AudioSet."""
 
     pooling: Literal["linear_softmax", "mean", "cls"] = "linear_softmax"
@@ -50,13 +50,8 @@ class AudioTaggingConfig(SupervisedConfig, Validatable):
     spec_augment: SpecAugmentConfig | None = None
     """Parts of spectrograms to hide in training, for models that see some; None = nothing."""
 
-    mixup: float | None = 0.5
+    mixup: Share | None = 0.5
     """Each recording is mixed with another one of its batch; its share is drawn between this and 1. None = no mixing."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        wrong = self.mixup is not None and not 0.0 <= self.mixup < 1.0
-        return report((wrong, f"`mixup` must be at least 0 and less than 1, but is {self.mixup}."))
 
 
 class AudioTaggingCriterion(FrameCriterion):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from typing_extensions import Self, override
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.ranges import Probability, Range
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.models.base import EncoderConfig
 from d2v_plugin.models.patches import PatchConfig, check_patches
-from d2v_plugin.models.ranges import check_parameters
+from d2v_plugin.models.ranges import Count, Depth, Epsilon, Factor, Length, Size, TokenId, check_parameters
 from d2v_plugin.models.tokens import check_ids
 from d2v_plugin.models.waveforms import WaveformConfig, check_waveforms
 
@@ -20,33 +22,33 @@ from d2v_plugin.models.waveforms import WaveformConfig, check_waveforms
 class AudioConfig(WaveformConfig):
     """Waveforms: the convolutions of wav2vec 2.0, relative positions by convolution, post-norm blocks."""
 
-    local_grad_scale: float = 1.0
+    local_grad_scale: Factor = 1.0
     """Factor of the gradient that reaches the convolutions over the waveform; 0 freezes them without computing any."""
 
-    input_dropout: float = 0.0
+    input_dropout: Probability = 0.0
     """Dropout on the projected features that the student sees; the teacher gets them without."""
 
 
 @dataclass(kw_only=True)
-class TextConfig:
+class TextConfig(Checked):
     """Token ids with learned positions, post-norm blocks."""
 
-    vocab_size: int = 50265
+    vocab_size: Annotated[int, Range(">= 1, <= 4,194,304")] = 50265
     """Number of token embeddings (50,260 of GPT-2's BPE, four special ones and ``<mask>``)."""
 
-    pad_idx: int = 1
+    pad_idx: TokenId = 1
     """Token id of padding."""
 
-    mask_idx: int | None = None
+    mask_idx: TokenId | None = None
     """Token id of ``<mask>``; None = the last one."""
 
-    num_special_tokens: int = 4
+    num_special_tokens: Annotated[int, Range(">= 0, <= 65,536")] = 4
     """Ids below this are special (``<s>``, ``<pad>``, ``</s>``, ``<unk>``) and never put in place of a masked token."""
 
-    max_positions: int = 512
+    max_positions: Length = 512
     """Longest sequence, in tokens."""
 
-    position_scale: float = 1.0
+    position_scale: Factor = 1.0
     """Factor of the position embeddings; 1 = as the original. With 0.1 positions begin as a small part of a token and change
     slowly, so that targets are not mostly positions, which anyone can predict (recipes/study/starting.md)."""
 
@@ -55,7 +57,7 @@ class TextConfig:
 class ImageConfig(PatchConfig):
     """Square images cut into square patches, a CLS token, relative positions, pre-norm blocks with LayerScale (BEiT)."""
 
-    layer_scale: float | None = 1e-4
+    layer_scale: Factor | None = 1e-4
     """Start of the learned scales of the residual branches; None = there are none."""
 
     relative_positions: Literal["shared", "per_layer", "none"] = "shared"
@@ -81,45 +83,45 @@ class Data2Vec1ModelConfig(EncoderConfig):
     image: ImageConfig | None = None
     """Vision model."""
 
-    dim: int = 768
+    dim: Size = 768
     """Width of the Transformer."""
 
-    ffn_dim: int = 3072
+    ffn_dim: Size = 3072
     """Hidden width of the feed-forward layers."""
 
-    depth: int = 12
+    depth: Depth = 12
     """Number of Transformer blocks."""
 
-    num_heads: int = 12
+    num_heads: Size = 12
     """Attention heads; must divide ``dim``."""
 
     norm_first: bool = False
     """Audio: pre-norm blocks and a norm after the last one (the "stable layer norm" of wav2vec 2.0's and HuBERT's large models).
     Only conversions of foreign checkpoints set it."""
 
-    norm_eps: float = 1e-5
+    norm_eps: Epsilon = 1e-5
     """Epsilon of the norms, except those of the convolutions over the waveform (1e-5)."""
 
-    dropout: float = 0.1
+    dropout: Probability = 0.1
     """Dropout on the embeddings (audio, text) and after attention and feed-forward layers."""
 
-    attention_dropout: float = 0.1
+    attention_dropout: Probability = 0.1
     """Dropout of the attention weights."""
 
-    activation_dropout: float = 0.0
+    activation_dropout: Probability = 0.0
     """Dropout inside the feed-forward layers (audio, text)."""
 
-    layer_drop: float = 0.0
+    layer_drop: Probability = 0.0
     """Probability of skipping a block in training (audio, text)."""
 
-    drop_path: float = 0.0
+    drop_path: Probability = 0.0
     """Stochastic depth of the last block, from 0 at the first, linear in between (images)."""
 
-    head_layers: int = 1
+    head_layers: Count = 1
     """Linear layers of the prediction head; 0 = none, the encoder's output is the prediction. More than one: GELU in between
     and twice the width."""
 
-    prediction_init_scale: float = 1.0
+    prediction_init_scale: Factor = 1.0
     """Factor of the start of the last layer that predicts; 1 = as the original. With 0 a student begins at the mean of the
     normalised targets, and has no reason to quiet its noise by making local features constant (recipes/study/starting.md)."""
 

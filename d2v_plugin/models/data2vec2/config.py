@@ -10,6 +10,7 @@ from typing import Any
 from typing_extensions import Self, override
 
 from d2v_plugin.core.batch import Modality
+from d2v_plugin.core.ranges import Probability
 from d2v_plugin.models.base import EncoderConfig
 from d2v_plugin.models.data2vec2.frontend_config import (
     AudioFrontendConfig,
@@ -20,7 +21,7 @@ from d2v_plugin.models.data2vec2.frontend_config import (
     TextFrontendConfig,
 )
 from d2v_plugin.models.patches import check_patches
-from d2v_plugin.models.ranges import check_parameters
+from d2v_plugin.models.ranges import Depth, Epsilon, Factor, Ratio, Size, check_parameters
 from d2v_plugin.models.spectrograms import check_spectrograms
 from d2v_plugin.models.tokens import check_ids
 from d2v_plugin.models.waveforms import check_waveforms
@@ -42,46 +43,46 @@ class Data2VecConfig(EncoderConfig):
     text: TextFrontendConfig | None = None
     """Frontend of token ids."""
 
-    dim: int = 768
+    dim: Size = 768
     """Width of the Transformer."""
 
-    depth: int = 12
+    depth: Depth = 12
     """Number of shared Transformer blocks."""
 
-    num_heads: int = 12
+    num_heads: Size = 12
     """Attention heads; must divide ``dim``."""
 
-    mlp_ratio: float = 4.0
+    mlp_ratio: Ratio = 4.0
     """Hidden width of the feed-forward layers as a multiple of ``dim``."""
 
     norm_first: bool = False
     """Pre-norm blocks. All published models are post-norm; the original's pre-norm loses the residual, ours does not."""
 
-    norm_eps: float = 1e-5
+    norm_eps: Epsilon = 1e-5
     """Epsilon of the norms in the blocks and of the norm of the frontend's output; all others use 1e-5."""
 
     norm_affine: bool = True
     """Learn scale and bias of those norms; only conversions of foreign checkpoints set it."""
 
-    input_dropout: float = 0.0
+    input_dropout: Probability = 0.0
     """Dropout between frontend and shared blocks."""
 
-    dropout: float = 0.1
+    dropout: Probability = 0.1
     """Dropout after the attention's output projection."""
 
-    attention_dropout: float = 0.1
+    attention_dropout: Probability = 0.1
     """Dropout of the attention weights."""
 
-    activation_dropout: float = 0.0
+    activation_dropout: Probability = 0.0
     """Dropout inside the feed-forward layers."""
 
-    post_mlp_dropout: float = 0.1
+    post_mlp_dropout: Probability = 0.1
     """Dropout between the feed-forward output, which is the teacher's target, and the residual."""
 
-    layer_drop: float = 0.0
+    layer_drop: Probability = 0.0
     """Probability of skipping a block in training."""
 
-    drop_path: tuple[float, float] = (0.0, 0.0)
+    drop_path: tuple[Probability, Probability] = (0.0, 0.0)
     """Stochastic depth of the first and the last block; linear in between."""
 
     shared_decoder: DecoderConfig | None = None
@@ -90,7 +91,7 @@ class Data2VecConfig(EncoderConfig):
     mae_init: bool = False
     """Initialise linear layers with Xavier's uniform distribution, as MAE does, instead of N(0, 0.02)."""
 
-    prediction_init_scale: float = 1.0
+    prediction_init_scale: Factor = 1.0
     """Factor of the start of the last layer that predicts; 1 = as the original. With 0 a student begins at the mean of the
     normalised targets, and has no reason to quiet its noise by making local features constant (recipes/study/starting.md)."""
 

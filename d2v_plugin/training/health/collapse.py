@@ -10,17 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Annotated, Final, final
 
 import torch
-from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, Observation
 from d2v_plugin.core.log import log
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import Range
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.models.statistics import Signs, alpha_req, describe, lidar, rank_me
 from d2v_plugin.training.observers import Observer
 
@@ -34,17 +34,11 @@ _GOLDEN: Final = (5**0.5 - 1) / 2
 
 
 @dataclass(kw_only=True)
-class GuardSection(Validatable):
+class GuardSection(Checked):
     """Watch over a run while it trains; skipping updates that are not finite is always on."""
 
-    collapse_every_n_steps: int | None = 100
+    collapse_every_n_steps: Annotated[int | None, Range(">= 1 or null")] = 100
     """Look for collapsed targets, predictions and local features every so many updates; null = never."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        every = self.collapse_every_n_steps
-
-        return report((every is not None and every < 1, f"`collapse_every_n_steps` must be positive or null, but is {every}."))
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fairseq2.recipe.config import CommonSection, EvaluatorSection, GangSection
+from fairseq2.recipe.config import EvaluatorSection, GangSection
 
 from d2v_plugin.criteria.base import CriterionSection
 from d2v_plugin.probing.section import ProbingSection
-from d2v_plugin.verbs.common import CheckpointConfig
+from d2v_plugin.verbs.common import BoundedCommonSection, CheckpointConfig
 
 
 @dataclass(kw_only=True)
@@ -30,5 +30,5 @@ class EvaluateConfig(CheckpointConfig):
     gang: GangSection = field(default_factory=GangSection)
     """How processes are grouped."""
 
-    common: CommonSection = field(default_factory=lambda: CommonSection(no_sweep_dir=True))
+    common: BoundedCommonSection = field(default_factory=BoundedCommonSection)
     """Seed, recorders, threads."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fairseq2.recipe.config import CommonSection, GangSection
+from fairseq2.recipe.config import GangSection
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from d2v_plugin.core.registry import unknown_name
 from d2v_plugin.core.validation import report
 from d2v_plugin.exporting.formats import FORMATS
-from d2v_plugin.verbs.common import CheckpointSection, check_common
+from d2v_plugin.verbs.common import BoundedCommonSection, CheckpointSection
 
 
 @dataclass(kw_only=True)
@@ -30,7 +30,7 @@ class ExportConfig(Validatable):
     gang: GangSection = field(default_factory=GangSection)
     """How processes are grouped; one does all."""
 
-    common: CommonSection = field(default_factory=lambda: CommonSection(no_sweep_dir=True))
+    common: BoundedCommonSection = field(default_factory=BoundedCommonSection)
     """Seed, recorders, threads."""
 
     @override
@@ -38,7 +38,6 @@ class ExportConfig(Validatable):
         known, given = ", ".join(FORMATS), self.format
 
         return report(
-            *check_common(self.common),
             (self.checkpoint.path is None, "`checkpoint.path` must be set: the output directory of a run, for example."),
             (given is None, f"`format` must be set: {known}."),
             (given is not None and given not in FORMATS, unknown_name("format", given or "", FORMATS)),

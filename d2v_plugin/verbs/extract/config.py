@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from fairseq2.recipe.config import CommonSection, GangSection
-from fairseq2.utils.validation import Validatable, ValidationResult
+from fairseq2.recipe.config import GangSection
+from fairseq2.utils.validation import ValidationResult
 from typing_extensions import override
 
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import PositiveInt, Range
+from d2v_plugin.core.validation import Checked, report
 from d2v_plugin.models.pooling import Layers
-from d2v_plugin.verbs.common import CheckpointConfig
+from d2v_plugin.verbs.common import BoundedCommonSection, CheckpointConfig
 
 
 @dataclass(kw_only=True)
-class FeaturesSection(Validatable):
+class FeaturesSection(Checked):
     """Selects the features that are written, and their format."""
 
     layers: Layers = field(default_factory=lambda: [-1])
     """The blocks whose output is written: from 0, or from the last one, -1; or ``all``. Each gives an array ``layer_3``."""
 
-    top_k: int | None = None
+    top_k: PositiveInt | None = None
     """Instead of ``layers``: one array, ``top_8``, the mean of the output of the last so many blocks."""
 
     pooling: Literal["mean", "statistics", "cls", "none"] = "mean"
@@ -35,13 +35,13 @@ class FeaturesSection(Validatable):
     format: Literal["safetensors", "numpy"] = "safetensors"
     """One file per shard, or a folder of arrays (``.npy``) that NumPy can map into memory."""
 
-    shard_size: int = 1000
+    shard_size: PositiveInt = 1000
     """Samples per shard. A shard lies in memory, in parts twice, before it is written."""
 
-    batch_size: int = 32
+    batch_size: PositiveInt = 32
     """Most samples in one forward pass; for speech the task's ``max_num_elements`` is a second limit."""
 
-    chunk_seconds: float | None = None
+    chunk_seconds: Annotated[float | None, Range(">= 1, < 1e6")] = None
     """Speech: recordings longer than this are computed in chunks that overlap by a quarter, which bounds memory and time; shorter
     ones are computed whole and exactly. None = all are."""
 
@@ -50,21 +50,12 @@ class FeaturesSection(Validatable):
 
     @override
     def validate(self) -> ValidationResult:
-        numbers = {"top_k": self.top_k, "shard_size": self.shard_size, "batch_size": self.batch_size}
-
         return report(
-            *(
-                (value is not None and value < 1, f"`{name}` must be at least 1, but is {value}.")
-                for name, value in numbers.items()
-            ),
-            (
-                self.chunk_seconds is not None and not 1.0 <= self.chunk_seconds < math.inf,
-                f"`chunk_seconds` must be at least 1, but is {self.chunk_seconds}.",
-            ),
             (
                 self.format == "numpy" and self.dtype == "bfloat16",
                 "`dtype` must not be bfloat16 if `format` is numpy, which does not have it; choose float16.",
             ),
+            base=super().validate(),
         )
 
 
@@ -81,5 +72,5 @@ class ExtractConfig(CheckpointConfig):
     gang: GangSection = field(default_factory=GangSection)
     """How processes are grouped."""
 
-    common: CommonSection = field(default_factory=lambda: CommonSection(no_sweep_dir=True))
+    common: BoundedCommonSection = field(default_factory=BoundedCommonSection)
     """Seed, recorders, threads."""

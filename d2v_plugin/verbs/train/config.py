@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from fairseq2.recipe.config import (
     COSINE_ANNEALING_LR,
-    CommonSection,
     DatasetSection,
     GangSection,
     LRSchedulerSection,
@@ -21,14 +20,17 @@ from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
-from d2v_plugin.core.validation import report
+from d2v_plugin.core.ranges import NonNegativeFloat, Range
+from d2v_plugin.core.validation import Checked, report
 from d2v_plugin.criteria.base import CriterionSection
 from d2v_plugin.probing.section import ProbingSection
 from d2v_plugin.tasks.base import TaskSection
 from d2v_plugin.training.health.collapse import GuardSection
 from d2v_plugin.training.optimizer import DATA2VEC_ADAMW
 from d2v_plugin.training.picture_recorder import PicturesSection
-from d2v_plugin.verbs.common import check_common
+from d2v_plugin.verbs.common import BoundedCommonSection
+
+Minutes = Annotated[float, Range("> 0, < 1e6")]
 
 
 @dataclass(kw_only=True)
@@ -72,39 +74,32 @@ class ValidationSection:
 
 
 @dataclass(kw_only=True)
-class KeepingRegimeSection(RegimeSection):
+class KeepingRegimeSection(Checked, RegimeSection):
     """fairseq2's section, and one more rule by which checkpoints are kept: what any rule keeps is kept."""
 
-    keep_checkpoints_for_hours: float | None = None
+    keep_checkpoints_for_hours: NonNegativeFloat | None = None
     """Checkpoints younger than this are kept; None = age does not matter."""
 
 
 @dataclass(kw_only=True)
-class PatientGangSection(GangSection):
+class PatientGangSection(Checked, GangSection):
     """fairseq2's section, whose ``timeout`` is for computing together, and the minutes a rank waits for the others besides."""
 
-    start_timeout: float | None = None
+    start_timeout: Minutes | None = None
     """While the run starts, when the ranks check a checkpoint together; None = ``timeout``."""
 
-    step_timeout: float | None = None
+    step_timeout: Minutes | None = None
     """Between two updates; None = ``timeout``."""
 
-    save_timeout: float | None = None
+    save_timeout: Minutes | None = None
     """While a checkpoint is written; None = ``timeout``."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        limits = {name: getattr(self, f"{name}_timeout") for name in ("start", "step", "save")}
-        wrong = [
-            (value is not None and not 0 < value < 1e6, f"`{name}_timeout` must be greater than 0, in minutes, but is {value}.")
-            for name, value in limits.items()
-        ]
-        return report(*wrong, base=super().validate())
 
 
 @dataclass(kw_only=True)
-class ExactTrainerSection(TrainerSection):
+class ExactTrainerSection(Checked, TrainerSection):
     """fairseq2's section, and the choice between speed and bits."""
+
+    max_grad_norm: Annotated[float | None, Range("> 0 or null")] = None
 
     deterministic: bool = False
     """Give the same bits in every run on the same kind of GPU, so that a resumed run equals one that was not stopped: slower
@@ -159,21 +154,14 @@ class TrainConfig(Validatable):
     gang: PatientGangSection = field(default_factory=PatientGangSection)
     """How processes are grouped, and how long they wait for each other."""
 
-    common: CommonSection = field(default_factory=lambda: CommonSection(no_sweep_dir=True))
+    common: BoundedCommonSection = field(default_factory=BoundedCommonSection)
     """Seed, recorders, threads. The output directory is used as it is given, so that a repeated command resumes."""
 
     @override
     def validate(self) -> ValidationResult:
         num_steps, warmup = self.regime.num_steps, getattr(self.lr_scheduler.config, "num_warmup_steps", 0)
-        max_norm, hours = self.trainer.max_grad_norm, self.regime.keep_checkpoints_for_hours
 
         return report(
-            *check_common(self.common),
-            (
-                max_norm is not None and not max_norm > 0.0,
-                f"`trainer.max_grad_norm` must be positive or null, but is {max_norm}.",
-            ),
-            (hours is not None and not hours >= 0.0, f"`regime.keep_checkpoints_for_hours` must be at least 0, but is {hours}."),
             (
                 # fairseq2's own message names a key that does not exist.
                 self.lr_scheduler.name == "polynomial_decay" and num_steps is not None and warmup >= max(num_steps, 1),

@@ -106,7 +106,7 @@ def test_clips_of_impossible_length_are_refused(model: Data2VecModel) -> None:
     [
         ({"num_mels": 30}, "`spectrogram.patch_size` must divide `spectrogram.num_mels` \\(30\\)"),
         ({"max_frames": 1000, "patch_size": 16}, "must divide `spectrogram.max_frames` \\(1000\\)"),
-        ({"log_mel_std": 0.0}, "`spectrogram.log_mel_std` must be greater than 0"),
+        ({"log_mel_std": 0.0}, "`spectrogram` is not valid: `log_mel_std` must be greater than 0"),
         ({"pad_frames": 2048}, "must be at most `spectrogram.max_frames`"),
         ({"sample_rate": 8000, "high_freq": 8000.0}, "half of `spectrogram.sample_rate` \\(4,000 Hz\\)"),
     ],
