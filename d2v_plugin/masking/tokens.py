@@ -31,7 +31,6 @@ def corrupt_tokens(
 def check_shares(random_tokens: float, kept_tokens: float) -> tuple[bool, str]:
     """The check of the two shares for :func:`d2v_plugin.core.validation.report`."""
     return (
-        min(random_tokens, kept_tokens) < 0.0 or random_tokens + kept_tokens > 1.0,
-        "`random_tokens` and `kept_tokens` must be at least 0 and at most 1 together, but are "
-        f"{random_tokens} and {kept_tokens}.",
+        random_tokens + kept_tokens > 1.0,
+        f"`random_tokens` and `kept_tokens` must be at most 1 together, but are {random_tokens} and {kept_tokens}.",
     )

@@ -1,6 +1,6 @@
-"""Checks of a command before anything heavy is imported: keys, names and types, files, splits, labels and sample rates.
+"""Checks of a command before anything heavy is imported: keys, names, types, ranges, files, splits, labels and sample rates.
 
-Importing PyTorch and fairseq2 takes seconds; all this is known before, and told at once. What a value may be besides its type is
+Importing PyTorch and fairseq2 takes seconds; all this is known before, and told at once. Whether settings fit each other is
 checked later, by the classes of the configuration. What cannot be read here is left to them, too.
 """
 
@@ -17,7 +17,7 @@ from d2v_plugin.core.text import unknown_name
 from d2v_plugin.verbs.known_settings import KnownSettings
 from d2v_plugin.verbs.recipe_files import RecipeFileError, look_up, merge, read_whole
 
-_FLAGS: Final = ("--config-file", "--config", "--dump-config", "--no-rich", "--no-exit-on-error", "--checkpoint-dir")
+_FLAGS: Final = ("--config-file", "--config", "--dump-config", "--no-rich", "--no-exit-on-error", "--checkpoint-dir", "--verbose")
 _SUPERVISED: Final = ("classification", "ctc", "audio_tagging")
 _COLUMNS: Final = {"audio": ("path", "size", "label"), "image": ("path", "label"), "text": ("path", "tokens", "label")}
 _UNFINISHED: Final = "???"

@@ -141,12 +141,14 @@ def _check_type(kind: str, value: object) -> str:
     try:
         match choices:
             case ["int"]:
+                if isinstance(value, float) and not value.is_integer():
+                    raise ValueError  # of 3.7 fairseq2 would make 3
                 int(value)  # type: ignore[call-overload]
             case ["float"]:
                 float(value)  # type: ignore[arg-type]
             case ["bool" | "str"] if type(value).__name__ != choices[0]:
                 return f"Value must be of type {choices[0]}, but is of type {type(value).__name__} instead."
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError):
         return f"Value must be of type {choices[0]}."
 
     return ""

@@ -1,4 +1,4 @@
-"""What is wrong with keys, names, types, files, splits, labels and rates is found without importing anything heavy."""
+"""What is wrong with keys, names, types, ranges, files, splits, labels and rates is found without importing anything heavy."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_manifests_that_are_no_files_are_left_to_their_reader(sounds: Path, kind
 def test_folders_that_are_no_datasets_are_told(tmp_path: Path) -> None:
     assert "which holds no manifest" in check(tmp_path)[0]
     assert "does not exist" in check(tmp_path / "none")[0]
-    published = find_mistakes(["--config-file", str(ROOT / "recipes" / "image" / "pretrain_base.yaml"), "out"])
+    published = find_mistakes(["--verbose", "--config-file", str(ROOT / "recipes" / "image" / "pretrain_base.yaml"), "out"])
     assert len(published) == 1 and "`dataset.config_overrides.path` must be set" in published[0]
 
 
@@ -106,6 +106,8 @@ def test_what_only_prints_the_configuration_needs_no_files(tmp_path: Path) -> No
         ("common.no_sweep_dir=1", ["--config: `common.no_sweep_dir`: `1` is not valid: Value must be of type bool, but"]),
         ("regime.num_steps=many", ["--config: `regime.num_steps`: `many` is not valid: Value must be of type int."]),
         ("regime.num_steps=.inf", ["--config: `regime.num_steps`: `inf` is not valid: Value must be of type int."]),
+        ("regime.num_steps=3.7", ["--config: `regime.num_steps`: `3.7` is not valid: Value must be of type int."]),
+        ("regime.num_steps=1e3", []),
         ("regime={num_steps: 10%, validate_every_n_steps: null}", []),
     ],
 )

@@ -14,7 +14,7 @@ from fairseq2.utils.structured import StandardValueConverter
 from torch.optim import Optimizer
 
 from d2v_plugin.cli.describe.fields import Described, describe_field
-from d2v_plugin.cli.describe.topics import _VERBS as VERBS
+from d2v_plugin.cli.describe.topics import VERBS
 from d2v_plugin.core.fairseq2_private import ComponentEntry, register_library, register_train_recipe
 from d2v_plugin.core.ranges import find_ranges
 from d2v_plugin.core.validation import Checked

@@ -29,7 +29,7 @@ from d2v_plugin.verbs.predict.config import PredictConfig
 from d2v_plugin.verbs.train.config import TrainConfig
 from d2v_plugin.verbs.train.recipe import TrainRecipe
 
-_VERBS: Final[dict[str, type[Any]]] = {
+VERBS: Final[dict[str, type[Any]]] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "extract": ExtractConfig,
@@ -82,7 +82,7 @@ def find_topics(extensions: Sequence[Extension]) -> list[Topic]:
 
 def _describe_verbs() -> Iterator[Topic]:
     """The sections of a recipe, without what is in them."""
-    for name, config in _VERBS.items():
+    for name, config in VERBS.items():
         default, settings = config(), []
         for item in fields(config):
             value = getattr(default, item.name)
@@ -93,7 +93,7 @@ def _describe_verbs() -> Iterator[Topic]:
 
 def _describe_sections() -> Iterator[Topic]:
     seen: set[str] = set()
-    for verb, config in _VERBS.items():
+    for verb, config in VERBS.items():
         default = config()
         for item in fields(config):
             section = getattr(default, item.name)
