@@ -36,7 +36,7 @@ _UNITS: Final = (
     (r"ratio|adjust|target_context|max_fraction|max_share|crop_scale|label_smoothing|(random|kept)_tokens|mixup|cutmix", SHARE),
     (r"mean|std|brightness|contrast|saturation", "of values in [0, 1]"),
     (r"mlp_ratio|projection_ratio|.*_scale|.*_weight|l2|.*_penalty|lm_weight|eval_resize|temperature_decay", "factor"),
-    (r"(.*_)?depth|num_layers|projection_layers|head_layers|every_nth_layer", "layers"),
+    (r"(.*_)?depth|(num_)?layers|projection_layers|head_layers|every_nth_layer", "layers"),
     (r"num_threads", "threads"),
     (r"num_views", "views"),
     (r"seed", ""),
