@@ -14,13 +14,14 @@ def count_flops(run: Callable[[], object]) -> float:
     """Call ``run`` and count its products of matrices, convolutions and attention, those of backward passes included."""
     aten = torch.ops.aten
     # PyTorch's own formulas count grouped convolutions as if they had one group and what attention computes again in its backward
-    # pass, and know neither the attention of CPUs nor sums of products in place.
+    # pass, and know neither the attention of CPUs, nor oneDNN's linear layers, nor sums of products in place.
     mapping = {
         aten.convolution: _count_convolution,
         aten.convolution_backward: _count_convolution_backward,
         aten._scaled_dot_product_flash_attention_for_cpu: _count_attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _count_attention_backward,
         aten._scaled_dot_product_efficient_attention_backward: _count_attention_backward,
+        torch.ops.mkldnn._linear_pointwise: lambda x, weight, *rest, **options: 2 * prod(x) * weight[0],
         aten.addmm_: lambda total, a, b, **options: 2 * a[0] * a[1] * b[1],
     }
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:

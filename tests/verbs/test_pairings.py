@@ -128,6 +128,8 @@ def train(task: Task[Any, Any], batch: Batch, criterion_name: str, model: Encode
         check_label_kind(task, criterion, config)
     attach_criterion(model, criterion, task.labels)
     task.check_model(model)
+    with torch.inference_mode():  # a validation may come before the first update
+        model.extract_features(batch.inputs, batch.padding_mask, modality=batch.modality)
     output = criterion(model, batch, StepInfo(number=1, seed=1))
     output.loss.backward()
     assert output.loss.isfinite()

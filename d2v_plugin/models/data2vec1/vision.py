@@ -138,7 +138,8 @@ class VisionEncoder(Encoder):
         if torch.compiler.is_compiling():
             return relative_positions(grid, device)
         if (grid, device) not in self._positions:
-            self._positions[grid, device] = relative_positions(grid, device)
+            with torch.inference_mode(False):  # a validation may be the first to ask, and updates take what it made
+                self._positions[grid, device] = relative_positions(grid, device)
 
         return self._positions[grid, device]
 
