@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from errno import EACCES, EEXIST, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EREMOTE, EROFS
 
@@ -24,7 +24,6 @@ from fairseq2.optim.lr_schedulers import LRScheduler
 from fairseq2.recipe import error as recipe_error
 from fairseq2.recipe.component import ComponentNotKnownError
 from fairseq2.runtime.dependency import DependencyResolver
-from fairseq2.utils.config import StandardConfigMerger
 from fairseq2.utils.structured import StructureError
 from fairseq2.utils.validation import ValidationError, ValidationResult
 from safetensors import SafetensorError
@@ -34,7 +33,7 @@ from d2v_plugin.cli.words import join_mistakes
 from d2v_plugin.core.errors import FULL, CheckpointError, causes
 from d2v_plugin.core.registry import registered_names, unknown_component, unknown_name
 from d2v_plugin.verbs.inheritance import read_whole
-from d2v_plugin.verbs.recipe_files import look_up
+from d2v_plugin.verbs.recipe_files import look_up, merge
 
 # Their own message is one clear line already.
 SELF_EXPLAINING = (
@@ -193,7 +192,7 @@ def _explain_structure(messages: Sequence[str], args: Namespace) -> str:
             _source(args, [*path, name]) + unknown_name(f"key{section}", name, known) for name in extra[2].split(", ")
         )
 
-    value = look_up(_merge([*_file_of(args), *(args.config_overrides or [])]), key)
+    value = look_up(merge([*_file_of(args), *(args.config_overrides or [])]), key)
     given = "" if value is None else f"`{value!s:.200}` is not valid: "
 
     return f"{_source(args, path)}`{key or 'the configuration'}`: {given}{_expectation(messages)}"
@@ -201,7 +200,7 @@ def _explain_structure(messages: Sequence[str], args: Namespace) -> str:
 
 def _source(args: Namespace, path: Sequence[str]) -> str:
     """Name where a key was written: on the command line, which has the last word, or in the recipe file."""
-    if look_up(_merge(args.config_overrides or []), ".".join(path)) is not None:
+    if look_up(merge(args.config_overrides or []), ".".join(path)) is not None:
         return "--config: "
 
     return "" if args.config_file is None else f"{args.config_file}: "
@@ -257,12 +256,3 @@ def _field_names(qualified_name: str) -> list[str]:
     kls = getattr(sys.modules.get(module_name), name, None)
 
     return [field.name for field in fields(kls)] if is_dataclass(kls) else []
-
-
-def _merge(configs: Iterable[Mapping[str, object]]) -> object:
-    """What the user wrote, the later above the earlier."""
-    merged: object = {}
-    for config in configs:
-        merged = StandardConfigMerger().merge(merged, config)
-
-    return merged
