@@ -11,16 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2v_plugin.core.batch import Grid
+from d2v_plugin.core.ranges import PositiveInt
+from d2v_plugin.core.validation import Checked
 from d2v_plugin.models.statistics import mean_valid
 
 _USUAL_LAYERS: Final = 8
 
 
 @dataclass(kw_only=True)
-class TargetConfig:
+class TargetConfig(Checked):
     """Recipe of the targets. Norms have no parameters and apply in the order of the fields."""
 
-    num_layers: int | None = None
+    num_layers: PositiveInt | None = None
     """K: how many of the teacher's top blocks are averaged; None = 8, or all blocks of a model that has fewer."""
 
     end_of_block: bool = False

@@ -12,6 +12,8 @@ from fairseq2.recipe.error import RecipeError
 
 from d2v_plugin.core.appended_file import AppendedFile
 from d2v_plugin.core.log import log
+from d2v_plugin.core.ranges import NonNegativeInt, Probability
+from d2v_plugin.core.validation import Checked
 
 _NUM_LISTED = 100
 
@@ -25,13 +27,13 @@ class BadSamplesError(RecipeError):
 
 
 @dataclass(kw_only=True)
-class BadSampleConfig:
+class BadSampleConfig(Checked):
     """Limits to the unreadable samples that a run puts up with."""
 
-    max_fraction: float = 0.001
+    max_fraction: Probability = 0.001
     """Share of the split's samples that may be bad …"""
 
-    min_count: int = 10
+    min_count: NonNegativeInt = 10
     """… but at least this many may be, however small the split is."""
 
 

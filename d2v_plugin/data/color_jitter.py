@@ -8,21 +8,23 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from d2v_plugin.core.lazy import LazyModule
+from d2v_plugin.core.ranges import NonNegativeFloat
+from d2v_plugin.core.validation import Checked
 
 transforms = LazyModule("torchvision.transforms.v2.functional")
 
 
 @dataclass(kw_only=True)
-class ColorJitterConfig:
+class ColorJitterConfig(Checked):
     """Random changes of colour, as in data2vec 1.0 (which uses 0.4 for all three)."""
 
-    brightness: float = 0.0
+    brightness: NonNegativeFloat = 0.0
     """The factor is drawn from [1 - brightness, 1 + brightness]."""
 
-    contrast: float = 0.0
+    contrast: NonNegativeFloat = 0.0
     """As ``brightness``."""
 
-    saturation: float = 0.0
+    saturation: NonNegativeFloat = 0.0
     """As ``brightness``."""
 
     @property

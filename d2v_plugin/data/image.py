@@ -38,10 +38,10 @@ class ImageReadingConfig(Checked):
     sizes: Sequence[PositiveInt | tuple[PositiveInt, PositiveInt]] = ()
     """Training draws the size of an update from these, all as likely; empty = it is always ``size``."""
 
-    crop_scale: Sequence[float] = (0.2, 1.0)
+    crop_scale: Sequence[Annotated[float, Range("> 0, <= 1")]] = (0.2, 1.0)
     """Smallest and largest area of the random crop, as a share of the image."""
 
-    crop_ratio: Sequence[float] = (3 / 4, 4 / 3)
+    crop_ratio: Sequence[PositiveFloat] = (3 / 4, 4 / 3)
     """Smallest and largest width / height of the random crop, as a multiple of that of ``size``."""
 
     flip: Probability = 0.5
@@ -66,10 +66,11 @@ class ImageReadingConfig(Checked):
 
     @override
     def validate(self) -> ValidationResult:
-        scale, ratio = list(self.crop_scale), list(self.crop_ratio)
         return report(
-            (not _is_range(scale, most=1.0), f"`crop_scale` must be two numbers, 0 < smallest <= largest <= 1, but is {scale}."),
-            (not _is_range(ratio), f"`crop_ratio` must be two numbers, 0 < smallest <= largest, but is {ratio}."),
+            *(
+                (len(pair) != 2 or pair[0] > pair[1], f"`{name}` must be two numbers, the smaller first, but is {list(pair)}.")
+                for name, pair in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio))
+            ),
             (
                 len(self.mean) != len(self.std) or not self.mean,
                 f"`mean` and `std` must hold a number for each channel, but are {list(self.mean)} and {list(self.std)}.",
@@ -80,10 +81,6 @@ class ImageReadingConfig(Checked):
             ),
             base=super().validate(),
         )
-
-
-def _is_range(pair: Sequence[float], *, most: float = math.inf) -> bool:
-    return len(pair) == 2 and 0.0 < pair[0] <= pair[1] <= most
 
 
 def augment(image: Tensor, config: ImageReadingConfig, seed: int, epoch: int, sample_id: int, size: Grid | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from d2v_plugin.core.lazy import LazyModule
-from d2v_plugin.core.ranges import NonNegativeInt, Probability, Range
+from d2v_plugin.core.ranges import NonNegativeFloat, NonNegativeInt, Probability, Range
 from d2v_plugin.core.validation import Checked
 from d2v_plugin.data.random import Purpose, draw_uniform
 
@@ -38,7 +38,7 @@ class RandAugmentConfig(Checked):
     magnitude: Annotated[float, Range(">= 0, <= 10")] = 9.0
     """How much they change, on average: from 0 to 10."""
 
-    deviation: float = 0.5
+    deviation: NonNegativeFloat = 0.5
     """Standard deviation of the magnitude."""
 
     probability: Probability = 0.5

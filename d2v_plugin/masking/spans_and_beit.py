@@ -140,7 +140,7 @@ class BeitBlockMaskConfig(Checked):
     min_block: PositiveInt = 16
     """Smallest area of a block, in patches, as long as that many are left to mask."""
 
-    max_block: int | None = None
+    max_block: PositiveInt | None = None
     """Largest area of a block; None = as many as are left to mask."""
 
     min_aspect: Annotated[float, Range("> 0, <= 1")] = 0.3

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from d2v_plugin.core.ranges import PositiveInt
+from d2v_plugin.core.ranges import PositiveFloat, PositiveInt
 from d2v_plugin.core.validation import Checked
 from d2v_plugin.data.labels import LabelSet
 from d2v_plugin.data.lines import read_lines
@@ -47,7 +47,7 @@ class BeamSearchConfig(Checked):
     beam_size: PositiveInt = 500
     """Hypotheses that are kept after each frame; the published numbers have 1500."""
 
-    beam_threshold: float = 25.0
+    beam_threshold: PositiveFloat = 25.0
     """Largest difference in log-probability between the best and a kept hypothesis."""
 
     lm_weight: float = 2.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from d2v_plugin.core.ranges import PositiveInt
+from d2v_plugin.core.ranges import NonNegativeInt, PositiveInt
 from d2v_plugin.core.validation import Checked
 from d2v_plugin.data.audio import AudioReadingConfig
 from d2v_plugin.data.bad_samples import BadSampleConfig
@@ -24,7 +24,7 @@ class AudioPretrainingConfig(Checked):
     max_num_elements: PositiveInt = 1_000_000
     """Most samples of sound in one forward pass."""
 
-    min_sample_size: int = 32_000
+    min_sample_size: NonNegativeInt = 32_000
     """Shorter recordings are left out."""
 
     max_sample_size: PositiveInt = 320_000

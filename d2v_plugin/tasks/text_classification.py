@@ -42,7 +42,7 @@ class TextClassificationConfig(Checked):
     max_batch_size: PositiveInt | None = None
     """Most samples in one forward pass on one rank; more are accumulated. None = no limit."""
 
-    max_num_tokens: int | None = None
+    max_num_tokens: PositiveInt | None = None
     """Most tokens of a forward pass on one rank, padding included: long samples come in smaller batches, as in fairseq. Samples
     of a batch are of similar length then, whatever ``length_window`` is. None = no limit."""
 

@@ -40,7 +40,7 @@ def test_names_are_listed_and_described(command: Any) -> None:
 
     assert "mask sampler: beit_block, block" in listed and "optimizer: adafactor, adamw, data2vec_adamw" in listed
     assert "batch_size: int = 2048  [samples, >= 1]\n    Images per update, over all ranks." in printed
-    assert "image.crop_scale: Sequence[float] = [0.2, 1]  [share, 0 to 1]" in printed
+    assert "image.crop_scale: Sequence[float] = [0.2, 1]  [share, > 0, <= 1]" in printed
     assert "num_steps: int | None = null  [updates, >= 1]" in printed
     # Of an arch what differs from the family alone.
     assert "depth: int = 10  [layers, >= 1, <= 1,000]" in printed and "num_heads" not in printed

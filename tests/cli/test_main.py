@@ -144,7 +144,7 @@ def test_a_mistake_is_one_line_that_names_the_alternatives(mistake: str, command
 def test_all_mistakes_that_the_classes_of_the_configuration_find_are_told_at_once(
     command: Any, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    settings = ["model.dtype=float31", "optimizer.config.betas=[0.9]", "task.config.image.crop_scale=[1,0]"]
+    settings = ["model.dtype=float31", "optimizer.config.betas=[0.9]", "task.config.image.crop_scale=[1,0.5]"]
     settings.append("regime.num_data_epochs=3")
 
     outcome = command("recipe", "train", "--config-file", tiny_recipe, tmp_path / "out", "--config", *settings)

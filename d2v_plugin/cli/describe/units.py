@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-UPDATES, EPOCHS, SHARE, PROBABILITY = "updates", "epochs", "share, 0 to 1", "probability"
+UPDATES, EPOCHS, SHARE, PROBABILITY = "updates", "epochs", "share", "probability"
 
 # The first pattern that matches a whole name counts.
 _UNITS: Final = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from d2v_plugin.core.ranges import PositiveInt
 from d2v_plugin.criteria.data2vec2.criterion import Data2Vec2Config
 from d2v_plugin.criteria.targets import TargetConfig
 
@@ -12,7 +13,7 @@ from d2v_plugin.criteria.targets import TargetConfig
 class LastLayerTargets(TargetConfig):
     """The output of the last block as it is."""
 
-    num_layers: int = 1
+    num_layers: PositiveInt = 1
 
     end_of_block: bool = True
 

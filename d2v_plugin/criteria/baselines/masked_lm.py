@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, StepInfo, Views
-from d2v_plugin.core.ranges import Probability
+from d2v_plugin.core.ranges import NonNegativeInt, Probability
 from d2v_plugin.core.validation import Checked, report
 from d2v_plugin.criteria.baselines.base import ComparisonCriterion
 from d2v_plugin.masking.base import MaskSection
@@ -45,10 +45,10 @@ class MaskedLMConfig(Checked):
     kept_tokens: Probability = 0.1
     """Share of the predicted positions that keep their token."""
 
-    mask_idx: int | None = None
+    mask_idx: NonNegativeInt | None = None
     """Token id of ``<mask>``; None = the last of the vocabulary."""
 
-    num_special_tokens: int = 4
+    num_special_tokens: NonNegativeInt = 4
     """Smaller ids are never put in as random tokens."""
 
     @override

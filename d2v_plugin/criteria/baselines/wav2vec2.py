@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views
 from d2v_plugin.core.random import Stream, uniform
-from d2v_plugin.core.ranges import PositiveFloat, PositiveInt
+from d2v_plugin.core.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Range, Share
 from d2v_plugin.core.validation import Checked, report
 from d2v_plugin.criteria.baselines.base import ComparisonCriterion
 from d2v_plugin.masking.spans_and_beit import SpanMaskSection
@@ -38,10 +39,10 @@ class Wav2Vec2Config(Checked):
     num_entries: PositiveInt = 320
     """V: entries of each codebook."""
 
-    quantized_dim: int = 256
+    quantized_dim: PositiveInt = 256
     """Width of the quantised features; a multiple of ``num_codebooks``."""
 
-    final_dim: int = 256
+    final_dim: PositiveInt = 256
     """Width in which predictions and targets are compared."""
 
     max_temperature: PositiveFloat = 2.0
@@ -50,7 +51,7 @@ class Wav2Vec2Config(Checked):
     min_temperature: PositiveFloat = 0.5
     """The lowest temperature."""
 
-    temperature_decay: float = 0.999995
+    temperature_decay: Annotated[float, Range("> 0, <= 1")] = 0.999995
     """Factor of the temperature per update."""
 
     num_distractors: PositiveInt = 100
@@ -59,13 +60,13 @@ class Wav2Vec2Config(Checked):
     logit_temperature: PositiveFloat = 0.1
     """Divisor of the cosine similarities."""
 
-    diversity_weight: float = 0.1
+    diversity_weight: NonNegativeFloat = 0.1
     """Weight of the diversity loss. Its perplexity is that of one forward pass, as published: it depends on the batch."""
 
-    feature_penalty: float = 10.0
+    feature_penalty: NonNegativeFloat = 10.0
     """Weight of the mean square of the local encoder's output."""
 
-    feature_dropout: float = 0.1
+    feature_dropout: Share = 0.1
     """Dropout of the local features, on their ways to the encoder and to the quantiser."""
 
     @override

@@ -26,7 +26,7 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views
-from d2v_plugin.core.ranges import NonNegativeInt, Probability, Range
+from d2v_plugin.core.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, Probability, Range
 from d2v_plugin.core.validation import Checked, ensure_valid, report
 from d2v_plugin.criteria.data2vec1.context import compute_reach, context_window
 from d2v_plugin.criteria.data2vec1.teacher import Data2Vec1Teacher
@@ -81,19 +81,19 @@ class Data2Vec1Config(Checked):
     """Run the teacher in the precision of its weights, whatever that of the student: as the original did for images. It takes
     longer."""
 
-    loss_beta: float = 0.0
+    loss_beta: NonNegativeFloat = 0.0
     """Distance at which smooth L1 turns from quadratic to linear; 0 = squared error."""
 
-    loss_scale: float | None = None
+    loss_scale: PositiveFloat | None = None
     """Factor of the element-wise loss; None = 1 / sqrt(D)."""
 
-    variance_weight: float = 0.0
+    variance_weight: NonNegativeFloat = 0.0
     """Weight of a hinge on the standard deviation of each channel of the predictions (VICReg, equation 1)."""
 
-    variance_margin: float = 1.0
+    variance_margin: NonNegativeFloat = 1.0
     """Deviation below which the hinge acts."""
 
-    covariance_weight: float = 0.0
+    covariance_weight: NonNegativeFloat = 0.0
     """Weight of the squared covariances of different channels of the predictions, over D (VICReg, equation 4)."""
 
     @override

@@ -17,7 +17,7 @@ from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views
 from d2v_plugin.core.log import log
 from d2v_plugin.core.random import Stream, gaussian
-from d2v_plugin.core.ranges import NonNegativeFloat, PositiveInt
+from d2v_plugin.core.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from d2v_plugin.core.validation import Checked, ensure_valid, report
 from d2v_plugin.criteria.data2vec2.teacher import Data2Vec2Teacher, TeacherScope
 from d2v_plugin.criteria.distillation import DistillationCriterion
@@ -32,7 +32,7 @@ from d2v_plugin.models.statistics import mean_valid
 
 
 @dataclass(kw_only=True)
-class ModalityOverrides:
+class ModalityOverrides(Checked):
     """Settings of one modality of a multi-modal model that differ from the others; None = the same."""
 
     masking: MaskSection | None = None
@@ -41,10 +41,10 @@ class ModalityOverrides:
     teacher_scope: TeacherScope | None = None
     """Modules of its frontend that are averaged."""
 
-    cls_weight: float | None = None
+    cls_weight: NonNegativeFloat | None = None
     """Weight of its CLS loss."""
 
-    reconstruction_weight: float | None = None
+    reconstruction_weight: NonNegativeFloat | None = None
     """Weight of its pixel reconstruction."""
 
 
@@ -70,16 +70,16 @@ class Data2Vec2Config(Checked):
     targets: TargetConfig = field(default_factory=TargetConfig)
     """Targets of the prediction."""
 
-    loss_beta: float = 0.0
+    loss_beta: NonNegativeFloat = 0.0
     """Distance at which smooth L1 turns from quadratic to linear; 0 = squared error."""
 
-    loss_scale: float | None = None
+    loss_scale: PositiveFloat | None = None
     """Factor of the element-wise loss; None = 1 / sqrt(D)."""
 
-    regression_weight: float = 1.0
+    regression_weight: NonNegativeFloat = 1.0
     """Weight of the regression of masked tokens."""
 
-    cls_weight: float = 0.0
+    cls_weight: NonNegativeFloat = 0.0
     """Weight of the CLS loss: the last extra token regresses the sample's mean target.
 
     It counts per view. The original's ``cls_loss`` counts per GPU: multiply it by that GPU's batch x views
@@ -90,7 +90,7 @@ class Data2Vec2Config(Checked):
     """What regresses the sample's mean target: the last extra token (data2vec 2.0, EAT), the mean of all extra tokens
     (emotion2vec's chunk embedding, which has 10), or that of the visible tokens (its global embedding, without extra ones)."""
 
-    reconstruction_weight: float = 0.0
+    reconstruction_weight: NonNegativeFloat = 0.0
     """Weight of the regression of the normalised pixels of masked patches."""
 
     modalities: dict[str, ModalityOverrides] = field(default_factory=dict)

@@ -13,7 +13,8 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import StepInfo
-from d2v_plugin.core.validation import ensure_valid
+from d2v_plugin.core.ranges import NonNegativeInt
+from d2v_plugin.core.validation import Checked, ensure_valid
 from d2v_plugin.criteria.base import Criterion, ModelT
 from d2v_plugin.criteria.supervised.spec_augment import SpecAugmentConfig, augment_spectrograms, find_spectrograms
 from d2v_plugin.data.labels import LabelKind, LabelSet
@@ -23,13 +24,13 @@ from d2v_plugin.scoring.predictions import Prediction
 
 
 @dataclass(kw_only=True)
-class SupervisedConfig:
+class SupervisedConfig(Checked):
     """Settings of all objectives of fine-tuning."""
 
     freeze_frontend: bool = False
     """Keep the weights of what turns raw input into local features (convolutions, patch or token embedding)."""
 
-    freeze_updates: int = 0
+    freeze_updates: NonNegativeInt = 0
     """Updates, from the start, that train the head alone. The encoder does not move at all then: it has no gradient, so that
     neither weight decay nor the optimizer's averages see it."""
 

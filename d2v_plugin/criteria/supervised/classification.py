@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, StepInfo
-from d2v_plugin.core.ranges import PositiveFloat, Share
-from d2v_plugin.core.validation import Checked, report
+from d2v_plugin.core.ranges import NonNegativeFloat, PositiveFloat, Share
+from d2v_plugin.core.validation import report
 from d2v_plugin.criteria.supervised.base import SupervisedConfig, SupervisedCriterion
 from d2v_plugin.criteria.supervised.spec_augment import SpecAugmentConfig
 from d2v_plugin.data.labels import LabelSet
@@ -44,7 +44,7 @@ _NUM_BEST: Final = 5
 
 
 @dataclass(kw_only=True)
-class ClassificationConfig(SupervisedConfig, Checked):
+class ClassificationConfig(SupervisedConfig):
     """Settings of ``classification``; the defaults are those of data2vec 2.0 on images."""
 
     pooling: Literal["mean", "cls"] = "mean"
@@ -62,7 +62,7 @@ class ClassificationConfig(SupervisedConfig, Checked):
     dropout: Share = 0.0
     """Dropout before every linear layer of the head."""
 
-    init_scale: float = 1.0
+    init_scale: NonNegativeFloat = 1.0
     """Factor of the last layer's weights at the start; BEiT begins with small outputs, 0.001."""
 
     label_smoothing: Share = 0.0

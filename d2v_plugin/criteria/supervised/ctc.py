@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, StepInfo
+from d2v_plugin.core.ranges import Share
 from d2v_plugin.criteria.supervised.base import SupervisedConfig
 from d2v_plugin.criteria.supervised.feature_masks import FeatureMaskConfig
 from d2v_plugin.criteria.supervised.frames import FrameCriterion
@@ -29,7 +30,7 @@ from d2v_plugin.scoring.scores import character_error_rate, word_error_rate
 class CtcConfig(SupervisedConfig):
     """Settings of ``ctc``."""
 
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Dropout before the output layer."""
 
     masking: FeatureMaskConfig | None = field(default_factory=FeatureMaskConfig)

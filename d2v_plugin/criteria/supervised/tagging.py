@@ -16,7 +16,6 @@ from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, StepInfo
 from d2v_plugin.core.random import Stream, uniform
 from d2v_plugin.core.ranges import Share
-from d2v_plugin.core.validation import Checked
 from d2v_plugin.criteria.supervised.base import SupervisedConfig
 from d2v_plugin.criteria.supervised.feature_masks import FeatureMaskConfig
 from d2v_plugin.criteria.supervised.frames import FrameCriterion
@@ -32,14 +31,14 @@ _MAX_LOG_PROB = -1e-7
 
 
 @dataclass(kw_only=True)
-class AudioTaggingConfig(SupervisedConfig, Checked):
+class AudioTaggingConfig(SupervisedConfig):
     """Settings of ``audio_tagging``; the defaults are the original's on AudioSet."""
 
     pooling: Literal["linear_softmax", "mean", "cls"] = "linear_softmax"
     """Weights of the probabilities of a tag at all frames: themselves, so that a short sound counts, or all alike. ``cls`` asks
     the class token alone, behind a layer norm (EAT)."""
 
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Dropout before the output layer."""
 
     masking: FeatureMaskConfig | None = field(
