@@ -21,7 +21,7 @@ SMALLER = {
         "criterion.config.ema.start=0.9",
     ],
     "words": ["regime.num_steps=100", "regime.validate_every_n_steps=100"],
-    "books": ["lr_scheduler.config.num_warmup_steps=20", "regime.validate_every_n_steps=150"],
+    "books": ["regime.num_steps=120", "regime.validate_every_n_steps=120", "lr_scheduler.config.num_warmup_steps=20"],
 }
 COMMON = [
     "regime.publish_metrics_every_n_steps=20",
@@ -47,10 +47,11 @@ def train(command: Any, name: str, out: Path, *overrides: str) -> None:
 def test_loss_falls_and_probes_rise(command: Any, tmp_path: Path, name: str) -> None:
     train(command, name, tmp_path / "out", "probing.baselines=false", *SMALLER[name])
 
-    losses = [line["Loss"] for line in read_lines(tmp_path / "out" / "metrics" / "train.jsonl")]
+    updates = read_lines(tmp_path / "out" / "metrics" / "train.jsonl")
     probes = [line["Probe Linear Accuracy"] for line in read_lines(tmp_path / "out" / "metrics" / "valid" / "probe.jsonl")]
-    # The teacher of text starts with targets that are easier than those it has once it moves.
-    assert losses[-1] < (max(losses) if name == "books" else losses[0])
+    # The loss of text rises, as its targets come to vary more and more.
+    assert updates[-1]["Explained Variance"] > updates[0]["Explained Variance"] + 0.05
+    assert updates[-1]["Loss"] < updates[0]["Loss"] or name == "books"
     assert probes[-1] > probes[0] + 0.03
 
 
