@@ -48,6 +48,8 @@ PositiveFloat = Annotated[float, Range("> 0")]
 NonNegativeFloat = Annotated[float, Range(">= 0")]
 Probability = Annotated[float, Range(">= 0, <= 1")]
 Share = Annotated[float, Range(">= 0, < 1")]
+PositiveShare = Annotated[float, Range("> 0, <= 1")]
+ProperShare = Annotated[float, Range("> 0, < 1")]
 
 
 @cache

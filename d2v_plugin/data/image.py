@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Grid, as_grid
 from d2v_plugin.core.lazy import LazyModule
-from d2v_plugin.core.ranges import PositiveFloat, PositiveInt, Probability, Range
+from d2v_plugin.core.ranges import PositiveFloat, PositiveInt, PositiveShare, Probability, Range
 from d2v_plugin.core.validation import Checked, report
 from d2v_plugin.data.color_jitter import ColorJitterConfig, jitter_colors
 from d2v_plugin.data.random import Purpose, draw_uniform
@@ -38,7 +38,7 @@ class ImageReadingConfig(Checked):
     sizes: Sequence[PositiveInt | tuple[PositiveInt, PositiveInt]] = ()
     """Training draws the size of an update from these, all as likely; empty = it is always ``size``."""
 
-    crop_scale: Sequence[Annotated[float, Range("> 0, <= 1")]] = (0.2, 1.0)
+    crop_scale: Sequence[PositiveShare] = (0.2, 1.0)
     """Smallest and largest area of the random crop, as a share of the image."""
 
     crop_ratio: Sequence[PositiveFloat] = (3 / 4, 4 / 3)

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from d2v_plugin.core.contracts import mark_positions
 from d2v_plugin.core.random import Stream, draw_words
-from d2v_plugin.core.ranges import NonNegativeFloat, PositiveInt, Range
+from d2v_plugin.core.ranges import NonNegativeFloat, PositiveInt, ProperShare, Range
 from d2v_plugin.core.validation import Checked
 from d2v_plugin.masking.base import MaskSampler, MaskSettingsError, Shape, count_cells, valid_lengths
 
@@ -21,7 +21,7 @@ from d2v_plugin.masking.base import MaskSampler, MaskSettingsError, Shape, count
 class RandomMaskConfig(Checked):
     """Settings of ``random``."""
 
-    ratio: Annotated[float, Range("> 0, < 1")] = 0.48
+    ratio: ProperShare = 0.48
     """The share of masked positions, between 0 and 1."""
 
 
@@ -29,7 +29,7 @@ class RandomMaskConfig(Checked):
 class BlockMaskConfig(RandomMaskConfig):
     """Settings of ``block`` and ``inverse_block``."""
 
-    ratio: Annotated[float, Range("> 0, < 1")] = 0.8
+    ratio: ProperShare = 0.8
     """The share of masked positions, between 0 and 1."""
 
     block_size: PositiveInt = 3

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from typing_extensions import override
 
 from d2v_plugin.core.contracts import mark_positions
 from d2v_plugin.core.random import Stream, uniform
-from d2v_plugin.core.ranges import PositiveInt, Range
+from d2v_plugin.core.ranges import PositiveInt, PositiveShare, ProperShare
 from d2v_plugin.core.validation import Checked
 from d2v_plugin.masking.base import MaskSampler, MaskSection, MaskSettingsError, Shape, count_cells, valid_lengths
 
@@ -29,13 +28,13 @@ MAX_BLOCK_TRIES = 10
 class SpanMaskConfig(Checked):
     """Settings of ``span``."""
 
-    probability: Annotated[float, Range("> 0, < 1")] = 0.65
+    probability: ProperShare = 0.65
     """The share of positions in spans if spans did not overlap: ``length`` times the probability to start one."""
 
     length: PositiveInt = 10
     """Length of a span."""
 
-    ratio: Annotated[float | None, Range("> 0, < 1")] = None
+    ratio: ProperShare | None = None
     """The share of masked positions. None = the share that such spans cover on average; spans are added one by one until that
     many positions are masked, and the last span is cut. A number below that share drops random single positions from the
     spans until it is reached, which is what fairseq does to the rows of a batch to make them equal (about 0.45 for speech)."""
@@ -143,7 +142,7 @@ class BeitBlockMaskConfig(Checked):
     max_block: PositiveInt | None = None
     """Largest area of a block; None = as many as are left to mask."""
 
-    min_aspect: Annotated[float, Range("> 0, <= 1")] = 0.3
+    min_aspect: PositiveShare = 0.3
     """Aspect ratios are between this and its inverse."""
 
     max_tries: PositiveInt = 30

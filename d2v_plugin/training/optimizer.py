@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from fairseq2.runtime.dependency import DependencyResolver
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from d2v_plugin.core.ranges import NonNegativeFloat, PositiveFloat, Range, Share
+from d2v_plugin.core.ranges import NonNegativeFloat, PositiveFloat, PositiveShare, Share
 from d2v_plugin.core.validation import Checked
 from d2v_plugin.training.layer_groups import Layer, count_frozen_updates, find_layers
 
@@ -41,7 +41,7 @@ class Data2VecAdamWConfig(Checked):
     """Learned tokens that are decayed although they are vectors, by the last part of their names: ``extra_tokens`` and
     ``mask_token`` in MAE, ``mask_emb`` in data2vec 1.0 for images."""
 
-    layer_decay: Annotated[float, Range("> 0, <= 1")] = 1.0
+    layer_decay: PositiveShare = 1.0
     """How much smaller the learning rate of each layer is than that of the layer above it, for fine-tuning: the last block has
     this times ``lr``, the one below the square of it, and so on down to the frontend (BEiT, MAE). 1 = all have the same."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Batch, Modality
 from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views
 from d2v_plugin.core.random import Stream, uniform
-from d2v_plugin.core.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Range, Share
+from d2v_plugin.core.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveShare, Share
 from d2v_plugin.core.validation import Checked, report
 from d2v_plugin.criteria.baselines.base import ComparisonCriterion
 from d2v_plugin.masking.spans_and_beit import SpanMaskSection
@@ -51,7 +50,7 @@ class Wav2Vec2Config(Checked):
     min_temperature: PositiveFloat = 0.5
     """The lowest temperature."""
 
-    temperature_decay: Annotated[float, Range("> 0, <= 1")] = 0.999995
+    temperature_decay: PositiveShare = 0.999995
     """Factor of the temperature per update."""
 
     num_distractors: PositiveInt = 100

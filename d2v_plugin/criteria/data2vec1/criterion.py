@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Annotated
 
 import torch
 from fairseq2.recipe.error import RecipeError
@@ -26,7 +25,7 @@ from typing_extensions import override
 
 from d2v_plugin.core.batch import Batch
 from d2v_plugin.core.contracts import LossOutput, Observation, StepInfo, Views
-from d2v_plugin.core.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, Probability, Range
+from d2v_plugin.core.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveShare, Probability
 from d2v_plugin.core.validation import Checked, ensure_valid, report
 from d2v_plugin.criteria.data2vec1.context import compute_reach, context_window
 from d2v_plugin.criteria.data2vec1.teacher import Data2Vec1Teacher
@@ -70,7 +69,7 @@ class Data2Vec1Config(Checked):
     """Part of the teacher's blocks that is averaged: ``ffn`` (the feed-forward output), ``ffn_residual`` (before the last norm),
     ``block`` (the output) or ``attention`` (the self-attention output, which fails to learn)."""
 
-    target_context: Annotated[float | None, Range("> 0, <= 1")] = None
+    target_context: PositiveShare | None = None
     """Restrict the teacher's attention to a window around each position that spans this share of the sample (images: of
     the area); 1 reaches half the sample to each side, None = no restriction."""
 
