@@ -6,13 +6,12 @@ Both families answer it, so that nobody outside asks which one a model belongs t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final, TypeVar, final
 
 import torch
-from fairseq2.nn.utils.grad import scale_grad
 from fairseq2.utils.validation import ValidationResult
 from torch import Tensor, nn
 from typing_extensions import Self, override
@@ -259,14 +258,6 @@ class EncoderModel(nn.Module, ABC):
         super().requires_grad_(requires_grad)
         self.freeze_constants()
         return self
-
-
-def scale_gradient(function: Callable[[Tensor], Tensor], inputs: Tensor, scale: float) -> Tensor:
-    """``function(inputs)`` with the gradient of its parameters scaled; 0 freezes it without computing any."""
-    with torch.set_grad_enabled(torch.is_grad_enabled() and scale > 0.0):
-        x = function(inputs)
-
-        return scale_grad(x, scale) if 0.0 < scale != 1.0 else x
 
 
 def split_extra(x: Tensor, local: LocalFeatures, layers: Sequence[Tensor], num_extra: int) -> Features:

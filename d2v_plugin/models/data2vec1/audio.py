@@ -16,7 +16,8 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.layers.convolution import convolve_blocks
 from d2v_plugin.layers.dropout import Dropout
-from d2v_plugin.models.base import LocalFeatures, scale_gradient
+from d2v_plugin.layers.gradients import scale_gradient
+from d2v_plugin.models.base import LocalFeatures
 from d2v_plugin.models.data2vec1.base import Data2Vec1Model, Encoder, EncoderInput, attention_mask
 from d2v_plugin.models.data2vec1.blocks import build_sequence_blocks
 from d2v_plugin.models.data2vec1.config import AudioConfig, Data2Vec1ModelConfig

@@ -10,7 +10,8 @@ from typing_extensions import override
 from d2v_plugin.core.batch import Modality
 from d2v_plugin.core.contracts import Views
 from d2v_plugin.layers.convolution import convolve_blocks
-from d2v_plugin.models.base import LocalFeatures, scale_gradient
+from d2v_plugin.layers.gradients import scale_gradient
+from d2v_plugin.models.base import LocalFeatures
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.frontend_config import AudioFrontendConfig
 from d2v_plugin.models.data2vec2.frontends.base import Frontend, select_tokens

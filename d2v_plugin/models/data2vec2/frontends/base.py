@@ -15,9 +15,10 @@ from d2v_plugin.core.contracts import Views
 from d2v_plugin.layers.alibi import DistanceBias, align_bias, attention_biases, distance_weights, token_distances
 from d2v_plugin.layers.attention import Bias, is_long
 from d2v_plugin.layers.distance_scores import computes_in_kernel, distance_scores
+from d2v_plugin.layers.gradients import scale_gradient
 from d2v_plugin.layers.packing import PackedBias, Packing, find_packing
 from d2v_plugin.layers.precision import without_autocast
-from d2v_plugin.models.base import LocalFeatures, scale_gradient
+from d2v_plugin.models.base import LocalFeatures
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.decoder import ConvDecoder
 from d2v_plugin.models.data2vec2.encoder import ContextEncoder

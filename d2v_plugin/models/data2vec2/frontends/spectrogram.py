@@ -6,7 +6,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from d2v_plugin.core.batch import Grid, Modality
-from d2v_plugin.models.base import LocalFeatures, scale_gradient
+from d2v_plugin.layers.gradients import scale_gradient
+from d2v_plugin.models.base import LocalFeatures
 from d2v_plugin.models.data2vec2.config import Data2VecConfig
 from d2v_plugin.models.data2vec2.frontend_config import SpectrogramFrontendConfig
 from d2v_plugin.models.data2vec2.frontends.base import Frontend
